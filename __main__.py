@@ -1,0 +1,7 @@
+"""`python -m exhubert`."""
+
+import sys
+
+from exhubert.cli import entry_point
+
+sys.exit(entry_point())

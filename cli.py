@@ -1,0 +1,61 @@
+"""The command line: `exhubert ...`, also as `python -m exhubert ...`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="exhubert", description="ExHuBERT: speech emotion recognition.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    convert = commands.add_parser("convert", help="make a model folder of a checkpoint")
+    kinds = convert.add_subparsers(dest="kind", required=True, metavar="KIND")
+    hubert = kinds.add_parser(
+        "hubert",
+        help="expand a HuBERT",
+        description="Expands a HuBERT checkpoint and checks that the result computes the same, bit for bit.",
+    )
+    hubert.add_argument("source", metavar="SRC", help="Hub id or folder of a HuBERT checkpoint")
+    hubert.add_argument("destination", metavar="DST", help="model folder to write; must not exist")
+    hubert.add_argument("--num-copies", type=int, default=1, help="copies of each encoder layer (default: 1)")
+    hubert.set_defaults(run=_convert_hubert)
+
+    options = parser.parse_args(arguments)
+    return options.run(options)
+
+
+def run_with_one_line_errors(command: Callable[[], int]) -> int:
+    """Runs a command; a user's mistake ends in one line on standard error and exit code 1.
+
+    With EXHUBERT_TRACEBACK=1 in the environment the whole traceback is shown.
+    """
+    try:
+        return command()
+    except (ValueError, OSError, ImportError) as error:
+        if os.environ.get("EXHUBERT_TRACEBACK") == "1":
+            raise
+        # An error of a data worker arrives as that worker's whole traceback, the message last.
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        message = lines[-1].removeprefix(f"{type(error).__name__}: ") if "Traceback" in str(error) else " ".join(lines)
+        print(f"error: {message}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def entry_point() -> int:
+    """The console script."""
+    return run_with_one_line_errors(main)
+
+
+def _convert_hubert(options: argparse.Namespace) -> int:
+    from exhubert.convert.hubert import convert_hubert
+
+    convert_hubert(options.source, options.destination, options.num_copies)
+    return 0

@@ -1,0 +1,171 @@
+"""The whole idea, start to finish, in some minutes on two cores: `make demo`.
+
+A small HuBERT from a random start is fine-tuned round-robin on all corpora but the last (stage 1), expanded, and
+fine-tuned on the last with its original layers frozen (stage 2). Without --corpora the corpora are synthetic.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from exhubert.cli import run_with_one_line_errors
+from exhubert.convert.hubert import convert_hubert
+from exhubert.corpora.readers import METADATA_READERS
+from exhubert.reports.tables import uar_table
+from safetensors.torch import load_file
+from synthetic_speech import make_corpora
+from transformers import HubertConfig, HubertModel
+
+ROOT = Path(__file__).resolve().parent.parent
+SYNTHETIC_CLIPS = 480  # per corpus
+
+
+def small_hubert() -> HubertModel:
+    """A HuBERT that learns from scratch on a CPU: wide strides, four layers, weights from a fixed seed."""
+    torch.manual_seed(0)
+    config = HubertConfig(
+        hidden_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=384,
+        conv_dim=(64, 96, 128),
+        conv_kernel=(80, 8, 5),
+        conv_stride=(16, 4, 5),  # 320 samples a frame, as every HuBERT
+        conv_bias=True,
+        feat_extract_norm="layer",
+        do_stable_layer_norm=True,
+        num_conv_pos_embeddings=32,
+        num_conv_pos_embedding_groups=8,
+        layerdrop=0.0,
+        classifier_proj_size=64,
+    )
+    return HubertModel(config)
+
+
+def main() -> int:
+    """Runs all stages; returns the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="folder for everything that is made")
+    parser.add_argument("--corpora", type=Path, help="folder of corpus folders; synthetic ones are made without it")
+    parser.add_argument("--limit", type=int, help="clips per corpus")
+    parser.add_argument("--rounds", type=int, help="rounds of each stage, instead of the recipes'")
+    options = parser.parse_args()
+    run: Path = options.run
+
+    say("1/7", "corpora")
+    if options.corpora:
+        corpora = corpus_folders(options.corpora)
+    else:
+        corpora = make_corpora(run.parent / "synthetic_corpora", SYNTHETIC_CLIPS)
+        print("The speech is synthetic: what follows shows that the software works, not how well it hears people.")
+    *known, unseen = corpora
+    for name in ("hubert", "stage1", "expanded", "stage2", "model", "evaluation"):
+        shutil.rmtree(run / name, ignore_errors=True)
+    small_hubert().save_pretrained(run / "hubert")
+
+    say("2/7", f"stage 1: HuBERT on {', '.join(path.name for path in known)}")
+    extra = ["--clips_per_corpus", str(options.limit)] if options.limit else []
+    rounds = ["--rounds", str(options.rounds)] if options.rounds else []
+    train("demo_stage1.yaml", run / "hubert", known, run / "stage1", [*extra, *rounds])
+
+    say("3/7", "block expansion")
+    convert_hubert(str(run / "stage1" / "model"), run / "expanded")
+
+    say("4/7", f"stage 2: ExHuBERT on {unseen.name}, originals frozen")
+    train("demo_stage2.yaml", run / "expanded", [unseen], run / "stage2", [*extra, *rounds])
+    shutil.copytree(run / "stage2" / "model", run / "model")
+    report_frozen(run / "expanded", run / "model")
+
+    say("5/7", "all models on all test splits")
+    models = {
+        "stage 1": run / "stage1" / "model",
+        "before stage 2": run / "expanded",
+        "after stage 2": run / "model",
+    }
+    uars = {}
+    for number, (name, model) in enumerate(models.items()):
+        output = run / "evaluation" / f"{number}_{name.replace(' ', '_')}"
+        limit = ["--clips-per-corpus", str(options.limit)] if options.limit else []
+        call("evaluate_hf.py", "--model", model, "--output", output, "--corpora", *corpora, *limit)
+        results = json.loads((output / "results.json").read_text(encoding="utf-8"))
+        uars[name] = {
+            f"{corpus} ({'stage 2' if corpus == unseen.name else 'stage 1'})": scores["uar"]
+            for corpus, scores in results["corpora"].items()
+        }
+
+    say("6/7", "UAR on the test splits (speakers that no training saw)")
+    table = uar_table(uars)
+    (run / "uar.md").write_text(table + "\n", encoding="utf-8")
+    print(table)
+
+    say("7/7", "the model in a new process, from its folder alone")
+    clip = unseen / test_clip(run / "stage2")
+    call("demo/classify.py", run / "model", clip)
+
+    print(f"\nWritten: {run}/model (the model), {run}/uar.md (this table), and in {run}/stage1 and {run}/stage2:")
+    print(
+        "results.json, predictions.parquet, curves.png (UAR over updates), confusion_<corpus>.png, recipe.yaml, logs/"
+    )
+    return 0
+
+
+def corpus_folders(directory: Path) -> list[Path]:
+    """The corpus folders in `directory`, by name; ValueError for fewer than two."""
+    if not directory.is_dir():
+        raise ValueError(f"{directory}: no such folder of corpora")
+    found = sorted(path.parent for name in METADATA_READERS for path in directory.glob(f"*/{name}"))
+    if len(found) < 2:
+        raise ValueError(f"{directory}: {len(found)} corpus folder(s) there; two are needed, one of them for stage 2")
+    return found
+
+
+def train(recipe: str, model: Path, corpora: list[Path], output: Path, options: list[str]) -> None:
+    """Runs one stage as a user would."""
+    arguments = ["--model", model, "--corpora", *corpora, "--output", output, *options]
+    call("train_hf.py", ROOT / "recipes" / recipe, *arguments)
+
+
+def call(script: str, *arguments: object) -> None:
+    """Runs a script of this project in a process of its own; its failure ends the demo."""
+    environment = {**os.environ, "TRANSFORMERS_VERBOSITY": "error"}
+    finished = subprocess.run([sys.executable, str(ROOT / script), *map(str, arguments)], env=environment)
+    if finished.returncode:
+        raise SystemExit(finished.returncode)
+
+
+def report_frozen(before: Path, after: Path) -> None:
+    """Says which weights of the encoder layers stage 2 changed; the originals must be bit-identical."""
+    old, new = load_file(before / "model.safetensors"), load_file(after / "model.safetensors")
+    layers = [name for name in old if ".encoder.layers." in name]
+    changed = {name: not torch.equal(old[name], new[name]) for name in layers}
+    originals = [name for name in layers if int(name.split(".layers.")[1].split(".")[0]) % 2 == 0]
+    copies = [name for name in layers if name not in originals]
+    moved = sum(changed[name] for name in originals)
+    print(f"encoder weights changed by stage 2: {moved} of {len(originals)} tensors of the original layers, ", end="")
+    print(f"{sum(changed[name] for name in copies)} of {len(copies)} of the copies")
+    assert moved == 0, "a frozen layer has changed"
+
+
+def test_clip(run: Path) -> str:
+    """The test clip that the model is surest of."""
+    import pandas
+
+    table = pandas.read_parquet(run / "predictions.parquet")
+    probabilities = table[[name for name in table if name.startswith("probability_")]].max(axis=1)
+    return str(table.loc[probabilities.idxmax(), "file_name"])
+
+
+def say(number: str, what: str) -> None:
+    """One line a stage."""
+    print(f"\n[{number}] {what}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(run_with_one_line_errors(main))

@@ -1,0 +1,110 @@
+"""Writes a model folder: what the Hub repo of a model carries, complete, or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from exhubert.audio_exhubert import WINDOW_SECONDS, ExHuBERTFeatureExtractor
+from exhubert.pipeline_exhubert import CUSTOM_PIPELINES, PIPELINE_TASK
+from transformers import PreTrainedModel
+
+CODE_FILES = ("configuration_exhubert.py", "modeling_exhubert.py", "audio_exhubert.py", "pipeline_exhubert.py")
+
+CARD = """---
+library_name: transformers
+pipeline_tag: audio-classification
+tags:
+- speech-emotion-recognition
+- exhubert
+- hubert
+---
+
+# {name}
+
+{architecture} with {layers} encoder layers for speech emotion recognition. Classes, in order: {labels}.
+
+```python
+from transformers import pipeline
+
+classify = pipeline("{task}", model="{name}", trust_remote_code=True)
+print(classify("speech.wav"))
+```
+
+Input: {window:g} s windows of 16 kHz mono, cut or zero-padded, then normalised to zero mean and unit variance.
+"""
+
+
+def save_model_folder(
+    model: PreTrainedModel,
+    directory: str | os.PathLike[str],
+    window_seconds: float = WINDOW_SECONDS,
+    state_dict: dict[str, Any] | None = None,
+) -> Path:
+    """Writes configuration, safetensors, the four code files, the feature extractor and a card.
+
+    The folder loads with `AutoModelForAudioClassification`, `AutoFeatureExtractor` and
+    `pipeline("speech-emotion-recognition")`, also where this package is not installed. It is written beside the
+    target and renamed when complete. A model folder that was there is replaced; files of a folder that are not
+    a model's (a training checkpoint's optimizer state) stay.
+
+    Args:
+        model: any audio-classification model.
+        directory: the target.
+        window_seconds: length of the model's input in seconds.
+        state_dict: the weights, where they are not `model.state_dict()` (sharded training).
+    """
+    directory = Path(directory)
+    unfinished = directory.with_name(f".{directory.name}.unfinished-{os.getpid()}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        _write(model, unfinished, directory.name, window_seconds, state_dict)
+        if directory.is_dir():
+            for path in unfinished.iterdir():
+                os.replace(path, directory / path.name)
+            unfinished.rmdir()
+        else:
+            unfinished.rename(directory)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    return directory
+
+
+def check_model_folder(directory: str | os.PathLike[str]) -> Path:
+    """Returns `directory` as a path, or raises ValueError naming the first file that a model folder lacks."""
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise ValueError(f"{directory}: no such model folder")
+    for name in ("config.json", "preprocessor_config.json", *CODE_FILES):
+        if not (directory / name).is_file():
+            raise ValueError(f"{directory} is not a model folder: it lacks {name}")
+    return directory
+
+
+def _write(
+    model: PreTrainedModel, directory: Path, name: str, window_seconds: float, state_dict: dict[str, Any] | None
+) -> None:
+    model.save_pretrained(directory, state_dict=state_dict)
+    config_file = directory / "config.json"
+    config = json.loads(config_file.read_text(encoding="utf-8"))
+    config["custom_pipelines"] = CUSTOM_PIPELINES
+    config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    ExHuBERTFeatureExtractor(window_seconds=window_seconds).save_pretrained(directory)
+    package = Path(__file__).parent
+    for code_file in CODE_FILES:
+        shutil.copyfile(package / code_file, directory / code_file)
+    labels = ", ".join(f"{index} {model.config.id2label[index]}" for index in sorted(model.config.id2label))
+    card = CARD.format(
+        name=name,
+        architecture=type(model).__name__,
+        layers=getattr(model.config, "num_hidden_layers", "its"),
+        labels=labels,
+        task=PIPELINE_TASK,
+        window=window_seconds,
+    )
+    (directory / "README.md").write_text(card, encoding="utf-8")

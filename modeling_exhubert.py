@@ -1,0 +1,403 @@
+"""ExHuBERT: HuBERT with backbone block expansion (Interspeech 2024, section 3.2), for speech emotion recognition.
+
+What differs from `transformers`' HuBERT:
+
+- after each encoder layer stand `num_copies` copies of it; a copy ends in a linear layer that starts at zero
+  (ZLL) and a skip connection carries its input past it: `h = original(h)`, `h = h + ZLL(copy(h))`. At expansion
+  the model therefore computes, bit for bit, what the HuBERT before it computed;
+- `freeze_og_encoder()` freezes the original layers;
+- with `gate_original_layers` the originals end in a linear layer too, which starts as the identity;
+- `hidden_states[-1]` is `last_hidden_state`, after the final layer norm, on every release of transformers
+  (from 5.16 on HuBERT's own is the state before it), and `use_weighted_layer_sum` weighs these states.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import HubertConfig, HubertForSequenceClassification, HubertModel
+from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput
+from transformers.models.hubert.modeling_hubert import (
+    HubertEncoderLayer,
+    HubertEncoderLayerStableLayerNorm,
+    HubertPreTrainedModel,
+)
+
+from .configuration_exhubert import ExHuBERTConfig
+
+
+class ExHuBERTPreTrainedModel(HubertPreTrainedModel):
+    """What [`ExHuBERTModel`] and [`ExHuBERTForSequenceClassification`] share: expansion, freezing, new weights."""
+
+    config_class = ExHuBERTConfig
+    base_model_prefix = "hubert"
+    source_class: type[HubertPreTrainedModel]
+
+    @classmethod
+    def from_hubert(
+        cls,
+        name_or_path: str,
+        num_copies: int = 1,
+        gate_original_layers: bool = False,
+        num_labels: int | None = None,
+        id2label: dict[int, str] | None = None,
+        label2id: dict[str, int] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Loads a HuBERT checkpoint and expands it; in eval mode the result computes exactly what it computed.
+
+        Args:
+            name_or_path: Hub id or folder of a `HubertModel`, `HubertForCTC` (its head is dropped) or
+                `HubertForSequenceClassification` (head, labels and layer weights are kept).
+            num_copies: copies after each original layer; 0 leaves a plain HuBERT.
+            gate_original_layers: give the originals a linear layer as well, starting as the identity.
+            num_labels, id2label, label2id: other labels than the source's; where their number differs, the
+                classifier is newly initialised.
+            kwargs: passed to the source's `from_pretrained` (`revision`, `token`, `dtype`, ...).
+
+        Raises:
+            ValueError: if the checkpoint is not a HuBERT, or lacks or has weights that a HuBERT does not.
+        """
+        hub_options = {k: v for k, v in kwargs.items() if k not in ("dtype", "torch_dtype", "attn_implementation")}
+        values, _ = HubertConfig.get_config_dict(name_or_path, **hub_options)
+        if values.get("model_type") != "hubert":
+            remedy = ": it is expanded already, use from_pretrained" if values.get("model_type") == "exhubert" else ""
+            raise ValueError(f"{name_or_path}: model_type is {values.get('model_type')!r}, not 'hubert'{remedy}")
+        source_config = HubertConfig.from_dict(values)
+        labels = {"num_labels": num_labels, "id2label": id2label, "label2id": label2id}
+        labels = {name: value for name, value in labels.items() if value is not None}
+        config = ExHuBERTConfig.from_hubert_config(source_config, num_copies, gate_original_layers, **labels)
+        source_config.id2label, source_config.label2id = config.id2label, config.label2id
+
+        source, report = cls.source_class.from_pretrained(
+            name_or_path,
+            config=source_config,
+            output_loading_info=True,
+            ignore_mismatched_sizes=bool(labels),
+            **kwargs,
+        )
+        _check_loading(name_or_path, report)
+        with torch.device("meta"):
+            model = cls(config)
+        weights = expand_state_dict(source.state_dict(), config)
+        del source
+        model.load_state_dict(weights, strict=True, assign=True)
+        model.config.dtype = model.dtype
+        if kwargs.get("attn_implementation"):
+            model.set_attn_implementation(kwargs["attn_implementation"])
+        return model.eval()
+
+    def freeze_og_encoder(self) -> None:
+        """Freezes the original encoder layers (paper, section 3.2); copies and everything else stay as they are."""
+        layers = self.base_model.encoder.layers
+        for layer in layers[:: self.config.num_copies + 1]:
+            layer.requires_grad_(False)
+
+    def freeze_feature_encoder(self) -> None:
+        """Freezes the CNN feature encoder (paper, section 4.1); it is then computed without a graph."""
+        self.base_model.feature_extractor._freeze_parameters()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, IdentityLinear | ZeroLinear):
+            # Written per tensor: a checkpoint may hold the weight and lack the bias.
+            if not getattr(module.weight, "_is_hf_initialized", False):
+                start = nn.init.eye_ if isinstance(module, IdentityLinear) else nn.init.zeros_
+                start(module.weight)
+            if not getattr(module.bias, "_is_hf_initialized", False):
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, ExHuBERTForSequenceClassification):
+            if hasattr(module, "layer_weights") and not getattr(module.layer_weights, "_is_hf_initialized", False):
+                nn.init.constant_(module.layer_weights, 1.0 / len(module.layer_weights))
+        else:
+            super()._init_weights(module)
+
+
+class ExHuBERTModel(ExHuBERTPreTrainedModel, HubertModel):
+    """The expanded HuBERT without a head.
+
+    Original layer `i` is `encoder.layers[i * (num_copies + 1)]`, its copies follow it.
+    """
+
+    source_class = HubertModel
+
+    def __init__(self, config: ExHuBERTConfig) -> None:
+        super().__init__(config)
+        original, copy = _LAYER_CLASSES[config.do_stable_layer_norm]
+        for index in range(config.num_hidden_layers):
+            if index % (config.num_copies + 1):
+                self.encoder.layers[index] = copy(config)
+            elif config.gate_original_layers:
+                self.encoder.layers[index] = original(config)
+        self.post_init()
+
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        mask_time_indices: torch.Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> BaseModelOutput | tuple[torch.Tensor, ...]:
+        """Encodes audio.
+
+        Args:
+            input_values: 16 kHz mono samples, `(batch, samples)`, floating point, normalised as
+                `audio_exhubert.prepare_input` does.
+            attention_mask: 1 for samples, 0 for padding, `(batch, samples)`. The published model was trained
+                without one.
+            mask_time_indices: frames to replace by the SpecAugment vector, boolean, `(batch, frames)`.
+            output_attentions, output_hidden_states, return_dict: as in `transformers`.
+
+        Returns:
+            `last_hidden_state` `(batch, frames, hidden_size)`; `hidden_states`, if asked for, one tensor more
+            than there are layers: the first layer's input, then the state after each layer, the last one being
+            `last_hidden_state`.
+
+        Raises:
+            ValueError: for input of another shape or dtype, shorter than the CNN's receptive field, or with
+                NaN or infinite samples.
+        """
+        _check_input(input_values, attention_mask, self.config)
+        if return_dict is None:
+            return_dict = self.config.return_dict
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        outputs = super().forward(
+            input_values,
+            attention_mask=attention_mask,
+            mask_time_indices=mask_time_indices,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        if outputs.hidden_states is not None:
+            outputs.hidden_states = (*outputs.hidden_states[:-1], outputs.last_hidden_state)
+        return outputs if return_dict else outputs.to_tuple()
+
+
+class ExHuBERTForSequenceClassification(ExHuBERTPreTrainedModel):
+    """The expanded HuBERT with the published head: a projection of every frame, their mean, a linear classifier."""
+
+    source_class = HubertForSequenceClassification
+    # `Trainer` would take a forward with **kwargs for one that divides its loss by the accumulation steps itself.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: ExHuBERTConfig) -> None:
+        super().__init__(config)
+        self.hubert = ExHuBERTModel(config)
+        if config.use_weighted_layer_sum:
+            self.layer_weights = nn.Parameter(torch.full((config.num_hidden_layers + 1,), 1.0))
+        self.projector = nn.Linear(config.hidden_size, config.classifier_proj_size)
+        self.classifier = nn.Linear(config.classifier_proj_size, config.num_labels)
+        self.post_init()
+
+    def freeze_base_model(self) -> None:
+        """Freezes everything but the head."""
+        self.hubert.requires_grad_(False)
+
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> SequenceClassifierOutput | tuple[torch.Tensor, ...]:
+        """Classifies audio.
+
+        Args:
+            input_values, attention_mask, output_attentions, output_hidden_states, return_dict: as in
+                [`ExHuBERTModel`].
+            labels: class indices `(batch,)` for cross-entropy; with `problem_type="regression"` targets
+                `(batch, num_labels)` for the mean squared error.
+
+        Returns:
+            `loss` (with `labels`), `logits` `(batch, num_labels)`, `hidden_states` and `attentions` if asked for.
+        """
+        if return_dict is None:
+            return_dict = self.config.return_dict
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        outputs = self.hubert(
+            input_values,
+            attention_mask=attention_mask,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states or self.config.use_weighted_layer_sum,
+            return_dict=True,
+        )
+        frames = outputs.last_hidden_state
+        if self.config.use_weighted_layer_sum:
+            frames = _weighted_sum(outputs.hidden_states, self.layer_weights)
+        frames = self.projector(frames)
+        if attention_mask is None:
+            pooled = frames.mean(dim=1)
+        else:
+            valid = self._get_feature_vector_attention_mask(frames.shape[1], attention_mask)
+            pooled = frames.masked_fill(~valid[..., None], 0.0).sum(dim=1) / valid.sum(dim=1, keepdim=True)
+        logits = self.classifier(pooled)
+
+        result = SequenceClassifierOutput(
+            loss=None if labels is None else self._loss(logits, labels),
+            logits=logits,
+            hidden_states=outputs.hidden_states if output_hidden_states else None,
+            attentions=outputs.attentions,
+        )
+        return result if return_dict else result.to_tuple()
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        problem = self.config.problem_type or "single_label_classification"
+        if problem == "regression":
+            return nn.functional.mse_loss(logits.float(), labels.float().view_as(logits))
+        if problem == "single_label_classification":
+            return nn.functional.cross_entropy(logits, labels.view(-1))
+        raise ValueError(f"problem_type is {problem!r}; it must be 'single_label_classification' or 'regression'")
+
+
+class ZeroLinear(nn.Linear):
+    """The linear layer at the end of a copy; a new one is zero (paper, section 3.2)."""
+
+
+class IdentityLinear(nn.Linear):
+    """The linear layer at the end of an original with `gate_original_layers`; a new one is the identity."""
+
+
+class _Copy:
+    """A HuBERT encoder layer that ends in a `ZeroLinear` and adds its result to its input."""
+
+    def __init__(self, config: ExHuBERTConfig) -> None:
+        super().__init__(config)  # type: ignore[call-arg]
+        self.zero_linear = ZeroLinear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        outputs = super().forward(hidden_states, *args, **kwargs)  # type: ignore[misc]
+        if isinstance(outputs, tuple):  # releases before 5.16
+            return hidden_states + self.zero_linear(outputs[0]), *outputs[1:]
+        return hidden_states + self.zero_linear(outputs)
+
+
+class _GatedOriginal:
+    """A HuBERT encoder layer that ends in an `IdentityLinear`."""
+
+    def __init__(self, config: ExHuBERTConfig) -> None:
+        super().__init__(config)  # type: ignore[call-arg]
+        self.identity_linear = IdentityLinear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        outputs = super().forward(hidden_states, *args, **kwargs)  # type: ignore[misc]
+        if isinstance(outputs, tuple):
+            return self.identity_linear(outputs[0]), *outputs[1:]
+        return self.identity_linear(outputs)
+
+
+class PostNormCopy(_Copy, HubertEncoderLayer):
+    """Copy of a layer of HuBERT Base (layer norm after attention and feed-forward)."""
+
+
+class PostNormGatedOriginal(_GatedOriginal, HubertEncoderLayer):
+    """Gated original of HuBERT Base."""
+
+
+class PreNormCopy(_Copy, HubertEncoderLayerStableLayerNorm):
+    """Copy of a layer of HuBERT Large (layer norm before attention and feed-forward)."""
+
+
+class PreNormGatedOriginal(_GatedOriginal, HubertEncoderLayerStableLayerNorm):
+    """Gated original of HuBERT Large."""
+
+
+_LAYER_CLASSES = {
+    False: (PostNormGatedOriginal, PostNormCopy),
+    True: (PreNormGatedOriginal, PreNormCopy),
+}
+
+
+def expanded_names(name: str, num_copies: int) -> list[str]:
+    """Names under which the HuBERT weight `name` stands in the expanded model: the original's, then its copies'."""
+    match = re.fullmatch(r"((?:hubert\.)?encoder\.layers\.)(\d+)(\..+)", name)
+    if match is None:
+        return [name]
+    prefix, index, suffix = match.groups()
+    first = int(index) * (num_copies + 1)
+    return [f"{prefix}{first + copy}{suffix}" for copy in range(num_copies + 1)]
+
+
+def expand_state_dict(weights: dict[str, torch.Tensor], config: ExHuBERTConfig) -> dict[str, torch.Tensor]:
+    """Returns the weights of the expanded model: HuBERT's, layers copied, the new linear layers at their start."""
+    expanded = {}
+    for name, tensor in weights.items():
+        if name == "layer_weights":
+            expanded[name] = _expand_layer_weights(tensor, config.num_copies)
+            continue
+        for position, new_name in enumerate(expanded_names(name, config.num_copies)):
+            expanded[new_name] = tensor.clone() if position else tensor
+    size = config.hidden_size
+    prefix = "hubert." if any(name.startswith("hubert.") for name in weights) else ""
+    dtype = weights[f"{prefix}encoder.layer_norm.weight"].dtype
+    for index in range(config.num_hidden_layers):
+        layer = f"{prefix}encoder.layers.{index}"
+        if index % (config.num_copies + 1):
+            expanded[f"{layer}.zero_linear.weight"] = torch.zeros(size, size, dtype=dtype)
+            expanded[f"{layer}.zero_linear.bias"] = torch.zeros(size, dtype=dtype)
+        elif config.gate_original_layers:
+            expanded[f"{layer}.identity_linear.weight"] = torch.eye(size, dtype=dtype)
+            expanded[f"{layer}.identity_linear.bias"] = torch.zeros(size, dtype=dtype)
+    return expanded
+
+
+def _expand_layer_weights(weights: torch.Tensor, num_copies: int) -> torch.Tensor:
+    # A source layer's state is its block's state, the one after the last copy; -inf leaves the others out.
+    expanded = weights.new_full(((len(weights) - 1) * (num_copies + 1) + 1,), float("-inf"))
+    expanded[:: num_copies + 1] = weights
+    return expanded
+
+
+def _weighted_sum(states: tuple[torch.Tensor, ...], weights: torch.Tensor) -> torch.Tensor:
+    """Sum of `states` with the softmax of `weights`, `(batch, frames, hidden_size)`."""
+    if not torch.compiler.is_compiling():
+        # Summing zeros would change the order of the additions, and the last bit of the result with it.
+        kept = [index for index, weight in enumerate(weights.tolist()) if weight != float("-inf")]
+        states, weights = tuple(states[index] for index in kept), weights[kept]
+    shares = nn.functional.softmax(weights, dim=-1)
+    return (torch.stack(states, dim=1) * shares.view(-1, 1, 1)).sum(dim=1)
+
+
+def _check_loading(name_or_path: str, report: dict[str, Any]) -> None:
+    """Refuses a checkpoint that does not fill a HuBERT: what is neither a head nor found would be random."""
+    head = ("projector.", "classifier.", "layer_weights")
+    missing = sorted(key for key in report["missing_keys"] if not key.startswith(head))
+    # SpecAugment's vector is used in training only, and many checkpoints lack it.
+    missing = [key for key in missing if not key.endswith("masked_spec_embed")]
+    unexpected = sorted(key for key in report["unexpected_keys"] if not key.startswith(("lm_head.", *head)))
+    mismatched = sorted(str(key[0]) for key in report["mismatched_keys"] if not str(key[0]).startswith(head))
+    for kind, keys in (("lacks", missing), ("has unknown", unexpected), ("has another shape of", mismatched)):
+        if keys:
+            raise ValueError(f"{name_or_path} is not a HuBERT checkpoint: it {kind} {keys[0]} ({len(keys)} such keys)")
+
+
+def _check_input(input_values: torch.Tensor, attention_mask: torch.Tensor | None, config: ExHuBERTConfig) -> None:
+    if torch.compiler.is_compiling():
+        return
+    shape = tuple(input_values.shape)
+    if input_values.dim() != 2 or 0 in shape:
+        raise ValueError(f"input_values has shape {shape}; (batch, samples) is needed, neither of them 0")
+    if not input_values.is_floating_point():
+        raise ValueError(f"input_values is {input_values.dtype}; floating-point samples are needed")
+    needed = 1
+    for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
+        needed = (needed - 1) * stride + kernel
+    if shape[1] < needed:
+        raise ValueError(f"input_values has {shape[1]} samples; at least {needed} are needed (16 kHz)")
+    if not bool(torch.isfinite(input_values).all()):
+        raise ValueError("input_values holds NaN or infinite samples; remove or repair such audio first")
+    if attention_mask is not None and tuple(attention_mask.shape) != shape:
+        raise ValueError(f"attention_mask has shape {tuple(attention_mask.shape)}; input_values has {shape}")
+
+
+ExHuBERTModel.register_for_auto_class("AutoModel")
+ExHuBERTForSequenceClassification.register_for_auto_class("AutoModelForAudioClassification")

@@ -1,0 +1,232 @@
+"""The recipe: what is trained on what, as YAML, each key also an option of the command line."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+FREEZABLE = ("feature_encoder", "originals", "base")
+
+
+@dataclass
+class Recipe:
+    """What is trained on what. The values here are the defaults of a recipe that does not name the key."""
+
+    model: str = field(default="", metadata={"help": "Hub id or folder of the model to start from"})
+    expand_copies: int = field(default=0, metadata={"help": "copies of each encoder layer added on loading a HuBERT"})
+    freeze: list[str] = field(default_factory=list, metadata={"help": f"any of {', '.join(FREEZABLE)}"})
+    corpora_root: str = field(default=".", metadata={"help": "folder that the names in `corpora` are looked up in"})
+    corpora: list[str] = field(default_factory=list, metadata={"help": "corpus folders, in the order of a round"})
+    labels: str = field(default="six", metadata={"help": "six (arousal/valence classes) or native (the corpora's)"})
+    label_file: str | None = field(default=None, metadata={"help": "YAML file with further emotion words"})
+    skip_bad_audio: bool = field(default=False, metadata={"help": "leave out clips whose audio does not decode"})
+    clips_per_corpus: int | None = field(default=None, metadata={"help": "use a random part of each corpus"})
+    window_seconds: float = field(default=3.0, metadata={"help": "length of the model's input in seconds"})
+    crop: str = field(default="random", metadata={"help": "random, start or center: which window, in training"})
+    sampling: str = field(default="round_robin", metadata={"help": "round_robin or proportional"})
+    rounds: int = field(default=3000, metadata={"help": "rounds of one batch from every corpus"})
+    batch_size: int = field(default=8, metadata={"help": "clips per corpus and update, over all processes"})
+    output: str = field(default="", metadata={"help": "run folder"})
+
+    def check(self) -> None:
+        """Raises ValueError for a value that is not among the legal ones."""
+        for name in ("model", "corpora", "output"):
+            if not getattr(self, name):
+                raise ValueError(f"the recipe needs `{name}`; give it there or as --{name}")
+        choices = {"labels": ("six", "native"), "crop": ("random", "start", "center")}
+        choices["sampling"] = ("round_robin", "proportional")
+        for name, legal in choices.items():
+            if getattr(self, name) not in legal:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be {' or '.join(legal)}")
+        for part in self.freeze:
+            if part not in FREEZABLE:
+                raise ValueError(f"freeze names {part!r}; the parts are {', '.join(FREEZABLE)}")
+        for name in ("rounds", "batch_size", "window_seconds", "clips_per_corpus"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} is {value}; it must be above 0")
+        if self.expand_copies < 0:
+            raise ValueError(f"expand_copies is {self.expand_copies}; it must be 0 or more")
+
+
+# The optimiser is the paper's (section 4.1); what it does not say is ours: constant rate, weight decay 0.01, no
+# gradient clipping. `Trainer` alone would add a linear decay and clip at 1.0.
+TRAINING_DEFAULTS: dict[str, Any] = {
+    "learning_rate": 1e-5,
+    "adam_beta1": 0.9,
+    "adam_beta2": 0.999,
+    "adam_epsilon": 1e-8,
+    "weight_decay": 0.01,
+    "lr_scheduler_type": "constant",
+    "max_grad_norm": 0.0,
+    "per_device_eval_batch_size": 8,
+    "eval_strategy": "steps",
+    "save_strategy": "steps",
+    "save_total_limit": 2,
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "average_uar",
+    "greater_is_better": True,
+    "logging_steps": 10,
+    "dataloader_pin_memory": torch.cuda.is_available(),
+    "report_to": "tensorboard",
+    "seed": 0,
+}
+EVALUATIONS = 10  # over a run, unless `eval_steps` says otherwise
+# Fields of TrainingArguments that follow from the recipe, and the key to use instead.
+DERIVED = {
+    "output_dir": "output",
+    "max_steps": "rounds",
+    "num_train_epochs": "rounds",
+    "per_device_train_batch_size": "batch_size",
+    "auto_find_batch_size": "batch_size",
+    "remove_unused_columns": "corpora",
+}
+
+
+def parse(arguments: Sequence[str] | None = None) -> tuple[Recipe, TrainingArguments, bool]:
+    """Reads `RECIPE [--key value ...] [--resume]`.
+
+    Returns:
+        The recipe, the training arguments that follow from it, and whether to resume.
+
+    Raises:
+        ValueError: for a missing recipe, an unknown key (the nearest is named) or an illegal value.
+    """
+    command = argparse.ArgumentParser(
+        prog="train_hf.py",
+        description="Fine-tunes an audio-classification model on emotion corpora.",
+        epilog="Every key of a recipe, and every field of transformers' TrainingArguments, is an option: --key value.",
+        usage="train_hf.py RECIPE [--key value ...] [--resume]",
+        allow_abbrev=False,
+    )
+    command.add_argument("recipe", help="YAML file; see recipes/")
+    command.add_argument("--resume", action="store_true", help="go on from the run folder's last checkpoint")
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments and arguments[0].startswith("--") and arguments[0] != "--help":
+        raise ValueError(f"{arguments[0]}: the recipe comes first: train_hf.py RECIPE [--key value ...]")
+    known, options = command.parse_known_args(arguments)
+    settings = read_recipe(known.recipe) | _read_options(options)
+    defaults = vars(Recipe()) | {spec.name: spec.default for spec in fields(TrainingArguments)}
+    settings = {name: _typed(name, value, defaults[name]) for name, value in settings.items()}
+    recipe_names = {spec.name for spec in fields(Recipe)}
+    recipe = Recipe(**{name: value for name, value in settings.items() if name in recipe_names})
+    recipe.check()
+    training = {name: value for name, value in settings.items() if name not in recipe_names}
+    return recipe, training_arguments(recipe, training), known.resume
+
+
+def read_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Returns the keys of a YAML recipe, those below `training` among them.
+
+    Raises:
+        ValueError: if it is no recipe or has an unknown key.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such recipe file")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: a recipe is a table `key: value`")
+    training = values.pop("training", None) or {}
+    recipe_names = [spec.name for spec in fields(Recipe)]
+    training_names = [spec.name for spec in fields(TrainingArguments)]
+    for name in values:
+        _check_name(str(name), [*recipe_names, "training"], f"{path}: unknown key")
+    for name in training:
+        _check_name(str(name), training_names, f"{path}: unknown key below `training`")
+    return values | training
+
+
+def training_arguments(recipe: Recipe, training: dict[str, Any]) -> TrainingArguments:
+    """Returns `TrainingArguments` for a recipe; the batch sizes and the number of steps follow from it."""
+    for name in training:
+        if name in DERIVED:
+            raise ValueError(f"{name} follows from the recipe; set `{DERIVED[name]}` instead")
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if recipe.batch_size % processes:
+        raise ValueError(f"batch_size is {recipe.batch_size}; it must be a multiple of the {processes} processes")
+    batches = recipe.rounds * len(recipe.corpora)
+    accumulation = int(training.get("gradient_accumulation_steps", 1))
+    if accumulation not in (1, len(recipe.corpora)):
+        raise ValueError(
+            f"gradient_accumulation_steps is {accumulation}; it must be 1 (an update after every batch) or "
+            f"{len(recipe.corpora)}, the number of corpora (one update a round)"
+        )
+    steps = batches // accumulation
+    values = TRAINING_DEFAULTS | training
+    every = values.get("eval_steps") or max(1, steps // EVALUATIONS)
+    values["eval_steps"] = every
+    values["save_steps"] = values.get("save_steps") or every
+    return TrainingArguments(
+        output_dir=str(Path(recipe.output) / "checkpoints"),
+        max_steps=steps,
+        per_device_train_batch_size=recipe.batch_size // processes,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        **values,
+    )
+
+
+def resolved(recipe: Recipe, training: TrainingArguments) -> dict[str, Any]:
+    """The recipe with every default filled in, as it is kept beside the results."""
+    changed = {name: getattr(training, name) for name in TRAINING_DEFAULTS}
+    default = TrainingArguments(output_dir=training.output_dir)
+    for spec in fields(TrainingArguments):
+        value = getattr(training, spec.name)
+        if spec.init and spec.name not in DERIVED and value != getattr(default, spec.name):
+            changed[spec.name] = value
+    plain = {name: getattr(value, "value", value) for name, value in sorted(changed.items())}
+    plain = {name: value for name, value in plain.items() if isinstance(value, (str, int, float, bool, list))}
+    return asdict(recipe) | {"training": plain}
+
+
+def _read_options(options: Sequence[str]) -> dict[str, Any]:
+    """The options of the command line that were given, typed as the dataclasses say."""
+    names = [spec.name for spec in (*fields(Recipe), *fields(TrainingArguments))]
+    given = [option[2:].split("=")[0].replace("-", "_") for option in options if option.startswith("--")]
+    given = [name if name in names else name.removeprefix("no_") for name in given]
+    for name in given:
+        _check_name(name, names, "unknown option")
+    parser = HfArgumentParser((Recipe, TrainingArguments), allow_abbrev=False, exit_on_error=False, add_help=False)
+    try:
+        values, rest = parser.parse_known_args(list(options))
+    except argparse.ArgumentError as error:
+        raise ValueError(str(error)) from error
+    if rest:
+        raise ValueError(f"{rest[0]!r} belongs to no option; options are --key value")
+    return {name: getattr(values, name) for name in given}
+
+
+def _typed(name: str, value: Any, default: Any) -> Any:
+    """`value` as the type of the key's default; YAML reads 1e-5, without a point, as text."""
+    if value is None or default is None or isinstance(value, type(default)):
+        return value
+    if isinstance(default, list) and isinstance(value, str):
+        return [value]
+    if isinstance(default, float) and isinstance(value, (int, str)) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if isinstance(default, (int, float, str, list)):
+        raise ValueError(f"{name} is {value!r}; a value like {default!r} is needed")
+    return value
+
+
+def _check_name(name: str, known: Sequence[str], message: str) -> None:
+    if name not in known:
+        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+        raise ValueError(f"{message} {name!r}; the nearest is {nearest!r}")

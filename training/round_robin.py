@@ -1,0 +1,102 @@
+"""Which clips make the batches: round-robin over corpora (paper, section 3.1), the same on any number of processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from datasets import Dataset
+from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import Sampler
+
+_ORDER, _CROP, _MIX = range(3)  # what a random stream is for
+
+
+class Draw(NamedTuple):
+    """One training sample: clip number `clip` of corpus number `corpus`, in that corpus's pass `pass_`."""
+
+    corpus: int
+    pass_: int
+    clip: int
+
+
+class RoundRobinSampler(Sampler[Draw]):
+    """Yields the samples of `rounds` rounds; a round is one batch from every corpus, in fixed order.
+
+    A corpus's clips come in a new order in each pass; a batch that reaches the end of a pass is filled from the
+    next one, so every corpus gives the same number of batches, whatever its size. The order is a pure function
+    of (seed, corpus, pass). Under several processes accelerate deals whole batches to them in turn: with
+    `batch_size / processes` samples in each, all processes work on the same corpus in the same update.
+
+    Args:
+        sizes: clips of each corpus.
+        batch_size: samples per corpus and round, over all processes.
+        rounds: how many rounds.
+        seed: of the order.
+        proportional: batches are drawn from all clips of all corpora instead, so that a corpus gives samples
+            in proportion to its size.
+    """
+
+    def __init__(
+        self, sizes: Sequence[int], batch_size: int, rounds: int, seed: int = 0, proportional: bool = False
+    ) -> None:
+        assert all(size > 0 for size in sizes), f"an empty corpus: {sizes}"
+        self.sizes = list(sizes)
+        self.batch_size = batch_size
+        self.rounds = rounds
+        self.seed = seed
+        self.proportional = proportional
+
+    def __len__(self) -> int:
+        return self.rounds * len(self.sizes) * self.batch_size
+
+    def __iter__(self) -> Iterator[Draw]:
+        if self.proportional:
+            mixed = self._mixed()
+            yield from (next(mixed) for _ in range(len(self)))
+            return
+        streams = [self._clips(corpus) for corpus in range(len(self.sizes))]
+        for _ in range(self.rounds):
+            for stream in streams:
+                for _ in range(self.batch_size):
+                    yield next(stream)
+
+    def _clips(self, corpus: int) -> Iterator[Draw]:
+        pass_ = 0
+        while True:
+            order = _generator(self.seed, _ORDER, corpus, pass_).permutation(self.sizes[corpus])
+            yield from (Draw(corpus, pass_, int(clip)) for clip in order)
+            pass_ += 1
+
+    def _mixed(self) -> Iterator[Draw]:
+        starts = np.cumsum([0, *self.sizes])
+        pass_ = 0
+        while True:
+            for place in _generator(self.seed, _MIX, 0, pass_).permutation(starts[-1]):
+                corpus = int(np.searchsorted(starts, place, side="right")) - 1
+                yield Draw(corpus, pass_, int(place - starts[corpus]))
+            pass_ += 1
+
+
+class MultiCorpus(TorchDataset):
+    """Several corpora as one map-style dataset, indexed by the sampler's draws.
+
+    A sample is the corpus's row with `crop`: a number from 0 to 1, a pure function of (seed, corpus, pass,
+    clip), that says where a random crop lies.
+    """
+
+    def __init__(self, corpora: Sequence[Dataset], seed: int = 0) -> None:
+        self.corpora = list(corpora)
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return sum(len(corpus) for corpus in self.corpora)
+
+    def __getitem__(self, draw: Draw) -> dict[str, Any]:
+        crop = _generator(self.seed, _CROP, *draw).random()
+        return {**self.corpora[draw.corpus][draw.clip], "crop": crop}
+
+
+def _generator(seed: int, *purpose: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64((seed, *purpose)))

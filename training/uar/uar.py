@@ -1,0 +1,54 @@
+"""UAR, the unweighted average recall, as a module of the `evaluate` library."""
+
+import datasets
+import evaluate
+from sklearn.metrics import recall_score
+
+_DESCRIPTION = """\
+Unweighted average recall (UAR): the mean of the recalls of the classes that occur among the references. Also known
+as balanced accuracy or macro recall, and the usual metric of speech emotion recognition, where classes are rarely
+balanced. A class that is predicted but never occurs among the references has no recall and does not count.
+"""
+
+_KWARGS_DESCRIPTION = """
+Args:
+    predictions (`list` of `int`): predicted classes.
+    references (`list` of `int`): true classes.
+
+Returns:
+    uar (`float`): from 0 to 1.
+
+Examples:
+
+    >>> uar = evaluate.load("training/uar")
+    >>> results = uar.compute(references=[0, 0, 0, 1], predictions=[0, 0, 1, 1])
+    >>> print(round(results["uar"], 4))
+    0.8333
+"""
+
+_CITATION = """\
+@inproceedings{schuller2009emotion,
+  title = {The {INTERSPEECH} 2009 Emotion Challenge},
+  author = {Schuller, Bj{\\"o}rn and Steidl, Stefan and Batliner, Anton},
+  booktitle = {Proc. INTERSPEECH},
+  pages = {312--315},
+  year = {2009}
+}
+"""
+
+
+@evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
+class UAR(evaluate.Metric):
+    """The metric class that `evaluate.load` finds."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_KWARGS_DESCRIPTION,
+            features=datasets.Features({"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}),
+        )
+
+    def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
+        present = sorted(set(references))
+        return {"uar": float(recall_score(references, predictions, labels=present, average="macro"))}
