@@ -26,6 +26,7 @@ lint: $(READY)
 	$(BIN)/python -m ruff format --check .
 
 types: $(READY)
+	mkdir -p $(VENV)/typing && ln -sfn ../.. $(VENV)/typing/exhubert
 	$(BIN)/python -m mypy
 
 # Made anew when what is installed changes; the mark is written last, so a broken installation is tried again.

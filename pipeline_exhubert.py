@@ -54,8 +54,8 @@ class ExHuBERTPipeline(Pipeline):
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         if kwargs:
             raise ValueError(f"unknown argument {next(iter(kwargs))!r}; known: window_seconds, hop_seconds")
-        given = {"window_seconds": window_seconds, "hop_seconds": hop_seconds}
-        given = {name: value for name, value in given.items() if value is not None}
+        options = {"window_seconds": window_seconds, "hop_seconds": hop_seconds}
+        given = {name: value for name, value in options.items() if value is not None}
         for name, value in given.items():
             if value <= 0:
                 raise ValueError(f"{name} is {value}; it must be above 0")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 from exhubert import ExHuBERTForSequenceClassification
@@ -58,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run_folder.write_settings(recipe.output, resolved(recipe, training), training.seed)
 
     trainer = build_trainer(recipe, training, model, corpora)
-    say(f"training: {recipe.rounds} rounds of {len(corpora)} corpora, {training.max_steps} updates")
+    what = f"{recipe.rounds} rounds of {len(corpora)} corpora, {training.max_steps} updates"
+    say(f"training: {what}, {recipe.batch_size} clips a batch on {training.world_size} processes")
     trainer.train(resume_from_checkpoint=checkpoint)
 
     say("evaluating on the test splits")
@@ -82,7 +84,7 @@ def load_model(recipe: Recipe, class_names: list[str]) -> PreTrainedModel:
     Raises:
         ValueError: if it does not exist, is no audio model, or lacks a part that is to be frozen.
     """
-    labels = {
+    labels: dict[str, Any] = {
         "id2label": dict(enumerate(class_names)),
         "label2id": {name: index for index, name in enumerate(class_names)},
     }

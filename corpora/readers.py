@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
@@ -11,7 +12,7 @@ from datasets import Audio, Dataset
 from exhubert.audio_exhubert import audio_seconds, read_audio
 from tqdm.auto import tqdm
 
-METADATA_READERS = {
+METADATA_READERS: dict[str, Callable[[Path], pandas.DataFrame]] = {
     "metadata.csv": lambda path: pandas.read_csv(path, dtype=str, keep_default_na=False),
     "metadata.jsonl": lambda path: pandas.read_json(path, lines=True, dtype=False),
     "metadata.parquet": pandas.read_parquet,

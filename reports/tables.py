@@ -13,17 +13,17 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         first, *others = cells
         return " | ".join([first.ljust(widths[0]), *(c.rjust(w) for c, w in zip(others, widths[1:], strict=True))])
 
-    rule = "|".join(["-" * (widths[0] + 1), *("-" * (width + 1) + ":" for width in widths[1:])])
+    rule = "|".join(["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])])
     return "\n".join([f"| {line(header)} |", f"|{rule}|", *(f"| {line(row)} |" for row in rows)])
 
 
 def uar_table(columns: Mapping[str, Mapping[str, float]]) -> str:
-    """Returns the UAR in % of systems (columns) on corpora (rows), and their average; "-" where not measured."""
+    """Returns the UAR in % of systems (columns) on corpora (rows), and their average; "-" where one was not measured."""
     corpora = list(dict.fromkeys(name for column in columns.values() for name in column))
     rows = []
     for corpus in corpora:
         values = [column.get(corpus) for column in columns.values()]
         rows.append([corpus, *("-" if value is None else f"{100 * value:.1f}" for value in values)])
-    averages = [sum(column.values()) / len(column) for column in columns.values()]
-    rows.append(["average", *(f"{100 * value:.1f}" for value in averages)])
+    averages = [sum(c.values()) / len(c) if len(c) == len(corpora) else None for c in columns.values()]
+    rows.append(["average", *("-" if value is None else f"{100 * value:.1f}" for value in averages)])
     return markdown_table(["UAR in %", *columns], rows)

@@ -90,6 +90,7 @@ DERIVED = {
     "per_device_train_batch_size": "batch_size",
     "auto_find_batch_size": "batch_size",
     "remove_unused_columns": "corpora",
+    "label_names": "labels",
 }
 
 
@@ -116,12 +117,17 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Recipe, TrainingArgum
         raise ValueError(f"{arguments[0]}: the recipe comes first: train_hf.py RECIPE [--key value ...]")
     known, options = command.parse_known_args(arguments)
     settings = read_recipe(known.recipe) | _read_options(options)
-    defaults = vars(Recipe()) | {spec.name: spec.default for spec in fields(TrainingArguments)}
-    settings = {name: _typed(name, value, defaults[name]) for name, value in settings.items()}
-    recipe_names = {spec.name for spec in fields(Recipe)}
-    recipe = Recipe(**{name: value for name, value in settings.items() if name in recipe_names})
+    defaults = vars(Recipe())
+    recipe = Recipe(
+        **{name: _typed(name, settings[name], default) for name, default in defaults.items() if name in settings}
+    )
     recipe.check()
-    training = {name: value for name, value in settings.items() if name not in recipe_names}
+    numbers = {spec.name for spec in fields(TrainingArguments) if isinstance(spec.default, float)}
+    training = {
+        name: _typed(name, value, 0.0) if name in numbers else value
+        for name, value in settings.items()
+        if name not in defaults
+    }
     return recipe, training_arguments(recipe, training), known.resume
 
 
@@ -182,15 +188,14 @@ def training_arguments(recipe: Recipe, training: dict[str, Any]) -> TrainingArgu
 
 def resolved(recipe: Recipe, training: TrainingArguments) -> dict[str, Any]:
     """The recipe with every default filled in, as it is kept beside the results."""
-    changed = {name: getattr(training, name) for name in TRAINING_DEFAULTS}
-    default = TrainingArguments(output_dir=training.output_dir)
+    kept = {}
     for spec in fields(TrainingArguments):
         value = getattr(training, spec.name)
-        if spec.init and spec.name not in DERIVED and value != getattr(default, spec.name):
-            changed[spec.name] = value
-    plain = {name: getattr(value, "value", value) for name, value in sorted(changed.items())}
-    plain = {name: value for name, value in plain.items() if isinstance(value, (str, int, float, bool, list))}
-    return asdict(recipe) | {"training": plain}
+        value = getattr(value, "value", value)  # of an enumeration
+        plain = isinstance(value, (str, int, float, bool, list))
+        if spec.init and plain and spec.name not in DERIVED and (spec.name in TRAINING_DEFAULTS or value != spec.default):
+            kept[spec.name] = value
+    return asdict(recipe) | {"training": kept}
 
 
 def _read_options(options: Sequence[str]) -> dict[str, Any]:
@@ -221,9 +226,7 @@ def _typed(name: str, value: Any, default: Any) -> Any:
             return float(value)
         except ValueError:
             pass
-    if isinstance(default, (int, float, str, list)):
-        raise ValueError(f"{name} is {value!r}; a value like {default!r} is needed")
-    return value
+    raise ValueError(f"{name} is {value!r}; a value like {default!r} is needed")
 
 
 def _check_name(name: str, known: Sequence[str], message: str) -> None:

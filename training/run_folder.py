@@ -68,7 +68,8 @@ def write_results(
     directory = Path(output)
     average = sum(scores["uar"] for scores in corpora.values()) / len(corpora)
     results = {**model, "corpora": corpora, "average": {"uar": average}, "seed": seed, "versions": versions()}
-    class_names = [name.removeprefix("probability_") for name in predictions if name.startswith("probability_")]
+    columns = [str(name) for name in predictions.columns]
+    class_names = [name.removeprefix("probability_") for name in columns if name.startswith("probability_")]
     unfinished = directory / ".predictions.parquet.unfinished"
     predictions.to_parquet(unfinished, index=False)
     unfinished.replace(directory / "predictions.parquet")
@@ -78,7 +79,7 @@ def write_results(
             [class_names.index(name) for name in rows["reference"]],
             [class_names.index(name) for name in rows["prediction"]],
             class_names,
-            f"{corpus}: UAR {100 * corpora[corpus]['uar']:.1f} %",
+            f"{corpus}: UAR {100 * corpora[str(corpus)]['uar']:.1f} %",
         )
     _write(directory / "results.json", json.dumps(results, indent=2) + "\n")
 

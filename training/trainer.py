@@ -54,6 +54,8 @@ class RoundRobinTrainer(Trainer):
         return metrics
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if not self.args.should_save:  # one process writes
+            return
         directory = Path(output_dir or self.args.output_dir)
         model = self.accelerator.unwrap_model(self.model)
         save_model_folder(model, directory, self.data_collator.window_seconds, state_dict)
@@ -70,10 +72,10 @@ class RoundProgress(ProgressCallback):
         self.last: dict[str, float] = {}
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        super().on_step_end(args, state, control, **kwargs)
         if self.training_bar is not None:
             round_, position = divmod(state.global_step * self.batches_per_update - 1, len(self.corpora))
             self.training_bar.set_description(f"round {round_ + 1}, {self.corpora[position]}", refresh=False)
+        super().on_step_end(args, state, control, **kwargs)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if self.training_bar is None:

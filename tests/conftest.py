@@ -1,0 +1,98 @@
+"""Small models and made-up corpora for the tests; nothing here is downloaded."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from transformers import HubertConfig, HubertForCTC, HubertForSequenceClassification, HubertModel
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "conv_dim": (16, 16, 16),
+    "conv_kernel": (80, 8, 5),
+    "conv_stride": (16, 4, 5),
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 4,
+    "classifier_proj_size": 16,
+}
+HUBERT_KINDS = {
+    "base": {"feat_extract_norm": "group", "do_stable_layer_norm": False, "conv_bias": False},
+    "large": {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True},
+    "distilled": {"num_hidden_layers": 2, "feat_proj_layer_norm": False},
+}
+HEADS = {"none": HubertModel, "ctc": HubertForCTC, "classifier": HubertForSequenceClassification}
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real corpora and published checkpoints."""
+    directory = Path(os.environ.get("EXHUBERT_SHARED", ROOT.parent / "shared"))
+    if not directory.is_dir():
+        pytest.skip(f"needs real recordings and published checkpoints; {directory} (EXHUBERT_SHARED) is not there")
+    return directory
+
+
+@pytest.fixture
+def make_hubert(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a small HuBERT checkpoint with random weights and returns its folder."""
+
+    def make(kind: str = "large", head: str = "classifier", name: str = "hubert", **changes: object) -> Path:
+        torch.manual_seed(0)
+        model = HEADS[head](HubertConfig(**{**SMALL, **HUBERT_KINDS[kind], **changes}))
+        for parameter in model.parameters():  # biases and norms start at 0 and 1, where mistakes would not show
+            parameter.data += 0.02 * torch.randn_like(parameter)
+        model.save_pretrained(tmp_path / name)
+        return tmp_path / name
+
+    return make
+
+
+@pytest.fixture
+def samples() -> torch.Tensor:
+    """Seeded input `(2, 8000)`."""
+    return torch.randn(2, 8000, generator=torch.Generator().manual_seed(1))
+
+
+def write_corpus(
+    directory: Path,
+    labels: Sequence[str] = ("anger", "neutral", "sadness"),
+    speakers: Sequence[str] = ("01", "02", "03", "04"),
+    takes: int = 2,
+    seconds: float = 0.6,
+    **columns: Callable[[int], str],
+) -> Path:
+    """Writes a corpus folder of tones, one pitch a label; `columns` are functions of the row number."""
+    (directory / "audio").mkdir(parents=True)
+    rows = []
+    generator = np.random.default_rng(0)
+    for speaker_number, speaker in enumerate(speakers):
+        for label_number, label in enumerate(labels):
+            for take in range(takes):
+                name = f"audio/{speaker}_{label}_{take}.wav"
+                time = np.arange(round(16_000 * (seconds + 0.1 * take))) / 16_000
+                tone = 0.3 * np.sin(2 * np.pi * (150 * 2**label_number + 5 * speaker_number) * time)
+                soundfile.write(directory / name, tone + 0.01 * generator.standard_normal(len(time)), 16_000)
+                row = {"file_name": name, "label": label, "speaker": speaker, "language": "xx"}
+                rows.append(row | {key: value(len(rows)) for key, value in columns.items()})
+    with (directory / "metadata.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return directory
+
+
+@pytest.fixture
+def make_corpus(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a small corpus folder; see `write_corpus`."""
+    return lambda name="corpus", **options: write_corpus(tmp_path / name, **options)

@@ -1,0 +1,27 @@
+"""Imports every module that the checkout has from the installed package: `import_every_module.py CHECKOUT`.
+
+A module that the package list in setup.cfg forgets is missing from a wheel, which an editable install hides.
+"""
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+checkout = Path(sys.argv[1]).resolve()
+tracked = subprocess.run(["git", "ls-files", "*.py"], cwd=checkout, check=True, capture_output=True, text=True)
+not_packaged = ("tests", "demo", "benchmarks")
+# The metric module is loaded by path, as the `evaluate` library does.
+modules = [Path(name) for name in tracked.stdout.split() if not name.startswith(not_packaged) and "/uar/" not in name]
+for path in modules:
+    name = ".".join(("exhubert", *path.with_suffix("").parts)).removesuffix(".__init__")
+    if not name.endswith("__main__"):
+        module = importlib.import_module(name)
+        assert checkout not in Path(str(module.__file__)).resolve().parents, f"{name} came from the checkout"
+        print(f"imported {name}")
+from exhubert.corpora.labels import load_label_map  # noqa: E402  (data files are there, too)
+from exhubert.training.metrics import classification_scores  # noqa: E402
+
+assert load_label_map()["anger"] == 3
+assert classification_scores([0, 1], [0, 1], ["a", "b"])["uar"] == 1.0
+print(f"{len(modules)} modules imported, data files read")

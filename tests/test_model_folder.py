@@ -1,0 +1,197 @@
+"""A model folder loads where the package is not installed, is whole or not there, and carries the repo's own code.
+
+python -m pytest tests/test_model_folder.py
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import ROOT
+from exhubert import ExHuBERTForSequenceClassification, model_folder
+from exhubert.model_folder import CODE_FILES, check_model_folder, save_model_folder
+from exhubert.pipeline_exhubert import ExHuBERTPipeline
+from transformers import HubertForSequenceClassification
+
+# Run first in the other process: the package cannot be imported there, nor anything be asked of the Hub.
+WITHOUT_PACKAGE = """
+import sys
+
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "exhubert":
+            raise ModuleNotFoundError(f"{name} is hidden from this process")
+
+sys.meta_path.insert(0, Hidden())
+"""
+
+
+def run_without_package(tmp_path, script: str) -> dict:
+    """Runs a script that prints JSON in its last line, in a fresh process with a fresh cache."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "PYTHON"))}
+    environment |= {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    code = WITHOUT_PACKAGE + textwrap.dedent(script)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture
+def folder(tmp_path, make_hubert):
+    return save_model_folder(ExHuBERTForSequenceClassification.from_hubert(make_hubert(head="none")), tmp_path / "ex")
+
+
+@pytest.fixture
+def recording(tmp_path):
+    """A clip of 4.2 s at 22,050 Hz, stereo."""
+    path = tmp_path / "clip.wav"
+    noise = np.random.default_rng(0).standard_normal((92_610, 2))
+    soundfile.write(path, 0.1 * noise, 22_050)
+    return path
+
+
+def test_it_loads_in_a_process_without_the_package(tmp_path, folder, samples):
+    got = run_without_package(
+        tmp_path,
+        """
+        import json, torch
+        from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification
+        model = AutoModelForAudioClassification.from_pretrained("ex", trust_remote_code=True).eval()
+        extractor = AutoFeatureExtractor.from_pretrained("ex", trust_remote_code=True)
+        samples = torch.randn(2, 8000, generator=torch.Generator().manual_seed(1))
+        model.freeze_og_encoder()
+        print(json.dumps({
+            "module": type(model).__module__.split(".")[0],
+            "logits": model(samples).logits.tolist(),
+            "labels": model.config.id2label,
+            "input": list(extractor(samples[0].numpy(), return_tensors="pt")["input_values"].shape),
+        }))
+        """,
+    )
+    assert got["module"] == "transformers_modules"
+    assert got["labels"]["3"] == "high/negative"
+    assert got["input"] == [1, 48_000]
+    model = ExHuBERTForSequenceClassification.from_pretrained(folder).eval()
+    with torch.inference_mode():
+        assert torch.equal(torch.tensor(got["logits"]), model(samples).logits)
+
+
+def test_both_pipelines_work_without_the_package(tmp_path, folder, recording):
+    got = run_without_package(
+        tmp_path,
+        f"""
+        import json, soundfile, soxr
+        from transformers import pipeline
+        ours = pipeline("speech-emotion-recognition", model="ex", trust_remote_code=True)
+        stock = pipeline("audio-classification", model="ex", trust_remote_code=True, top_k=6)
+        samples, rate = soundfile.read({str(recording)!r}, dtype="float32")
+        samples = soxr.resample(samples.mean(axis=1), rate, 16_000, quality="VHQ")
+        print(json.dumps({{
+            "path": ours({str(recording)!r}),
+            "bytes": ours(open({str(recording)!r}, "rb").read()),
+            "array": ours({{"array": samples, "sampling_rate": 16_000}}),
+            "stock": {{row["label"]: row["score"] for row in stock(samples)}},
+        }}))
+        """,
+    )
+    windows = got["path"]["windows"]
+    assert [(window["start"], window["end"]) for window in windows] == [(0.0, 3.0), (1.5, pytest.approx(4.2))]
+    mean = {name: np.mean([w["probabilities"][name] for w in windows]) for name in windows[0]["probabilities"]}
+    assert got["path"]["probabilities"] == pytest.approx(mean)
+    assert got["path"]["label"] == max(mean, key=mean.get)
+    assert got["bytes"] == got["path"]
+    assert got["array"]["probabilities"] == pytest.approx(got["path"]["probabilities"], abs=1e-6)
+    assert got["stock"] == pytest.approx(windows[0]["probabilities"], abs=1e-5)  # it hears the first window
+
+
+def test_the_code_in_the_folder_is_the_code_of_the_repo(folder):
+    for name in CODE_FILES:
+        assert (folder / name).read_bytes() == (ROOT / name).read_bytes()
+    assert json.loads((folder / "config.json").read_text())["auto_map"] == {
+        "AutoConfig": "configuration_exhubert.ExHuBERTConfig",
+        "AutoModelForAudioClassification": "modeling_exhubert.ExHuBERTForSequenceClassification",
+    }
+
+
+def test_a_folder_loaded_from_a_folder_saves_as_a_whole_again(tmp_path, folder):
+    got = run_without_package(
+        tmp_path,
+        """
+        import json, pathlib
+        from transformers import AutoModelForAudioClassification
+        model = AutoModelForAudioClassification.from_pretrained("ex", trust_remote_code=True)
+        model.classifier = __import__("torch").nn.Linear(16, 3)
+        model.config.num_labels = 3
+        model.save_pretrained("again")
+        again = AutoModelForAudioClassification.from_pretrained("again", trust_remote_code=True)
+        files = [path.name for path in pathlib.Path("again").iterdir()]
+        print(json.dumps({"out": again.classifier.out_features, "files": files}))
+        """,
+    )
+    assert got["out"] == 3
+    assert {"configuration_exhubert.py", "modeling_exhubert.py", "model.safetensors"} <= set(got["files"])
+
+
+def test_a_plain_hubert_is_a_model_folder_too(tmp_path, make_hubert, recording):
+    hubert = HubertForSequenceClassification.from_pretrained(make_hubert())
+    folder = save_model_folder(hubert, tmp_path / "plain")
+    assert check_model_folder(folder) == folder
+    got = run_without_package(
+        tmp_path,
+        f"""
+        import json
+        from transformers import pipeline
+        ours = pipeline("speech-emotion-recognition", model="plain", trust_remote_code=True)
+        print(json.dumps(ours({str(recording)!r}, window_seconds=2.0, hop_seconds=2.0)))
+        """,
+    )
+    assert [window["start"] for window in got["windows"]] == [0.0, 2.0, 4.0]
+
+
+def test_a_failure_while_writing_leaves_what_was_there(tmp_path, folder, monkeypatch):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    model = ExHuBERTForSequenceClassification.from_pretrained(folder)
+    model.classifier.bias.data += 1
+    monkeypatch.setattr(model_folder.shutil, "copyfile", lambda *paths: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        save_model_folder(model, folder)
+    with pytest.raises(OSError, match="disk full"):
+        save_model_folder(model, tmp_path / "new")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ex", "hubert"]
+
+
+def test_what_a_folder_lacks_is_named(tmp_path, folder):
+    (folder / "audio_exhubert.py").unlink()
+    with pytest.raises(ValueError, match=r"is not a model folder: it lacks audio_exhubert\.py"):
+        check_model_folder(folder)
+    with pytest.raises(ValueError, match="no such model folder"):
+        check_model_folder(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "options", "message"),
+    [
+        (np.zeros(0, np.float32), {}, "shape"),
+        (np.zeros((2, 16_000), np.float32), {}, "mono"),
+        ({"raw": np.zeros(16_000)}, {}, r"\['raw'\]; 'array' and 'sampling_rate'"),
+        (np.zeros(16_000, np.float32), {"hop_seconds": 0}, "hop_seconds is 0"),
+        (np.zeros(16_000, np.float32), {"hop": 1}, "unknown argument 'hop'"),
+        (b"no audio", {}, "audio given as bytes: the audio does not decode"),
+    ],
+)
+def test_bad_pipeline_input_is_explained(folder, inputs, options, message):
+    from exhubert import ExHuBERTFeatureExtractor
+
+    model = ExHuBERTForSequenceClassification.from_pretrained(folder)
+    classify = ExHuBERTPipeline(model=model, feature_extractor=ExHuBERTFeatureExtractor())
+    with pytest.raises(ValueError, match=message):
+        classify(inputs, **options)

@@ -1,0 +1,318 @@
+"""`train_hf.py`: recipes, the run folder, freezing, the average over corpora, resuming, wrong input.
+
+python -m pytest tests/test_training.py
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas
+import pytest
+import soundfile
+import torch
+import yaml
+from conftest import ROOT
+from exhubert.audio_exhubert import prepare_input
+from exhubert.cli import run_with_one_line_errors
+from exhubert.convert.hubert import convert_hubert
+from exhubert.training.arguments import parse, read_recipe
+from exhubert.training.collator import AudioCollator
+from exhubert.training.metrics import classification_scores
+from safetensors.torch import load_file
+from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, HubertForSequenceClassification
+
+import evaluate_hf
+import train_hf
+
+FAST = {"rounds": 4, "batch_size": 4, "training": {"learning_rate": 1.0e-3, "eval_steps": 4, "report_to": "none"}}
+
+
+@pytest.fixture
+def write_recipe(tmp_path, make_hubert, make_corpus):
+    """Writes a recipe over two small corpora and a small HuBERT; keys can be changed."""
+    make_corpus("first", speakers=("a", "b", "c", "d"))
+    make_corpus("second", labels=("joy", "boredom"), speakers=("e", "f", "g"))
+    hubert = make_hubert(head="none")
+
+    def write(**changes):
+        values = {
+            "model": str(hubert),
+            "corpora_root": str(tmp_path),
+            "corpora": ["first", "second"],
+            "output": str(tmp_path / "run"),
+            **FAST,
+        }
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump({**values, **changes}), encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+def test_a_run_leaves_everything_that_a_run_folder_has(tmp_path, write_recipe):
+    assert train_hf.main([write_recipe(), "--report_to", "tensorboard"]) == 0
+    run = tmp_path / "run"
+    assert sorted(path.name for path in run.iterdir()) == [
+        "checkpoints",
+        "confusion_first.png",
+        "confusion_second.png",
+        "curves.png",
+        "environment.json",
+        "logs",
+        "model",
+        "predictions.parquet",
+        "recipe.yaml",
+        "results.json",
+    ]
+    assert list((run / "logs").glob("events.out.tfevents.*"))
+
+    results = json.loads((run / "results.json").read_text())
+    assert set(results) == {"model", "parameters", "corpora", "average", "seed", "versions"}
+    assert set(results["corpora"]) == {"first", "second"}
+    first = results["corpora"]["first"]
+    assert set(first) == {"split", "clips", "speakers", "uar", "uar_interval", "accuracy", "macro_f1", "recall"}
+    assert (first["split"], first["clips"], first["speakers"]) == ("test", 6, 1)
+    assert set(first["recall"]) == {"high/negative", "low/neutral", "low/negative"}
+    assert results["average"]["uar"] == pytest.approx(np.mean([c["uar"] for c in results["corpora"].values()]))
+
+    table = pandas.read_parquet(run / "predictions.parquet")
+    assert list(table)[:5] == ["corpus", "file_name", "speaker", "reference", "prediction"]
+    probabilities = table[[name for name in table if name.startswith("probability_")]]
+    assert probabilities.shape == (10, 6)
+    assert np.allclose(probabilities.sum(axis=1), 1)
+    rows = table[table["corpus"] == "first"]
+    recalls = [(rows["prediction"][rows["reference"] == name] == name).mean() for name in set(rows["reference"])]
+    assert first["uar"] == pytest.approx(np.mean(recalls))
+
+    again = yaml.safe_load((run / "recipe.yaml").read_text())
+    assert again["crop"] == "random"
+    assert again["training"]["learning_rate"] == 1e-3
+    assert again["training"]["max_grad_norm"] == 0  # no clipping, said by the recipe and not by Trainer
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["versions"]["torch"] == torch.__version__
+
+
+def test_a_resolved_recipe_is_a_recipe(tmp_path, write_recipe):
+    train_hf.main([write_recipe(rounds=1)])
+    copy = tmp_path / "copy.yaml"
+    copy.write_text((tmp_path / "run" / "recipe.yaml").read_text())
+    recipe, training, _ = parse([str(copy), "--output", str(tmp_path / "other")])
+    assert (recipe.rounds, training.max_steps, training.learning_rate) == (1, 2, 1e-3)
+
+
+def test_checkpoints_and_model_are_model_folders(tmp_path, write_recipe, samples):
+    train_hf.main([write_recipe(window_seconds=0.5)])
+    for folder in (tmp_path / "run" / "model", *(tmp_path / "run" / "checkpoints").iterdir()):
+        model = AutoModelForAudioClassification.from_pretrained(folder, trust_remote_code=True)
+        assert model.config.id2label[5] == "high/positive"
+        extractor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=True)
+        assert extractor(samples[0].numpy(), sampling_rate=16_000)["input_values"][0].shape == (8000,)
+
+
+def test_the_predictions_are_those_of_the_saved_model(tmp_path, write_recipe):
+    """The best model was loaded, saved and evaluated, on the input that the feature extractor makes."""
+    train_hf.main([write_recipe()])
+    row = pandas.read_parquet(tmp_path / "run" / "predictions.parquet").iloc[0]
+    model = AutoModelForAudioClassification.from_pretrained(tmp_path / "run" / "model").eval()
+    samples, _ = soundfile.read(tmp_path / row["corpus"] / row["file_name"], dtype="float32")
+    with torch.inference_mode():
+        logits = model(torch.from_numpy(prepare_input(samples))[None]).logits
+    expected = [row[f"probability_{model.config.id2label[index]}"] for index in range(6)]
+    assert torch.allclose(logits.softmax(-1)[0], torch.tensor(expected, dtype=torch.float32), atol=1e-5)
+
+
+def test_stage_2_leaves_the_originals_bit_identical(tmp_path, write_recipe):
+    train_hf.main([write_recipe(output=str(tmp_path / "stage1"), rounds=2)])
+    convert_hubert(str(tmp_path / "stage1" / "model"), tmp_path / "expanded")
+    train_hf.main(
+        [
+            write_recipe(model=str(tmp_path / "expanded"), freeze=["feature_encoder", "originals"]),
+            *("--corpora", "second", "--rounds", "6", "--load_best_model_at_end", "false"),
+        ]
+    )
+    before = load_file(tmp_path / "expanded" / "model.safetensors")
+    after = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    for name, tensor in before.items():
+        layer = int(name.split(".layers.")[1].split(".")[0]) if ".encoder.layers." in name else None
+        if name.startswith("hubert.feature_extractor.") or (layer is not None and layer % 2 == 0):
+            assert torch.equal(tensor, after[name]), name
+        elif layer is not None and "k_proj.bias" not in name:  # a key bias shifts all scores alike: no gradient
+            assert not torch.equal(tensor, after[name]), name
+
+
+def test_a_hubert_is_expanded_on_load(tmp_path, write_recipe):
+    train_hf.main([write_recipe(expand_copies=1, freeze=["originals"], rounds=1)])
+    model = AutoModelForAudioClassification.from_pretrained(tmp_path / "run" / "model")
+    assert (type(model).__name__, model.config.num_hidden_layers) == ("ExHuBERTForSequenceClassification", 6)
+
+
+def test_training_learns(tmp_path, write_recipe, make_corpus):
+    """Tones of one octave's distance are told apart after some updates, by speakers that training did not see."""
+    make_corpus("tones", speakers=[f"s{number}" for number in range(12)], takes=3)
+    recipe = write_recipe(corpora=["tones"], rounds=200, window_seconds=0.6, crop="start")
+    train_hf.main([recipe, "--batch_size", "12", "--eval_steps", "50"])
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["average"]["uar"] > 0.8
+
+
+def test_a_resumed_run_ends_where_the_undisturbed_one_does(tmp_path, write_recipe):
+    whole, halves = str(tmp_path / "whole"), str(tmp_path / "halves")
+    fixed = ["--save_total_limit", "9", "--eval_steps", "2", "--load_best_model_at_end", "false"]
+    train_hf.main([write_recipe(output=whole), *fixed])
+    train_hf.main([write_recipe(output=halves), *fixed])
+    for path in (tmp_path / "halves" / "checkpoints").glob("checkpoint-[68]"):
+        os.rename(path, tmp_path / f"gone-{path.name}")
+    for name in ("results.json", "model/model.safetensors"):
+        (tmp_path / "halves" / name).unlink()
+    train_hf.main([write_recipe(output=halves), *fixed, "--resume"])
+    expected = load_file(tmp_path / "whole" / "model" / "model.safetensors")
+    got = load_file(tmp_path / "halves" / "model" / "model.safetensors")
+    assert all(torch.equal(tensor, got[name]) for name, tensor in expected.items())
+
+
+def test_a_run_is_not_overwritten(tmp_path, write_recipe):
+    train_hf.main([write_recipe(rounds=1)])
+    with pytest.raises(ValueError, match=r"run already holds a run; give another `output`.*--resume"):
+        train_hf.main([write_recipe(rounds=1)])
+    with pytest.raises(ValueError, match="no checkpoint to resume from"):
+        train_hf.main([write_recipe(output=str(tmp_path / "other")), "--resume"])
+
+
+def test_trainer_does_not_multiply_the_loss_under_accumulation(tmp_path, write_recipe):
+    """Two batches of a round in one update: the logged loss stays that of one batch (about ln 6)."""
+    train_hf.main([write_recipe(), "--gradient_accumulation_steps", "2", "--logging_steps", "1", "--eval_steps", "2"])
+    state = json.loads(next((tmp_path / "run" / "checkpoints").glob("*/trainer_state.json")).read_text())
+    losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+    assert state["max_steps"] == 4
+    assert 1.0 < losses[0] < 2.5
+
+
+def test_accelerate_launch(tmp_path, write_recipe):
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", str(ROOT / "train_hf.py")]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"}
+    subprocess.run([*command, write_recipe(rounds=1)], check=True, env=environment, cwd=tmp_path)
+    assert (tmp_path / "run" / "results.json").is_file()
+
+
+@pytest.mark.slow
+def test_two_processes_train_on_the_same_batches_as_one(tmp_path, write_recipe):
+    """Half the batch each, without dropout and SpecAugment: the same weights in the end."""
+    still = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0, "mask_time_prob": 0.0}
+    torch.manual_seed(0)
+    source = HubertForSequenceClassification.from_pretrained(tmp_path / "hubert", num_labels=6, **still)
+    source.save_pretrained(tmp_path / "still")
+    recipe = [write_recipe(model=str(tmp_path / "still")), "--load_best_model_at_end", "false", "--use_cpu"]
+    command = [str(ROOT / "train_hf.py"), *recipe, "--logging_steps", "1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517"]
+    one = [sys.executable, *command, "--output", str(tmp_path / "one")]
+    subprocess.run(one, check=True, env=environment)
+    two = subprocess.run(
+        [*launcher, *command, "--output", str(tmp_path / "two")],
+        check=True,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert "on 2 processes" in two.stdout
+    losses = []
+    for run in ("one", "two"):
+        state = json.loads((tmp_path / run / "checkpoints" / "checkpoint-8" / "trainer_state.json").read_text())
+        losses.append([entry["loss"] for entry in state["log_history"] if "loss" in entry])
+    assert len(losses[0]) == 8
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def test_evaluation_alone_gives_the_runs_own_results(tmp_path, write_recipe):
+    train_hf.main([write_recipe()])
+    output = tmp_path / "evaluation"
+    corpora = [str(tmp_path / name) for name in ("first", "second")]
+    model = str(tmp_path / "run" / "model")
+    assert evaluate_hf.main(["--model", model, "--corpora", *corpora, "--output", str(output)]) == 0
+    trained = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert json.loads((output / "results.json").read_text())["corpora"] == trained["corpora"]
+
+
+def test_uar_is_over_the_classes_that_occur():
+    scores = classification_scores([0, 0, 0, 3], [0, 0, 3, 5], [str(index) for index in range(6)])
+    assert scores["uar"] == pytest.approx((2 / 3 + 0) / 2)
+    assert scores["recall"] == {"0": pytest.approx(2 / 3), "3": 0.0}
+    assert scores["accuracy"] == 0.5
+
+
+def test_crops_of_long_clips(tmp_path):
+    path = tmp_path / "ramp.wav"
+    soundfile.write(path, np.linspace(0, 0.9, 32_000), 16_000, subtype="FLOAT")
+    row = {"audio": {"path": str(path)}, "labels": 1}
+    ramp = soundfile.read(path, dtype="float32")[0]
+    for crop, start in (("start", 0), ("center", 8000), ("random", 12_000)):
+        batch = AudioCollator(window_seconds=1.0, crop=crop)([{**row, "crop": 0.75}])
+        assert np.allclose(batch["input_values"][0], prepare_input(ramp[start : start + 16_000], 1.0), atol=1e-4), crop
+    evaluated = AudioCollator(window_seconds=1.0, crop="random")([row])
+    assert np.allclose(evaluated["input_values"][0], prepare_input(ramp[:16_000], 1.0), atol=1e-4)
+
+
+@pytest.mark.parametrize("recipe", sorted(path.name for path in (ROOT / "recipes").glob("*.yaml")))
+def test_every_recipe_parses(tmp_path, recipe):
+    given = ["--model", "m", "--corpora", "c", "--output", str(tmp_path)]
+    parsed, training, _ = parse([str(ROOT / "recipes" / recipe), *given])
+    assert training.max_steps == parsed.rounds
+    assert training.lr_scheduler_type == "constant"
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        ({"batchsize": 4}, [], "unknown key 'batchsize'; the nearest is 'batch_size'"),
+        (
+            {"training": {"learn_rate": 1}},
+            [],
+            "unknown key below `training` 'learn_rate'; the nearest is 'learning_rate'",
+        ),
+        ({}, ["--round", "3"], "unknown option 'round'; the nearest is 'rounds'"),
+        ({}, ["--rounds", "many"], "argument --rounds: invalid int value: 'many'"),
+        ({"rounds": "many"}, [], "rounds is 'many'; a value like 3000 is needed"),
+        ({"rounds": 0}, [], "rounds is 0; it must be above 0"),
+        ({"crop": "middle"}, [], "crop is 'middle'; it must be random or start or center"),
+        ({"freeze": ["cnn"]}, [], "freeze names 'cnn'; the parts are feature_encoder, originals, base"),
+        ({"corpora": []}, [], "the recipe needs `corpora`"),
+        ({"training": {"max_steps": 5}}, [], "max_steps follows from the recipe; set `rounds` instead"),
+        ({}, ["--gradient_accumulation_steps", "3"], "must be 1 .* or 2, the number of corpora"),
+        ({"corpora": ["first", "third"]}, [], "third: no such corpus folder"),
+        (
+            {"freeze": ["originals"]},
+            [],
+            "freeze names 'originals', which HubertForSequenceClassification does not have",
+        ),
+    ],
+)
+def test_wrong_recipes_end_in_one_line(capsys, write_recipe, changes, options, message):
+    arguments = [write_recipe(**changes), *options]
+    assert run_with_one_line_errors(lambda: train_hf.main(arguments)) == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1].startswith("error: ")
+    with pytest.raises(ValueError, match=message):
+        train_hf.main(arguments)
+
+
+def test_a_bad_file_in_the_middle_of_training_is_named_in_one_line(tmp_path, capsys, write_recipe):
+    recipe = write_recipe()
+    path = next((tmp_path / "first" / "audio").glob("*.wav"))
+    path.write_bytes(path.read_bytes()[:30])
+    assert run_with_one_line_errors(lambda: train_hf.main([recipe])) == 1
+    assert f"{path.name}: the audio does not decode" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert train_hf.main([recipe, "--skip_bad_audio"]) == 0
+
+
+def test_yaml_that_reads_a_number_as_text_is_understood(write_recipe):
+    """YAML takes 1e-5 for text; 1.0e-5 is its number."""
+    path = Path(write_recipe())
+    path.write_text(path.read_text().replace("0.001", "1e-3"), encoding="utf-8")
+    assert read_recipe(path)["learning_rate"] == "1e-3"
+    assert parse([str(path)])[1].learning_rate == 1e-3
