@@ -29,6 +29,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return options.run(options)
 
 
+def quiet_transformers() -> None:
+    """Leaves the terminal to a command's own lines: no load reports, no bars for reading and writing weights."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
 def run_with_one_line_errors(command: Callable[[], int]) -> int:
     """Runs a command; a user's mistake ends in one line on standard error and exit code 1.
 
@@ -57,5 +65,6 @@ def entry_point() -> int:
 def _convert_hubert(options: argparse.Namespace) -> int:
     from exhubert.convert.hubert import convert_hubert
 
+    quiet_transformers()
     convert_hubert(options.source, options.destination, options.num_copies)
     return 0

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import exhubert  # noqa: F401  (makes its models known to the Auto classes)
-from exhubert.cli import run_with_one_line_errors
+from exhubert.cli import quiet_transformers, run_with_one_line_errors
 from exhubert.corpora.load import load_corpora
 from exhubert.corpora.splits import SPLITS
 from exhubert.reports.tables import uar_table
@@ -35,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--clips-per-corpus", type=int, help="use a random part of each corpus, always the same")
     parser.add_argument("--batch-size", type=int, default=8)
     options = parser.parse_args(arguments)
+    quiet_transformers()
 
     model = AutoModelForAudioClassification.from_pretrained(options.model)
     class_names = [model.config.id2label[index] for index in range(model.config.num_labels)]
@@ -47,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             label_names=["labels"],
             report_to="none",
             dataloader_pin_memory=False,
+            disable_tqdm=False,
         )
         trainer = Trainer(model=model, args=training, data_collator=AudioCollator(options.window_seconds))
         predictions = predict(trainer, {name: splits[options.split] for name, splits in corpora.items()}, class_names)

@@ -16,7 +16,7 @@ from typing import Any
 
 from datasets import Dataset
 from exhubert import ExHuBERTForSequenceClassification
-from exhubert.cli import run_with_one_line_errors
+from exhubert.cli import quiet_transformers, run_with_one_line_errors
 from exhubert.corpora.load import load_corpora
 from exhubert.corpora.splits import SPLITS
 from exhubert.model_folder import save_model_folder
@@ -27,7 +27,6 @@ from exhubert.training.evaluation import predict, score
 from exhubert.training.round_robin import MultiCorpus, RoundRobinSampler
 from exhubert.training.trainer import RoundRobinTrainer
 from transformers import AutoModelForAudioClassification, PreTrainedModel, TrainingArguments, set_seed
-from transformers.utils import logging
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     recipe, training, resume = parse(arguments)
     main_process = training.process_index == 0
     say = print if main_process else _silent
-    logging.set_verbosity_warning() if main_process else logging.set_verbosity_error()
+    quiet_transformers()
 
     with training.main_process_first(local=False):
         checkpoint = run_folder.claim_run_folder(recipe.output, resume) if main_process or resume else None
@@ -52,14 +51,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(f"corpus {name}: {counts} clips, {len(set(splits['train']['speaker']))} speakers in train")
 
     set_seed(training.seed)
-    model = load_model(recipe, class_names)
+    model, new = load_model(recipe, class_names)
     total, trainable = model.num_parameters(), model.num_parameters(only_trainable=True)
     say(f"model {recipe.model}: {type(model).__name__}, {total:,} parameters, {trainable:,} trainable")
+    if new:
+        say(f"newly initialised, since {recipe.model} has no such weights: {', '.join(new)}")
     if main_process:
         run_folder.write_settings(recipe.output, resolved(recipe, training), training.seed)
 
     trainer = build_trainer(recipe, training, model, corpora)
-    what = f"{recipe.rounds} rounds of {len(corpora)} corpora, {training.max_steps} updates"
+    what = f"{recipe.rounds} rounds of one batch from each corpus, {training.max_steps} updates"
     say(f"training: {what}, {recipe.batch_size} clips a batch on {training.world_size} processes")
     trainer.train(resume_from_checkpoint=checkpoint)
 
@@ -78,8 +79,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def load_model(recipe: Recipe, class_names: list[str]) -> PreTrainedModel:
+def load_model(recipe: Recipe, class_names: list[str]) -> tuple[PreTrainedModel, list[str]]:
     """Loads the recipe's model with a head for `class_names`, expands it if asked to, and freezes its parts.
+
+    Returns:
+        The model, and the names of the weights that its checkpoint does not have.
 
     Raises:
         ValueError: if it does not exist, is no audio model, or lacks a part that is to be frozen.
@@ -88,10 +92,14 @@ def load_model(recipe: Recipe, class_names: list[str]) -> PreTrainedModel:
         "id2label": dict(enumerate(class_names)),
         "label2id": {name: index for index, name in enumerate(class_names)},
     }
+    new: list[str] = []
     if recipe.expand_copies:
         model = ExHuBERTForSequenceClassification.from_hubert(recipe.model, recipe.expand_copies, **labels)
     else:
-        model = AutoModelForAudioClassification.from_pretrained(recipe.model, ignore_mismatched_sizes=True, **labels)
+        model, report = AutoModelForAudioClassification.from_pretrained(
+            recipe.model, ignore_mismatched_sizes=True, output_loading_info=True, **labels
+        )
+        new = sorted([*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])])
     for part in recipe.freeze:
         method = {
             "feature_encoder": "freeze_feature_encoder",
@@ -101,7 +109,7 @@ def load_model(recipe: Recipe, class_names: list[str]) -> PreTrainedModel:
         if not hasattr(model, method):
             raise ValueError(f"freeze names {part!r}, which {type(model).__name__} does not have")
         getattr(model, method)()
-    return model
+    return model, new
 
 
 def build_trainer(

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
-from exhubert.cli import run_with_one_line_errors
+from exhubert.cli import quiet_transformers, run_with_one_line_errors
 from exhubert.convert.hubert import convert_hubert
 from exhubert.corpora.readers import METADATA_READERS
 from exhubert.reports.tables import uar_table
@@ -66,6 +65,7 @@ def main() -> int:
         corpora = make_corpora(run.parent / "synthetic_corpora", SYNTHETIC_CLIPS)
         print("The speech is synthetic: what follows shows that the software works, not how well it hears people.")
     *known, unseen = corpora
+    quiet_transformers()
     for name in ("hubert", "stage1", "expanded", "stage2", "model", "evaluation"):
         shutil.rmtree(run / name, ignore_errors=True)
     small_hubert().save_pretrained(run / "hubert")
@@ -89,16 +89,15 @@ def main() -> int:
         "before stage 2": run / "expanded",
         "after stage 2": run / "model",
     }
-    uars = {}
+    uars: dict[str, dict[str, float]] = {}
     for number, (name, model) in enumerate(models.items()):
         output = run / "evaluation" / f"{number}_{name.replace(' ', '_')}"
         limit = ["--clips-per-corpus", str(options.limit)] if options.limit else []
         call("evaluate_hf.py", "--model", model, "--output", output, "--corpora", *corpora, *limit)
-        results = json.loads((output / "results.json").read_text(encoding="utf-8"))
-        uars[name] = {
-            f"{corpus} ({'stage 2' if corpus == unseen.name else 'stage 1'})": scores["uar"]
-            for corpus, scores in results["corpora"].items()
-        }
+        scores = json.loads((output / "results.json").read_text(encoding="utf-8"))["corpora"]
+        rows = {corpus: f"{corpus} ({'stage 2' if corpus == unseen.name else 'stage 1'})" for corpus in scores}
+        uars["chance"] = {rows[corpus]: 1 / len(score["recall"]) for corpus, score in scores.items()}
+        uars[name] = {rows[corpus]: score["uar"] for corpus, score in scores.items()}
 
     say("6/7", "UAR on the test splits (speakers that no training saw)")
     table = uar_table(uars)
@@ -109,10 +108,8 @@ def main() -> int:
     clip = unseen / test_clip(run / "stage2")
     call("demo/classify.py", run / "model", clip)
 
-    print(f"\nWritten: {run}/model (the model), {run}/uar.md (this table), and in {run}/stage1 and {run}/stage2:")
-    print(
-        "results.json, predictions.parquet, curves.png (UAR over updates), confusion_<corpus>.png, recipe.yaml, logs/"
-    )
+    print(f"\nWritten to {run}: model/ (the model), uar.md (the table), and in stage1/ and stage2/ results.json,")
+    print("predictions.parquet, curves.png (UAR over updates), confusion_<corpus>.png and recipe.yaml.")
     return 0
 
 
@@ -134,8 +131,8 @@ def train(recipe: str, model: Path, corpora: list[Path], output: Path, options: 
 
 def call(script: str, *arguments: object) -> None:
     """Runs a script of this project in a process of its own; its failure ends the demo."""
-    environment = {**os.environ, "TRANSFORMERS_VERBOSITY": "error"}
-    finished = subprocess.run([sys.executable, str(ROOT / script), *map(str, arguments)], env=environment)
+    sys.stdout.flush()
+    finished = subprocess.run([sys.executable, str(ROOT / script), *map(str, arguments)])
     if finished.returncode:
         raise SystemExit(finished.returncode)
 

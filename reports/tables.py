@@ -18,7 +18,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def uar_table(columns: Mapping[str, Mapping[str, float]]) -> str:
-    """Returns the UAR in % of systems (columns) on corpora (rows), and their average; "-" where one was not measured."""
+    """Returns the UAR in % of systems (columns) on corpora (rows), and their average; "-" where it is unknown."""
     corpora = list(dict.fromkeys(name for column in columns.values() for name in column))
     rows = []
     for corpus in corpora:

@@ -193,7 +193,12 @@ def resolved(recipe: Recipe, training: TrainingArguments) -> dict[str, Any]:
         value = getattr(training, spec.name)
         value = getattr(value, "value", value)  # of an enumeration
         plain = isinstance(value, (str, int, float, bool, list))
-        if spec.init and plain and spec.name not in DERIVED and (spec.name in TRAINING_DEFAULTS or value != spec.default):
+        if (
+            spec.init
+            and plain
+            and spec.name not in DERIVED
+            and (spec.name in TRAINING_DEFAULTS or value != spec.default)
+        ):
             kept[spec.name] = value
     return asdict(recipe) | {"training": kept}
 

@@ -1,0 +1,122 @@
+"""`make demo` on a small scale, and the README's code blocks on what it leaves.
+
+    python -m pytest tests/test_demo.py
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory) -> tuple[Path, str]:
+    """A folder in which the demo ran with few clips and rounds, the code linked into it; and what it said."""
+    pytest.importorskip("espeakng_loader", reason="the demo's synthesiser is in the extra `demo`")
+    folder = tmp_path_factory.mktemp("fresh")
+    for name in ("train_hf.py", "evaluate_hf.py", "recipes", "demo"):
+        (folder / name).symlink_to(ROOT / name)
+    done = run([sys.executable, "demo/run.py", "--rounds", "3", "--limit", "64"], folder)
+    return folder, done.stdout
+
+
+def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Runs a command with this environment's programs on the path; shows what it said if it fails."""
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def test_the_demo_says_what_matters(demo):
+    _, said = demo
+    assert "The speech is synthetic" in said
+    assert "logits are bit-identical to the source's" in said
+    assert "0 of 64 tensors of the original layers, 72 of 72 of the copies" in said
+    header = "| UAR in %                    | chance | stage 1 | before stage 2 | after stage 2 |"
+    assert header in said
+    rows = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in said[said.index(header) :].splitlines()[2:6]}
+    assert list(rows) == [
+        "synthetic_english (stage 1)",
+        "synthetic_german (stage 1)",
+        "synthetic_polish (stage 2)",
+        "average",
+    ]
+    for _, stage1, before, _ in rows.values():
+        assert stage1 == before.removeprefix(" " * (len(before) - len(stage1)))  # expansion changes nothing
+    assert re.search(r"^ {2}5 high/positive +\d+\.\d%$", said, flags=re.MULTILINE)
+
+
+def test_the_demo_leaves_the_folders_that_the_docs_name(demo):
+    folder, _ = demo
+    left = folder / "runs" / "demo"
+    for name in ("stage1/results.json", "stage2/results.json", "model/model.safetensors", "stage1/model/config.json"):
+        assert (left / name).is_file()
+    for name in ("stage1/curves.png", "stage2/confusion_synthetic_polish.png"):
+        with Image.open(left / name) as picture:
+            assert min(picture.size) > 300
+
+
+def test_the_readmes_python_runs_and_prints_what_it_shows(demo):
+    folder, _ = demo
+    outputs = [run([sys.executable, "-c", block], folder).stdout for block in blocks("python")]
+    shown = blocks("text")[0]
+
+    def without_values(text: str) -> list[str]:
+        return re.sub(r"0\.\d\d|1\.00", "?", text).splitlines()
+
+    assert without_values(outputs[0])[1:] == without_values(shown)[1:]
+    assert outputs[0].splitlines()[0] in shown  # the class it names is one of the six
+
+
+def test_the_readmes_commands_run(demo):
+    folder, _ = demo
+    commands = [
+        line
+        for block in blocks("bash")
+        for line in block.replace("\\\n", " ").splitlines()
+        if not line.startswith(("make ", "git ", "#"))
+    ]
+    assert len(commands) >= 4
+    for command in commands:
+        run(["bash", "-c", command], folder)
+    assert (folder / "runs" / "scores" / "results.json").is_file()
+
+
+def test_the_readmes_map_names_every_file():
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if tracked.returncode:
+        pytest.skip("not a git checkout")
+    table = README[README.index("## Map") :]
+    for name in tracked.stdout.splitlines():
+        path = Path(name)
+        if path.suffix == ".py" and path.name not in ("__init__.py", "__main__.py") and path.parts[0] != "tests":
+            assert path.name in table or f"`{path.parts[0]}/`" in table, f"the README's map does not name {name}"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--corpora", "nowhere"], "error: nowhere: no such folder of corpora"),
+        (["--corpora", "recipes"], "error: recipes: 0 corpus folder(s) there; two are needed, one of them for stage 2"),
+    ],
+)
+def test_wrong_corpora_end_the_demo_in_one_line(options, message):
+    done = subprocess.run([sys.executable, "demo/run.py", *options], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1] == message
