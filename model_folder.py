@@ -48,24 +48,32 @@ def save_model_folder(
 
     The folder loads with `AutoModelForAudioClassification`, `AutoFeatureExtractor` and
     `pipeline("speech-emotion-recognition")`, also where this package is not installed. It is written beside the
-    target and renamed when complete. A model folder that was there is replaced; files of a folder that are not
-    a model's (a training checkpoint's optimizer state) stay.
+    target and renamed when complete. The files of a model folder that is there already are replaced, each at once.
 
     Args:
         model: any audio-classification model.
         directory: the target.
         window_seconds: length of the model's input in seconds.
         state_dict: the weights, where they are not `model.state_dict()` (sharded training).
+
+    Raises:
+        ValueError: if `directory` holds something else than a model.
     """
     directory = Path(directory)
+    if directory.exists() and not (directory.is_dir() and ((directory / "config.json").exists() or _empty(directory))):
+        raise ValueError(f"{directory} exists and is no model folder; give another name, or delete it")
     unfinished = directory.with_name(f".{directory.name}.unfinished-{os.getpid()}")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.parent.mkdir(parents=True, exist_ok=True)
     try:
         _write(model, unfinished, directory.name, window_seconds, state_dict)
         if directory.is_dir():
-            for path in unfinished.iterdir():
-                os.replace(path, directory / path.name)
+            written = {path.name for path in unfinished.iterdir()}
+            for name in sorted(written):
+                os.replace(unfinished / name, directory / name)
+            for weights in directory.glob("model*.safetensors*"):  # shards of what was there
+                if weights.name not in written:
+                    weights.unlink()
             unfinished.rmdir()
         else:
             unfinished.rename(directory)
@@ -84,6 +92,10 @@ def check_model_folder(directory: str | os.PathLike[str]) -> Path:
         if not (directory / name).is_file():
             raise ValueError(f"{directory} is not a model folder: it lacks {name}")
     return directory
+
+
+def _empty(directory: Path) -> bool:
+    return not any(directory.iterdir())
 
 
 def _write(

@@ -1,6 +1,6 @@
 """`make demo` on a small scale, and the README's code blocks on what it leaves.
 
-    python -m pytest tests/test_demo.py
+python -m pytest tests/test_demo.py
 """
 
 from __future__ import annotations

@@ -169,6 +169,27 @@ def test_a_failure_while_writing_leaves_what_was_there(tmp_path, folder, monkeyp
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ex", "hubert"]
 
 
+def test_a_folder_of_something_else_is_left_alone(tmp_path, folder):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.txt").write_text("precious")
+    model = ExHuBERTForSequenceClassification.from_pretrained(folder)
+    with pytest.raises(ValueError, match="thesis exists and is no model folder"):
+        save_model_folder(model, tmp_path / "thesis")
+    assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["thesis.txt"]
+
+
+def test_a_model_folder_is_replaced_with_its_shards(tmp_path, folder, samples):
+    model = ExHuBERTForSequenceClassification.from_pretrained(folder).eval()
+    model.save_pretrained(tmp_path / "sharded", max_shard_size="50KB")
+    assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 1
+    model.classifier.bias.data += 1
+    save_model_folder(model, tmp_path / "sharded")
+    assert [path.name for path in (tmp_path / "sharded").glob("*.safetensors*")] == ["model.safetensors"]
+    loaded = ExHuBERTForSequenceClassification.from_pretrained(tmp_path / "sharded").eval()
+    with torch.inference_mode():
+        assert torch.equal(loaded(samples).logits, model(samples).logits)
+
+
 def test_what_a_folder_lacks_is_named(tmp_path, folder):
     (folder / "audio_exhubert.py").unlink()
     with pytest.raises(ValueError, match=r"is not a model folder: it lacks audio_exhubert\.py"):

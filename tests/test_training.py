@@ -263,7 +263,8 @@ def test_every_recipe_parses(tmp_path, recipe):
     given = ["--model", "m", "--corpora", "c", "--output", str(tmp_path)]
     parsed, training, _ = parse([str(ROOT / "recipes" / recipe), *given])
     assert training.max_steps == parsed.rounds
-    assert training.lr_scheduler_type == "constant"
+    paper = not recipe.startswith("demo_")
+    assert training.lr_scheduler_type == ("constant" if paper else "linear")
 
 
 @pytest.mark.parametrize(
@@ -301,13 +302,25 @@ def test_wrong_recipes_end_in_one_line(capsys, write_recipe, changes, options, m
         train_hf.main(arguments)
 
 
-def test_a_bad_file_in_the_middle_of_training_is_named_in_one_line(tmp_path, capsys, write_recipe):
+def test_a_bad_file_is_named_in_one_line_or_skipped(tmp_path, capsys, write_recipe):
     recipe = write_recipe()
     path = next((tmp_path / "first" / "audio").glob("*.wav"))
     path.write_bytes(path.read_bytes()[:30])
     assert run_with_one_line_errors(lambda: train_hf.main([recipe])) == 1
     assert f"{path.name}: the audio does not decode" in capsys.readouterr().err.strip().splitlines()[-1]
     assert train_hf.main([recipe, "--skip_bad_audio"]) == 0
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_audio_that_turns_out_bad_during_training_is_named_in_one_line(tmp_path, capsys, write_recipe, workers):
+    """Its header is fine, so the look before training does not find it."""
+    for path in (tmp_path / "second" / "audio").glob("*.wav"):
+        soundfile.write(path, np.full(8000, np.nan), 16_000, subtype="FLOAT")
+    arguments = [write_recipe(), "--dataloader_num_workers", workers]
+    assert run_with_one_line_errors(lambda: train_hf.main(arguments)) == 1
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("error: ")
+    assert line.endswith(".wav: the audio holds NaN or infinite samples")
 
 
 def test_yaml_that_reads_a_number_as_text_is_understood(write_recipe):

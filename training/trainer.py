@@ -57,6 +57,8 @@ class RoundRobinTrainer(Trainer):
         if not self.args.should_save:  # one process writes
             return
         directory = Path(output_dir or self.args.output_dir)
+        # Written last by `Trainer`, so that a checkpoint that has it is whole.
+        (directory / "trainer_state.json").unlink(missing_ok=True)
         model = self.accelerator.unwrap_model(self.model)
         save_model_folder(model, directory, self.data_collator.window_seconds, state_dict)
         torch.save(self.args, directory / "training_args.bin")
