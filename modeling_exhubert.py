@@ -374,7 +374,9 @@ def _check_loading(name_or_path: str, report: dict[str, Any]) -> None:
     # SpecAugment's vector is used in training only, and many checkpoints lack it.
     missing = [key for key in missing if not key.endswith("masked_spec_embed")]
     unexpected = sorted(key for key in report["unexpected_keys"] if not key.startswith(("lm_head.", *head)))
-    mismatched = sorted(str(key[0]) for key in report["mismatched_keys"] if not str(key[0]).startswith(head))
+    # Names with both shapes, but bare names before transformers 5.
+    mismatched = sorted(key if isinstance(key, str) else key[0] for key in report["mismatched_keys"])
+    mismatched = [key for key in mismatched if not key.startswith(head)]
     for kind, keys in (("lacks", missing), ("has unknown", unexpected), ("has another shape of", mismatched)):
         if keys:
             raise ValueError(f"{name_or_path} is not a HuBERT checkpoint: it {kind} {keys[0]} ({len(keys)} such keys)")

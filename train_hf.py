@@ -99,7 +99,8 @@ def load_model(recipe: Recipe, class_names: list[str]) -> tuple[PreTrainedModel,
         model, report = AutoModelForAudioClassification.from_pretrained(
             recipe.model, ignore_mismatched_sizes=True, output_loading_info=True, **labels
         )
-        new = sorted([*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])])
+        reshaped = [key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]]
+        new = sorted([*report["missing_keys"], *reshaped])
     for part in recipe.freeze:
         method = {
             "feature_encoder": "freeze_feature_encoder",

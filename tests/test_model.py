@@ -5,11 +5,14 @@ python -m pytest tests/test_model.py
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from conftest import HUBERT_KINDS
 from exhubert import SIX_CLASSES, ExHuBERTConfig, ExHuBERTForSequenceClassification, ExHuBERTModel
 from exhubert.modeling_exhubert import expanded_names
+from safetensors.torch import load_file, save_file
 from transformers import HubertConfig, HubertForSequenceClassification, HubertModel
 
 
@@ -77,8 +80,6 @@ def test_a_source_without_classifier_gets_the_six_classes(make_hubert, head):
 
 
 def test_new_linear_layers_start_at_zero_and_identity_also_when_a_checkpoint_lacks_them(tmp_path, make_hubert):
-    from safetensors.torch import load_file, save_file
-
     def check(model):
         for index, layer in enumerate(model.hubert.encoder.layers):
             linear = layer.zero_linear if index % 2 else layer.identity_linear
@@ -210,8 +211,6 @@ def test_an_expanded_model_is_not_expanded_again(tmp_path, make_hubert):
 
 
 def test_a_checkpoint_that_is_no_hubert_is_refused_by_its_first_key(make_hubert):
-    from safetensors.torch import load_file, save_file
-
     folder = make_hubert()
     file = folder / "model.safetensors"
     weights = load_file(file)
@@ -253,3 +252,31 @@ def test_names_of_expanded_weights():
     ]
     assert expanded_names("encoder.layers.1.layer_norm.bias", 2)[-1] == "encoder.layers.5.layer_norm.bias"
     assert expanded_names("encoder.layer_norm.bias", 2) == ["encoder.layer_norm.bias"]
+
+
+@pytest.mark.parametrize("checkpoint", ["a", "b"])
+def test_it_computes_what_the_published_code_computed(shared, checkpoint):
+    """Logits with and without a mask, and every hidden state, of the published code on tiny checkpoints."""
+    folder = shared / "published" / checkpoint
+    values = json.loads((folder / "config.json").read_text())
+    fields = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "conv_dim")
+    config = ExHuBERTConfig(
+        **{name: values[name] for name in (*fields, "classifier_proj_size", "layer_norm_eps")},
+        gate_original_layers=True,
+    )
+    weights = {}
+    for name, tensor in torch.load(folder / "pytorch_model.bin", weights_only=True).items():
+        original = ".layers." in name and int(name.split(".layers.")[1].split(".")[0]) % 2 == 0
+        weights[name.replace("gate_bb_linear", "identity_linear" if original else "zero_linear")] = tensor
+    model = ExHuBERTForSequenceClassification(config).eval()
+    model.load_state_dict(weights, strict=True)
+    expected = load_file(folder / "fixture.safetensors")
+    inputs = expected["input_values"]
+    with torch.inference_mode():
+        got = model(inputs, output_hidden_states=True)
+        masked = model(inputs, attention_mask=expected["attention_mask"].long())
+    assert (got.logits - expected["logits"]).abs().max() < 5e-6
+    assert (masked.logits - expected["logits_masked"]).abs().max() < 5e-6
+    assert len(got.hidden_states) == config.num_hidden_layers + 1
+    for index, state in enumerate(got.hidden_states):
+        assert (state - expected[f"hidden_states.{index}"]).abs().max() < 5e-5, index

@@ -160,7 +160,11 @@ def test_a_failure_while_writing_leaves_what_was_there(tmp_path, folder, monkeyp
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     model = ExHuBERTForSequenceClassification.from_pretrained(folder)
     model.classifier.bias.data += 1
-    monkeypatch.setattr(model_folder.shutil, "copyfile", lambda *paths: (_ for _ in ()).throw(OSError("disk full")))
+
+    def fail(*arguments, **options):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(model_folder.shutil, "copyfile", fail)
     with pytest.raises(OSError, match="disk full"):
         save_model_folder(model, folder)
     with pytest.raises(OSError, match="disk full"):
