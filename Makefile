@@ -10,7 +10,7 @@ RUN ?= runs/demo
 CORPORA ?=
 LIMIT ?=
 ROUNDS ?=
-DEMO_OPTIONS = --run $(RUN) $(if $(CORPORA),--corpora $(CORPORA)) $(if $(LIMIT),--limit $(LIMIT)) \
+DEMO_OPTIONS = --run "$(RUN)" $(if $(CORPORA),--corpora "$(CORPORA)") $(if $(LIMIT),--limit $(LIMIT)) \
 	$(if $(ROUNDS),--rounds $(ROUNDS))
 
 .PHONY: demo test lint types clean

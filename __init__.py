@@ -1,9 +1,10 @@
 """ExHuBERT for Transformers: speech emotion recognition by backbone block expansion of HuBERT."""
 
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification
+
 from exhubert.audio_exhubert import ExHuBERTFeatureExtractor
 from exhubert.configuration_exhubert import SIX_CLASSES, ExHuBERTConfig
 from exhubert.modeling_exhubert import ExHuBERTForSequenceClassification, ExHuBERTModel
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification
 
 __version__ = "0.1.0"
 

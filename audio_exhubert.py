@@ -16,7 +16,7 @@ from transformers import Wav2Vec2FeatureExtractor
 try:
     import soundfile
     import soxr
-except ImportError:  # only reading files needs them, the model does not
+except (ImportError, OSError):  # only reading files needs them, the model does not; OSError: no libsndfile
     soundfile = soxr = None
 
 AudioFile = str | os.PathLike[str] | BinaryIO
@@ -104,7 +104,7 @@ def _open(audio: AudioFile) -> Any:
         raise FileNotFoundError(f"{_name(audio)}: no such audio file")
     try:
         return soundfile.SoundFile(audio)
-    except soundfile.LibsndfileError as error:
+    except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: raw samples, which say no rate
         raise ValueError(f"{_name(audio)}: the audio does not decode ({error})") from error
 
 
@@ -132,13 +132,13 @@ class ExHuBERTFeatureExtractor(Wav2Vec2FeatureExtractor):
         super().__init__(**kwargs)
         self.window_seconds = window_seconds
 
-    def __call__(self, raw_speech: Any, **kwargs: Any) -> Any:
+    def __call__(self, raw_speech: Any, *args: Any, **kwargs: Any) -> Any:
         """As `Wav2Vec2FeatureExtractor.__call__`, with `padding`, `truncation` and `max_length` set to the window."""
-        if "padding" not in kwargs and "max_length" not in kwargs:
+        if not args and "padding" not in kwargs and "max_length" not in kwargs:
             window = round(self.window_seconds * self.sampling_rate)
             kwargs = {"padding": "max_length", "max_length": window, "truncation": True, **kwargs}
         kwargs.setdefault("sampling_rate", self.sampling_rate)
-        return super().__call__(raw_speech, **kwargs)
+        return super().__call__(raw_speech, *args, **kwargs)
 
 
 ExHuBERTFeatureExtractor.register_for_auto_class("AutoFeatureExtractor")

@@ -44,6 +44,8 @@ def run_with_one_line_errors(command: Callable[[], int]) -> int:
     """
     try:
         return command()
+    except SystemExit as error:
+        return 1 if error.code == 2 else int(error.code or 0)  # 2 is argparse's; here it means partial success
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get("EXHUBERT_TRACEBACK") == "1":
             raise

@@ -73,6 +73,8 @@ class ExHuBERTConfig(HubertConfig):
             )
         if not any(kwargs.get(name) is not None for name in _LABEL_FIELDS):
             kwargs["id2label"] = dict(enumerate(SIX_CLASSES))
+        if kwargs.get("label2id") and not kwargs.get("id2label"):
+            kwargs["id2label"] = {int(index): name for name, index in kwargs["label2id"].items()}
         if kwargs.get("id2label") and not kwargs.get("label2id"):
             kwargs["label2id"] = {name: int(index) for index, name in kwargs["id2label"].items()}
         super().__init__(

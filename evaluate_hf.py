@@ -1,8 +1,9 @@
-"""Evaluates an audio-classification model on emotion corpora.
+"""Evaluates audio-classification models on emotion corpora.
 
-    python evaluate_hf.py --model DIR_OR_ID --corpora DIR... [--split test] --output DIR
+    python evaluate_hf.py --model DIR_OR_ID... --corpora DIR... [--split test] --output DIR
 
-Writes `results.json`, `predictions.parquet` and a confusion matrix for each corpus.
+Writes `results.json`, `predictions.parquet` and a confusion matrix for each corpus; with several models, into a
+folder for each.
 """
 
 from __future__ import annotations
@@ -13,33 +14,60 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import exhubert  # noqa: F401  (makes its models known to the Auto classes)
+from transformers import Trainer, TrainingArguments
+from transformers.feature_extraction_utils import FeatureExtractionMixin
+
+from exhubert.audio_exhubert import WINDOW_SECONDS
 from exhubert.cli import quiet_transformers, run_with_one_line_errors
 from exhubert.corpora.load import load_corpora
 from exhubert.corpora.splits import SPLITS
+from exhubert.model_folder import load_classifier
 from exhubert.reports.tables import uar_table
 from exhubert.training.collator import AudioCollator
 from exhubert.training.evaluation import predict, score
 from exhubert.training.run_folder import write_results
-from transformers import AutoModelForAudioClassification, Trainer, TrainingArguments
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Loads, predicts, scores, writes. Returns the exit code."""
+    """Evaluates each model, then prints one table. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="evaluate_hf.py", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", required=True, help="Hub id or folder")
+    parser.add_argument("--model", required=True, nargs="+", help="Hub ids or folders")
     parser.add_argument("--corpora", required=True, nargs="+", help="corpus folders")
     parser.add_argument("--split", default="test", choices=SPLITS)
-    parser.add_argument("--output", required=True, help="folder to write to")
-    parser.add_argument("--window-seconds", type=float, default=3.0, help="the first so many seconds are classified")
-    parser.add_argument("--clips-per-corpus", type=int, help="use a random part of each corpus, always the same")
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--output", required=True, type=Path, help="folder to write to")
+    parser.add_argument("--label_file", help="YAML file with further emotion words")
+    parser.add_argument("--skip_bad_audio", action="store_true", help="leave out clips whose audio does not decode")
+    parser.add_argument("--clips_per_corpus", type=int, help="use a random part of each corpus, always the same")
+    parser.add_argument("--batch_size", type=int, default=8)
     options = parser.parse_args(arguments)
-    quiet_transformers()
+    if (options.output / "recipe.yaml").exists():
+        raise ValueError(f"{options.output} is a training's run folder; give another --output")
 
-    model = AutoModelForAudioClassification.from_pretrained(options.model)
+    uars = {}
+    for model in options.model:
+        folder = options.output / model.strip("./").replace("/", "_") if len(options.model) > 1 else options.output
+        uars[model] = evaluate(model, folder, options)
+    print(uar_table(uars))
+    return 0
+
+
+def evaluate(name_or_path: str, output: Path, options: argparse.Namespace) -> dict[str, float]:
+    """Evaluates one model, writes its results, and returns its UAR on each corpus.
+
+    Raises:
+        ValueError: if the model's checkpoint has no classification head, or a corpus is not as it should be.
+    """
+    model, new = load_classifier(name_or_path)
+    if new:
+        raise ValueError(f"{name_or_path} has no trained classifier: it lacks {new[0]} ({len(new)} such weights)")
     class_names = [model.config.id2label[index] for index in range(model.config.num_labels)]
-    corpora, _ = load_corpora(options.corpora, labels=class_names, clips_per_corpus=options.clips_per_corpus)
+    corpora, _ = load_corpora(
+        options.corpora,
+        labels=class_names,
+        label_file=options.label_file,
+        skip_bad_audio=options.skip_bad_audio,
+        clips_per_corpus=options.clips_per_corpus,
+    )
     with tempfile.TemporaryDirectory() as scratch:
         training = TrainingArguments(
             output_dir=scratch,
@@ -50,17 +78,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
             dataloader_pin_memory=False,
             disable_tqdm=False,
         )
-        trainer = Trainer(model=model, args=training, data_collator=AudioCollator(options.window_seconds))
+        trainer = Trainer(model=model, args=training, data_collator=AudioCollator(_window_seconds(name_or_path)))
         predictions = predict(trainer, {name: splits[options.split] for name, splits in corpora.items()}, class_names)
+    results = score(predictions, class_names, options.split)
     if training.process_index == 0:
-        results = score(predictions, class_names, options.split)
-        Path(options.output).mkdir(parents=True, exist_ok=True)
+        output.mkdir(parents=True, exist_ok=True)
         parameters = {"total": model.num_parameters(), "trainable": model.num_parameters(only_trainable=True)}
-        described = {"model": options.model, "parameters": parameters}
-        write_results(options.output, described, results, predictions, training.seed)
-        print(uar_table({options.model: {name: scores["uar"] for name, scores in results.items()}}))
-    return 0
+        described = {"model": name_or_path, "parameters": parameters}
+        write_results(str(output), described, results, predictions, training.seed)
+    return {name: scores["uar"] for name, scores in results.items()}
+
+
+def _window_seconds(name_or_path: str) -> float:
+    """The window that the model was trained on, where its folder says so."""
+    try:
+        values, _ = FeatureExtractionMixin.get_feature_extractor_dict(name_or_path)
+    except OSError:  # a model without a feature extractor
+        return WINDOW_SECONDS
+    return float(values.get("window_seconds", WINDOW_SECONDS))
 
 
 if __name__ == "__main__":
+    quiet_transformers()
     sys.exit(run_with_one_line_errors(main))

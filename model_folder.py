@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+from transformers import AutoModelForAudioClassification, PreTrainedModel
+
 from exhubert.audio_exhubert import WINDOW_SECONDS, ExHuBERTFeatureExtractor
 from exhubert.pipeline_exhubert import CUSTOM_PIPELINES, PIPELINE_TASK
-from transformers import PreTrainedModel
 
 CODE_FILES = ("configuration_exhubert.py", "modeling_exhubert.py", "audio_exhubert.py", "pipeline_exhubert.py")
+
+SHARD = re.compile(r"model(-\d{5}-of-\d{5}\.safetensors|\.safetensors(\.index\.json)?)")
 
 CARD = """---
 library_name: transformers
@@ -30,7 +35,7 @@ tags:
 ```python
 from transformers import pipeline
 
-classify = pipeline("{task}", model="{name}", trust_remote_code=True)
+classify = pipeline("{task}", model="<this folder, or its Hub id>", trust_remote_code=True)
 print(classify("speech.wav"))
 ```
 
@@ -71,9 +76,9 @@ def save_model_folder(
             written = {path.name for path in unfinished.iterdir()}
             for name in sorted(written):
                 os.replace(unfinished / name, directory / name)
-            for weights in directory.glob("model*.safetensors*"):  # shards of what was there
-                if weights.name not in written:
-                    weights.unlink()
+            for path in directory.iterdir():  # the shards of what was there
+                if path.name not in written and SHARD.fullmatch(path.name):
+                    path.unlink()
             unfinished.rmdir()
         else:
             unfinished.rename(directory)
@@ -91,7 +96,37 @@ def check_model_folder(directory: str | os.PathLike[str]) -> Path:
     for name in ("config.json", "preprocessor_config.json", *CODE_FILES):
         if not (directory / name).is_file():
             raise ValueError(f"{directory} is not a model folder: it lacks {name}")
+    if not any(directory.glob("*.safetensors")):
+        raise ValueError(f"{directory} is not a model folder: it lacks weights (*.safetensors)")
     return directory
+
+
+def load_classifier(name_or_path: str, **kwargs: Any) -> tuple[PreTrainedModel, list[str]]:
+    """Loads any audio-classification model.
+
+    Args:
+        name_or_path: Hub id or folder.
+        kwargs: for `from_pretrained`.
+
+    Returns:
+        The model, and the names of the weights that its checkpoint lacks or has in another shape: these are new.
+
+    Raises:
+        OSError: if it is neither a folder nor to be had from the Hub.
+        ValueError: if it is no audio classification model, or its weights cannot be read.
+    """
+    try:
+        model, report = AutoModelForAudioClassification.from_pretrained(
+            name_or_path, output_loading_info=True, **kwargs
+        )
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise OSError(f"{name_or_path}: no such folder, and no such model on the Hub ({reason})") from error
+    except SafetensorError as error:
+        raise ValueError(f"{name_or_path}: the weights cannot be read ({error})") from error
+    # Names with both shapes, but bare names before transformers 5.
+    reshaped = [key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]]
+    return model, sorted([*report["missing_keys"], *reshaped])
 
 
 def _empty(directory: Path) -> bool:
@@ -105,6 +140,8 @@ def _write(
     config_file = directory / "config.json"
     config = json.loads(config_file.read_text(encoding="utf-8"))
     config["custom_pipelines"] = CUSTOM_PIPELINES
+    if "auto_map" in config:  # `save_pretrained` names the saved class alone
+        config["auto_map"]["AutoModel"] = "modeling_exhubert.ExHuBERTModel"
     config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     ExHuBERTFeatureExtractor(window_seconds=window_seconds).save_pretrained(directory)
     package = Path(__file__).parent

@@ -17,6 +17,7 @@ import re
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import HubertConfig, HubertForSequenceClassification, HubertModel
 from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput
@@ -62,7 +63,11 @@ class ExHuBERTPreTrainedModel(HubertPreTrainedModel):
             ValueError: if the checkpoint is not a HuBERT, or lacks or has weights that a HuBERT does not.
         """
         hub_options = {k: v for k, v in kwargs.items() if k not in ("dtype", "torch_dtype", "attn_implementation")}
-        values, _ = HubertConfig.get_config_dict(name_or_path, **hub_options)
+        try:
+            values, _ = HubertConfig.get_config_dict(name_or_path, **hub_options)
+        except OSError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise OSError(f"{name_or_path}: no such folder, and no such model on the Hub ({reason})") from error
         if values.get("model_type") != "hubert":
             remedy = ": it is expanded already, use from_pretrained" if values.get("model_type") == "exhubert" else ""
             raise ValueError(f"{name_or_path}: model_type is {values.get('model_type')!r}, not 'hubert'{remedy}")
@@ -72,13 +77,16 @@ class ExHuBERTPreTrainedModel(HubertPreTrainedModel):
         config = ExHuBERTConfig.from_hubert_config(source_config, num_copies, gate_original_layers, **labels)
         source_config.id2label, source_config.label2id = config.id2label, config.label2id
 
-        source, report = cls.source_class.from_pretrained(
-            name_or_path,
-            config=source_config,
-            output_loading_info=True,
-            ignore_mismatched_sizes=bool(labels),
-            **kwargs,
-        )
+        try:
+            source, report = cls.source_class.from_pretrained(
+                name_or_path,
+                config=source_config,
+                output_loading_info=True,
+                ignore_mismatched_sizes=bool(labels),
+                **kwargs,
+            )
+        except SafetensorError as error:
+            raise ValueError(f"{name_or_path}: the weights cannot be read ({error})") from error
         _check_loading(name_or_path, report)
         with torch.device("meta"):
             model = cls(config)

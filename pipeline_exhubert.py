@@ -49,6 +49,10 @@ class ExHuBERTPipeline(Pipeline):
     _load_feature_extractor = True
     _load_tokenizer = False
 
+    def __call__(self, inputs: Any, **kwargs: Any) -> Any:
+        """Classifies one input, or each of a list or generator; `batch_size` has no effect, windows are batched."""
+        return super().__call__(inputs, **{**kwargs, "batch_size": 1})
+
     def _sanitize_parameters(
         self, window_seconds: float | None = None, hop_seconds: float | None = None, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -71,7 +75,7 @@ class ExHuBERTPipeline(Pipeline):
         samples = _samples(inputs)
         seconds = len(samples) / SAMPLING_RATE
         count = 1 + max(0, math.ceil((seconds - window_seconds) / hop_seconds))
-        starts = [index * hop_seconds for index in range(count)]
+        starts = [index * hop_seconds for index in range(count) if index == 0 or index * hop_seconds < seconds]
         windows = [prepare_input(samples[round(start * SAMPLING_RATE) :], window_seconds) for start in starts]
         spans = [(start, min(start + window_seconds, seconds)) for start in starts]
         return {"input_values": torch.from_numpy(np.stack(windows)), "spans": spans}

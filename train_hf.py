@@ -14,19 +14,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from datasets import Dataset
+from transformers import AutoConfig, PreTrainedModel, TrainingArguments, set_seed
+
 from exhubert import ExHuBERTForSequenceClassification
 from exhubert.cli import quiet_transformers, run_with_one_line_errors
 from exhubert.corpora.load import load_corpora
 from exhubert.corpora.splits import SPLITS
-from exhubert.model_folder import save_model_folder
+from exhubert.model_folder import load_classifier, save_model_folder
 from exhubert.training import run_folder
 from exhubert.training.arguments import Recipe, parse, resolved
 from exhubert.training.collator import AudioCollator
 from exhubert.training.evaluation import predict, score
 from exhubert.training.round_robin import MultiCorpus, RoundRobinSampler
 from exhubert.training.trainer import RoundRobinTrainer
-from transformers import AutoModelForAudioClassification, PreTrainedModel, TrainingArguments, set_seed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,10 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     recipe, training, resume = parse(arguments)
     main_process = training.process_index == 0
     say = print if main_process else _silent
-    quiet_transformers()
 
-    with training.main_process_first(local=False):
-        checkpoint = run_folder.claim_run_folder(recipe.output, resume) if main_process or resume else None
+    checkpoint = run_folder.find_checkpoint(recipe.output, resume)
+    PartialState().wait_for_everyone()  # all have looked before one writes
     corpora, class_names = load_corpora(
         recipe.corpora,
         recipe.corpora_root,
@@ -92,15 +93,13 @@ def load_model(recipe: Recipe, class_names: list[str]) -> tuple[PreTrainedModel,
         "id2label": dict(enumerate(class_names)),
         "label2id": {name: index for index, name in enumerate(class_names)},
     }
-    new: list[str] = []
     if recipe.expand_copies:
         model = ExHuBERTForSequenceClassification.from_hubert(recipe.model, recipe.expand_copies, **labels)
+        source = AutoConfig.from_pretrained(recipe.model)
+        has_head = any("ForSequenceClassification" in name for name in source.architectures or ())
+        new = [] if has_head and source.num_labels == len(class_names) else ["the classification head"]
     else:
-        model, report = AutoModelForAudioClassification.from_pretrained(
-            recipe.model, ignore_mismatched_sizes=True, output_loading_info=True, **labels
-        )
-        reshaped = [key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]]
-        new = sorted([*report["missing_keys"], *reshaped])
+        model, new = load_classifier(recipe.model, ignore_mismatched_sizes=True, **labels)
     for part in recipe.freeze:
         method = {
             "feature_encoder": "freeze_feature_encoder",
@@ -144,4 +143,5 @@ def _silent(message: str) -> None:
 
 
 if __name__ == "__main__":
+    quiet_transformers()
     sys.exit(run_with_one_line_errors(main))

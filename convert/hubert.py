@@ -7,9 +7,10 @@ import shutil
 from pathlib import Path
 
 import torch
-from exhubert.model_folder import save_model_folder
-from exhubert.modeling_exhubert import ExHuBERTForSequenceClassification
 from transformers import HubertConfig, HubertForSequenceClassification
+
+from exhubert.model_folder import check_model_folder, save_model_folder
+from exhubert.modeling_exhubert import ExHuBERTForSequenceClassification
 
 CHECK_SAMPLES = 16_000
 CHECK_CLIPS = 2
@@ -30,7 +31,7 @@ def convert_hubert(source: str, destination: str | os.PathLike[str], num_copies:
     Raises:
         ValueError: if the source is no HuBERT, the destination is taken, or the logits differ.
     """
-    destination = Path(destination)
+    destination = Path(os.path.abspath(destination))
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise ValueError(f"{destination} exists already; give a folder that does not, or delete it")
     unchecked = destination.with_name(f".{destination.name}.unchecked-{os.getpid()}") / destination.name
@@ -40,7 +41,7 @@ def convert_hubert(source: str, destination: str | os.PathLike[str], num_copies:
         print(f"{model.config.num_hidden_layers}, {model.num_parameters():,} parameters")
         save_model_folder(model, unchecked)
         del model
-        _check(source, unchecked)
+        _check(source, check_model_folder(unchecked))
         if destination.exists():
             destination.rmdir()
         unchecked.rename(destination)

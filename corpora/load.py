@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
+
 from exhubert.configuration_exhubert import SIX_CLASSES
 from exhubert.corpora.labels import load_label_map, map_labels
 from exhubert.corpora.readers import check_audio, read_corpus
@@ -26,11 +28,12 @@ def load_corpora(
     Args:
         entries: corpus folders, below `root` or as paths of their own.
         root: where `entries` are looked for first.
-        labels: six for the arousal/valence classes, native for the corpora's own words, or the class names of a
-            model, which are either.
+        labels: six for the arousal/valence classes, native for the corpora's own words (in lower case), or the
+            class names of a model, which are either.
         label_file: a YAML file with further emotion words.
         skip_bad_audio: leave out clips whose audio does not decode.
-        clips_per_corpus: use at most so many clips of each corpus, chosen at random but always the same.
+        clips_per_corpus: use about so many clips of each corpus, the same share of each split, chosen at random
+            but always the same.
 
     Returns:
         For each corpus, by the name of its folder, the splits train, validation and test, with the class index
@@ -39,21 +42,19 @@ def load_corpora(
     Raises:
         ValueError: for anything wrong with a corpus; names it.
     """
+    if clips_per_corpus is not None and clips_per_corpus < 1:
+        raise ValueError(f"clips_per_corpus is {clips_per_corpus}; it must be above 0")
     read: dict[str, Dataset] = {}
     for entry in entries:
         below = Path(root) / entry
         directory = Path(entry) if not below.is_dir() and Path(entry).is_dir() else below
-        name = directory.resolve().name
-        if name in read:
-            raise ValueError(f"two corpora are called {name!r}; rename one of the folders")
-        dataset = read_corpus(directory)
-        if clips_per_corpus and clips_per_corpus < len(dataset):
-            chosen = np.random.RandomState(0).permutation(len(dataset))[:clips_per_corpus]
-            dataset = dataset.select(sorted(chosen.tolist()))
-        read[name] = check_audio(dataset, skip_bad_audio)
+        name = Path(os.path.abspath(directory)).name
+        if name in read or name == "average":  # what results call the mean over corpora
+            raise ValueError(f"{directory}: the name {name!r} is taken; rename the folder")
+        read[name] = read_corpus(directory)
 
     if labels == "native":
-        class_names = sorted({label for dataset in read.values() for label in dataset["label"]})
+        class_names = sorted({label.lower() for dataset in read.values() for label in dataset["label"]})
     else:
         class_names = list(SIX_CLASSES if labels == "six" else labels)
     if class_names == list(SIX_CLASSES):
@@ -63,5 +64,21 @@ def load_corpora(
     corpora = {}
     for name, dataset in read.items():
         indices = map_labels(dataset["label"], name, words)
-        corpora[name] = split_corpus(dataset.add_column("labels", indices), name)
+        splits = split_corpus(dataset.add_column("labels", indices), name)
+        # The split comes first: what is left out afterwards must not move speakers from one part to another.
+        share = min(1.0, (clips_per_corpus or len(dataset)) / len(dataset))
+        corpora[name] = {split: check_audio(_part(part, share), skip_bad_audio) for split, part in splits.items()}
+        for split, part in corpora[name].items():
+            if not len(part):
+                raise ValueError(f"corpus {name!r}: no clips with good audio in its {split} split")
     return corpora, class_names
+
+
+def _part(dataset: Dataset, share: float) -> Dataset:
+    """A random part of a split, the same whatever the order of its rows."""
+    if share == 1.0:
+        return dataset
+    names = dataset["file_name"]
+    by_name = sorted(range(len(names)), key=lambda index: names[index])
+    chosen = np.random.RandomState(0).permutation(len(names))[: max(1, round(share * len(names)))]
+    return dataset.select(sorted(by_name[index] for index in chosen))

@@ -9,8 +9,9 @@ from pathlib import Path, PurePosixPath
 
 import pandas
 from datasets import Audio, Dataset
-from exhubert.audio_exhubert import audio_seconds, read_audio
 from tqdm.auto import tqdm
+
+from exhubert.audio_exhubert import audio_seconds, read_audio
 
 METADATA_READERS: dict[str, Callable[[Path], pandas.DataFrame]] = {
     "metadata.csv": lambda path: pandas.read_csv(path, dtype=str, keep_default_na=False),

@@ -30,6 +30,12 @@ def split_corpus(dataset: Dataset, corpus: str, seed: int = 0) -> dict[str, Data
         for split in assigned:
             if split not in SPLITS:
                 raise ValueError(f"corpus {corpus!r}: split {split!r} in the metadata; it must be {', '.join(SPLITS)}")
+        parts = Counter(speaker for speaker, _ in set(zip(dataset["speaker"], assigned, strict=True)) if speaker)
+        shared = [speaker for speaker, count in parts.items() if count > 1]
+        if shared:
+            print(
+                f"corpus {corpus!r}: in its own split {len(shared)} of {len(parts)} speakers are in more than one part"
+            )
     elif any(dataset["speaker"]):
         of_speaker = split_speakers(dataset["speaker"], dataset["label"], corpus, seed)
         assigned = [of_speaker[speaker] for speaker in dataset["speaker"]]

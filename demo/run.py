@@ -14,13 +14,14 @@ import sys
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
+from transformers import HubertConfig, HubertModel
+
 from exhubert.cli import quiet_transformers, run_with_one_line_errors
 from exhubert.convert.hubert import convert_hubert
 from exhubert.corpora.readers import METADATA_READERS
 from exhubert.reports.tables import uar_table
-from safetensors.torch import load_file
 from synthetic_speech import make_corpora
-from transformers import HubertConfig, HubertModel
 
 ROOT = Path(__file__).resolve().parent.parent
 SYNTHETIC_CLIPS = 480  # per corpus
@@ -65,9 +66,7 @@ def main() -> int:
         corpora = make_corpora(run.parent / "synthetic_corpora", SYNTHETIC_CLIPS)
         print("The speech is synthetic: what follows shows that the software works, not how well it hears people.")
     *known, unseen = corpora
-    quiet_transformers()
-    for name in ("hubert", "stage1", "expanded", "stage2", "model", "evaluation"):
-        shutil.rmtree(run / name, ignore_errors=True)
+    clear(run)
     small_hubert().save_pretrained(run / "hubert")
 
     say("2/7", f"stage 1: HuBERT on {', '.join(path.name for path in known)}")
@@ -89,17 +88,20 @@ def main() -> int:
         "before stage 2": run / "expanded",
         "after stage 2": run / "model",
     }
-    uars: dict[str, dict[str, float]] = {}
-    for number, (name, model) in enumerate(models.items()):
-        output = run / "evaluation" / f"{number}_{name.replace(' ', '_')}"
-        limit = ["--clips-per-corpus", str(options.limit)] if options.limit else []
-        call("evaluate_hf.py", "--model", model, "--output", output, "--corpora", *corpora, *limit)
-        scores = json.loads((output / "results.json").read_text(encoding="utf-8"))["corpora"]
-        rows = {corpus: f"{corpus} ({'stage 2' if corpus == unseen.name else 'stage 1'})" for corpus in scores}
-        uars["chance"] = {rows[corpus]: 1 / len(score["recall"]) for corpus, score in scores.items()}
-        uars[name] = {rows[corpus]: score["uar"] for corpus, score in scores.items()}
+    limit = ["--clips_per_corpus", str(options.limit)] if options.limit else []
+    evaluation = run / "evaluation"
+    call("evaluate_hf.py", "--model", *models.values(), "--output", evaluation, "--corpora", *corpora, *limit)
+    uars: dict[str, dict[str, float]] = {"chance": {}}
+    for path in evaluation.glob("*/results.json"):
+        results = json.loads(path.read_text(encoding="utf-8"))
+        name = next(name for name, model in models.items() if str(model) == results["model"])
+        for corpus, scores in results["corpora"].items():
+            row = f"{corpus} ({'stage 2' if corpus == unseen.name else 'stage 1'})"
+            uars["chance"][row] = 1 / len(scores["recall"])
+            uars.setdefault(name, {})[row] = scores["uar"]
+    uars = {name: uars[name] for name in ("chance", *models)}
 
-    say("6/7", "UAR on the test splits (speakers that no training saw)")
+    say("6/7", "UAR on the test splits")
     own = {row: uars["after stage 2" if "stage 2" in row else "stage 1"][row] for row in uars["chance"]}
     table = uar_table({**uars, "after its own stage": own})
     (run / "uar.md").write_text(table + "\n", encoding="utf-8")
@@ -114,11 +116,21 @@ def main() -> int:
     return 0
 
 
+def clear(run: Path) -> None:
+    """Makes room for this run: removes an earlier demo, and nothing else."""
+    mark = run / ".made_by_the_demo"
+    if run.exists() and any(run.iterdir()) and not mark.exists():
+        raise ValueError(f"{run} holds something else than a demo; give another --run (make demo RUN=...)")
+    shutil.rmtree(run, ignore_errors=True)
+    run.mkdir(parents=True)
+    mark.touch()
+
+
 def corpus_folders(directory: Path) -> list[Path]:
     """The corpus folders in `directory`, by name; ValueError for fewer than two."""
     if not directory.is_dir():
         raise ValueError(f"{directory}: no such folder of corpora")
-    found = sorted(path.parent for name in METADATA_READERS for path in directory.glob(f"*/{name}"))
+    found = sorted({path.parent for name in METADATA_READERS for path in directory.glob(f"*/{name}")})
     if len(found) < 2:
         raise ValueError(f"{directory}: {len(found)} corpus folder(s) there; two are needed, one of them for stage 2")
     return found
@@ -166,4 +178,5 @@ def say(number: str, what: str) -> None:
 
 
 if __name__ == "__main__":
+    quiet_transformers()
     sys.exit(run_with_one_line_errors(main))

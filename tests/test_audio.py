@@ -8,9 +8,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import soundfile
+from transformers import Wav2Vec2FeatureExtractor
+
 from exhubert import ExHuBERTFeatureExtractor
 from exhubert.audio_exhubert import audio_seconds, prepare_input, read_audio, resample
-from transformers import Wav2Vec2FeatureExtractor
 
 
 def tone(seconds: float, rate: int = 16_000, hertz: float = 440.0) -> np.ndarray:

@@ -10,12 +10,13 @@ import sys
 
 import pytest
 import torch
+from transformers import HubertForSequenceClassification
+
 from conftest import HEADS, HUBERT_KINDS
 from exhubert import ExHuBERTForSequenceClassification
 from exhubert.cli import main, run_with_one_line_errors
 from exhubert.convert import hubert
 from exhubert.model_folder import check_model_folder
-from transformers import HubertForSequenceClassification
 
 
 @pytest.mark.parametrize("kind", HUBERT_KINDS)
@@ -65,6 +66,19 @@ def test_a_folder_that_is_there_is_not_overwritten(tmp_path, make_hubert, capsys
         f"error: {tmp_path / 'taken'} exists already; give a folder that does not, or delete it"
     )
     assert (tmp_path / "taken" / "thesis.txt").read_text() == "precious"
+
+
+def test_a_folder_that_is_not_there_and_weights_that_are_cut_are_named(tmp_path, make_hubert, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run_with_one_line_errors(lambda: main(["convert", "hubert", "nowhere", "expanded"])) == 1
+    assert capsys.readouterr().err.startswith("error: nowhere: no such folder, and no such model on the Hub")
+    weights = make_hubert() / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert run_with_one_line_errors(lambda: main(["convert", "hubert", "hubert", "expanded"])) == 1
+    assert "error: hubert: the weights cannot be read" in capsys.readouterr().err
+    assert run_with_one_line_errors(lambda: main(["convert", "hubert", "hubert", "."])) == 1
+    assert "exists already" in capsys.readouterr().err
+    assert run_with_one_line_errors(lambda: main(["convert", "hubert"])) == 1  # 2 would mean that some files were bad
 
 
 @pytest.mark.parametrize("content", [None, '{"model_type": "wav2vec2"}', '{"model_type": "exhubert"}'])

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import pandas
 import pytest
+
 from exhubert.configuration_exhubert import SIX_CLASSES
 from exhubert.corpora.labels import load_label_map, map_labels
 from exhubert.corpora.load import load_corpora
@@ -110,8 +112,26 @@ def test_own_label_file_adds_and_overrides(tmp_path):
     words = load_label_map(own)
     assert SIX_CLASSES[words["smug"]] == "low/positive"
     assert SIX_CLASSES[words["disgust"]] == "high/negative"
+    assert SIX_CLASSES[words["disgusted"]] == "high/negative"  # an alias goes with its word
+    own.write_text("joy: {arousal: low, valence: positive}\n")  # an alias of happiness, placed elsewhere
+    assert [SIX_CLASSES[load_label_map(own)[word]] for word in ("joy", "happy")] == ["low/positive", "high/positive"]
     own.write_text("smug: {arousal: middling, valence: positive}\n")
     with pytest.raises(ValueError, match="'smug' is middling/positive; arousal must be low or high"):
+        load_label_map(own)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("smug: low/negative", "a table `word:"),
+        ("smug: {arousal: low", "is not YAML"),
+        ("smug: {arousal: low, valence: positive, aliases: proud}", "aliases of 'smug' are 'proud'; a list"),
+    ],
+)
+def test_bad_label_files_are_explained(tmp_path, text, message):
+    own = tmp_path / "own.yaml"
+    own.write_text(text)
+    with pytest.raises(ValueError, match=message):
         load_label_map(own)
 
 
@@ -121,19 +141,23 @@ def test_an_unknown_label_is_named_with_the_nearest_and_the_remedy():
 
 
 def test_native_labels_are_the_corpora_own(make_corpus):
-    folders = [make_corpus("a", labels=("anger", "zest")), make_corpus("b", labels=("awe", "anger"))]
+    folders = [make_corpus("a", labels=("anger", "zest")), make_corpus("b", labels=("awe", "Anger"))]
     corpora, names = load_corpora([str(folder) for folder in folders], labels="native")
     assert names == ["anger", "awe", "zest"]
     for splits in corpora.values():
         for row in splits["train"]:
-            assert names[row["labels"]] == row["label"]
+            assert names[row["labels"]] == row["label"].lower()
 
 
 def test_a_part_of_a_corpus_is_always_the_same_part(make_corpus):
     folder = str(make_corpus(takes=6))
-    parts = [load_corpora([folder], clips_per_corpus=40)[0]["corpus"] for _ in range(2)]
-    assert sum(len(part) for part in parts[0].values()) == 40
-    assert parts[0]["test"]["file_name"] == parts[1]["test"]["file_name"]
+    whole, part = (load_corpora([folder], clips_per_corpus=clips)[0]["corpus"] for clips in (None, 36))
+    assert {split: len(rows) for split, rows in part.items()} == {"train": 18, "validation": 9, "test": 9}
+    for split, rows in part.items():  # nobody moves from one split to another
+        assert set(rows["file_name"]) < set(whole[split]["file_name"])
+    edit(Path(folder), lambda table: table.sample(frac=1, random_state=1))
+    again = load_corpora([folder], clips_per_corpus=36)[0]["corpus"]
+    assert sorted(again["test"]["file_name"]) == sorted(part["test"]["file_name"])
 
 
 def drop(column):
@@ -169,6 +193,19 @@ def test_bad_metadata_is_explained(make_corpus, change, message):
     edit(folder, change)
     with pytest.raises(ValueError, match=message):
         read_corpus(folder)
+
+
+def test_names_of_corpora_must_differ(make_corpus):
+    with pytest.raises(ValueError, match="the name 'same' is taken"):
+        load_corpora([str(make_corpus("one/same")), str(make_corpus("two/same"))])
+    with pytest.raises(ValueError, match="the name 'average' is taken"):
+        load_corpora([str(make_corpus("average"))])
+
+
+def test_a_corpus_own_split_that_shares_speakers_is_said(make_corpus, capsys):
+    order = ("train", "validation", "test")
+    split_corpus(read_corpus(make_corpus(split=lambda row: order[row % 3])), "corpus")
+    assert "4 of 4 speakers are in more than one part" in capsys.readouterr().out
 
 
 def test_missing_folders_are_named(tmp_path):

@@ -13,8 +13,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from PIL import Image
+
+from conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 pytestmark = pytest.mark.slow
@@ -27,7 +28,7 @@ def demo(tmp_path_factory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("fresh")
     for name in ("train_hf.py", "evaluate_hf.py", "recipes", "demo"):
         (folder / name).symlink_to(ROOT / name)
-    done = run([sys.executable, "demo/run.py", "--rounds", "3", "--limit", "64"], folder)
+    done = run([sys.executable, "demo/run.py", "--rounds", "3", "--limit", "100"], folder)
     return folder, done.stdout
 
 
@@ -116,6 +117,24 @@ def test_the_readmes_map_names_every_file():
         (["--corpora", "recipes"], "error: recipes: 0 corpus folder(s) there; two are needed, one of them for stage 2"),
     ],
 )
+def test_a_folder_of_something_else_is_not_cleared(tmp_path):
+    (tmp_path / "thesis.txt").write_text("precious")
+    command = [sys.executable, "demo/run.py", "--run", str(tmp_path), "--corpora", str(tmp_path / "corpora")]
+    for name in ("a", "b"):
+        (tmp_path / "corpora" / name).mkdir(parents=True)
+        (tmp_path / "corpora" / name / "metadata.csv").write_text("file_name,label,speaker\n")
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "holds something else than a demo" in done.stderr
+    assert (tmp_path / "thesis.txt").read_text() == "precious"
+
+
+def test_the_readmes_links_lead_somewhere():
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+            assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
 def test_wrong_corpora_end_the_demo_in_one_line(options, message):
     done = subprocess.run([sys.executable, "demo/run.py", *options], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1

@@ -9,11 +9,12 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import HubertConfig, HubertForSequenceClassification, HubertModel
+
 from conftest import HUBERT_KINDS
 from exhubert import SIX_CLASSES, ExHuBERTConfig, ExHuBERTForSequenceClassification, ExHuBERTModel
 from exhubert.modeling_exhubert import expanded_names
-from safetensors.torch import load_file, save_file
-from transformers import HubertConfig, HubertForSequenceClassification, HubertModel
 
 
 @pytest.mark.parametrize("num_copies", [0, 1, 2])

@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from transformers import HubertForSequenceClassification
+
 from conftest import ROOT
-from exhubert import ExHuBERTForSequenceClassification, model_folder
+from exhubert import ExHuBERTFeatureExtractor, ExHuBERTForSequenceClassification, model_folder
 from exhubert.model_folder import CODE_FILES, check_model_folder, save_model_folder
 from exhubert.pipeline_exhubert import ExHuBERTPipeline
-from transformers import HubertForSequenceClassification
 
 # Run first in the other process: the package cannot be imported there, nor anything be asked of the Hub.
 WITHOUT_PACKAGE = """
@@ -68,10 +69,12 @@ def test_it_loads_in_a_process_without_the_package(tmp_path, folder, samples):
         extractor = AutoFeatureExtractor.from_pretrained("ex", trust_remote_code=True)
         samples = torch.randn(2, 8000, generator=torch.Generator().manual_seed(1))
         model.freeze_og_encoder()
+        base = AutoModel.from_pretrained("ex", trust_remote_code=True).eval()
         print(json.dumps({
             "module": type(model).__module__.split(".")[0],
             "logits": model(samples).logits.tolist(),
             "labels": model.config.id2label,
+            "states": list(base(samples).last_hidden_state.shape),
             "input": list(extractor(samples[0].numpy(), return_tensors="pt")["input_values"].shape),
         }))
         """,
@@ -79,6 +82,7 @@ def test_it_loads_in_a_process_without_the_package(tmp_path, folder, samples):
     assert got["module"] == "transformers_modules"
     assert got["labels"]["3"] == "high/negative"
     assert got["input"] == [1, 48_000]
+    assert got["states"] == [2, 24, 32]
     model = ExHuBERTForSequenceClassification.from_pretrained(folder).eval()
     with torch.inference_mode():
         assert torch.equal(torch.tensor(got["logits"]), model(samples).logits)
@@ -112,11 +116,21 @@ def test_both_pipelines_work_without_the_package(tmp_path, folder, recording):
     assert got["stock"] == pytest.approx(windows[0]["probabilities"], abs=1e-5)  # it hears the first window
 
 
+def test_a_hop_beyond_the_end_and_a_batch_size_do_no_harm(folder, recording):
+    model = ExHuBERTForSequenceClassification.from_pretrained(folder)
+    classify = ExHuBERTPipeline(model=model, feature_extractor=ExHuBERTFeatureExtractor())
+    one = classify(str(recording), hop_seconds=10.0)
+    assert [window["start"] for window in one["windows"]] == [0.0]
+    two = classify([str(recording)] * 2, hop_seconds=2.0, batch_size=2)
+    assert [len(result["windows"]) for result in two] == [2, 2]
+
+
 def test_the_code_in_the_folder_is_the_code_of_the_repo(folder):
     for name in CODE_FILES:
         assert (folder / name).read_bytes() == (ROOT / name).read_bytes()
     assert json.loads((folder / "config.json").read_text())["auto_map"] == {
         "AutoConfig": "configuration_exhubert.ExHuBERTConfig",
+        "AutoModel": "modeling_exhubert.ExHuBERTModel",
         "AutoModelForAudioClassification": "modeling_exhubert.ExHuBERTForSequenceClassification",
     }
 
@@ -214,8 +228,6 @@ def test_what_a_folder_lacks_is_named(tmp_path, folder):
     ],
 )
 def test_bad_pipeline_input_is_explained(folder, inputs, options, message):
-    from exhubert import ExHuBERTFeatureExtractor
-
     model = ExHuBERTForSequenceClassification.from_pretrained(folder)
     classify = ExHuBERTPipeline(model=model, feature_extractor=ExHuBERTFeatureExtractor())
     with pytest.raises(ValueError, match=message):

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from exhubert.reports.bootstrap import uar_interval
 from exhubert.reports.plots import plot_confusion, plot_curves
 from exhubert.reports.tables import uar_table
-from PIL import Image
 
 
 def test_interval_holds_the_uar_and_shrinks_with_more_clips():

@@ -9,8 +9,9 @@ from collections import Counter
 
 import pytest
 from accelerate.data_loader import BatchSamplerShard
-from exhubert.training.round_robin import Draw, MultiCorpus, RoundRobinSampler
 from torch.utils.data import BatchSampler
+
+from exhubert.training.round_robin import Draw, MultiCorpus, RoundRobinSampler
 
 SIZES = (3, 10, 100)
 

@@ -17,6 +17,11 @@ import pytest
 import soundfile
 import torch
 import yaml
+from safetensors.torch import load_file
+from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, HubertForSequenceClassification
+
+import evaluate_hf
+import train_hf
 from conftest import ROOT
 from exhubert.audio_exhubert import prepare_input
 from exhubert.cli import run_with_one_line_errors
@@ -24,11 +29,6 @@ from exhubert.convert.hubert import convert_hubert
 from exhubert.training.arguments import parse, read_recipe
 from exhubert.training.collator import AudioCollator
 from exhubert.training.metrics import classification_scores
-from safetensors.torch import load_file
-from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, HubertForSequenceClassification
-
-import evaluate_hf
-import train_hf
 
 FAST = {"rounds": 4, "batch_size": 4, "training": {"learning_rate": 1.0e-3, "eval_steps": 4, "report_to": "none"}}
 
@@ -178,7 +178,7 @@ def test_a_resumed_run_ends_where_the_undisturbed_one_does(tmp_path, write_recip
 
 def test_a_run_is_not_overwritten(tmp_path, write_recipe):
     train_hf.main([write_recipe(rounds=1)])
-    with pytest.raises(ValueError, match=r"run already holds a run; give another `output`.*--resume"):
+    with pytest.raises(ValueError, match=r"run is in use already; give another `output`, delete it, or add --resume"):
         train_hf.main([write_recipe(rounds=1)])
     with pytest.raises(ValueError, match="no checkpoint to resume from"):
         train_hf.main([write_recipe(output=str(tmp_path / "other")), "--resume"])
@@ -239,6 +239,30 @@ def test_evaluation_alone_gives_the_runs_own_results(tmp_path, write_recipe):
     assert json.loads((output / "results.json").read_text())["corpora"] == trained["corpora"]
 
 
+def test_evaluation_uses_the_window_that_the_model_folder_names(tmp_path, write_recipe):
+    train_hf.main([write_recipe(window_seconds=0.6)])
+    model, corpora = str(tmp_path / "run" / "model"), [str(tmp_path / "first")]
+    evaluate_hf.main(["--model", model, "--corpora", *corpora, "--output", str(tmp_path / "evaluation")])
+    trained = pandas.read_parquet(tmp_path / "run" / "predictions.parquet")
+    evaluated = pandas.read_parquet(tmp_path / "evaluation" / "predictions.parquet")
+    columns = [name for name in trained if name.startswith("probability_")]
+    assert np.allclose(trained[columns][: len(evaluated)], evaluated[columns], atol=1e-6)
+
+
+def test_evaluation_of_several_models_and_its_refusals(tmp_path, capsys, write_recipe, make_hubert):
+    train_hf.main([write_recipe(rounds=1)])
+    capsys.readouterr()
+    given = ["--corpora", str(tmp_path / "first"), "--output"]
+    models = [str(tmp_path / "run" / "model"), str(next((tmp_path / "run" / "checkpoints").iterdir()))]
+    assert evaluate_hf.main(["--model", *models, *given, str(tmp_path / "both")]) == 0
+    assert len(list((tmp_path / "both").glob("*/results.json"))) == 2
+    assert all(model in capsys.readouterr().out for model in models[:1])
+    with pytest.raises(ValueError, match="is a training's run folder"):
+        evaluate_hf.main(["--model", models[0], *given, str(tmp_path / "run")])
+    with pytest.raises(ValueError, match=r"has no trained classifier: it lacks classifier\.bias \(4 such weights\)"):
+        evaluate_hf.main(["--model", str(make_hubert(head="none")), *given, str(tmp_path / "none")])
+
+
 def test_uar_is_over_the_classes_that_occur():
     scores = classification_scores([0, 0, 0, 3], [0, 0, 3, 5], [str(index) for index in range(6)])
     assert scores["uar"] == pytest.approx((2 / 3 + 0) / 2)
@@ -278,8 +302,17 @@ def test_every_recipe_parses(tmp_path, recipe):
         ),
         ({}, ["--round", "3"], "unknown option 'round'; the nearest is 'rounds'"),
         ({}, ["--rounds", "many"], "argument --rounds: invalid int value: 'many'"),
-        ({"rounds": "many"}, [], "rounds is 'many'; a value like 3000 is needed"),
+        ({"rounds": "many"}, [], "rounds is 'many'; a whole number is needed"),
         ({"rounds": 0}, [], "rounds is 0; it must be above 0"),
+        ({"rounds": None}, [], "rounds is None; a whole number is needed"),
+        ({"freeze": None}, [], "freeze is None; a list of words is needed"),
+        ({"clips_per_corpus": 5.5}, [], "clips_per_corpus is 5.5; a whole number is needed"),
+        ({"corpora": [1, 2]}, [], r"corpora is \[1, 2\]; a list of words is needed"),
+        ({"window_seconds": 0.01}, [], "window_seconds is 0.01; at least 0.1 are needed"),
+        ({"training": ["learning_rate"]}, [], r"`training` is \['learning_rate'\]; a table"),
+        ({"training": {"learning_rate": None}}, [], "learning_rate is None; a number is needed"),
+        ({"training": {"seed": "abc"}}, [], "seed is 'abc'; a whole number is needed"),
+        ({"training": {"eval_steps": "ten"}}, [], "eval_steps"),
         ({"crop": "middle"}, [], "crop is 'middle'; it must be random or start or center"),
         ({"freeze": ["cnn"]}, [], "freeze names 'cnn'; the parts are feature_encoder, originals, base"),
         ({"corpora": []}, [], "the recipe needs `corpora`"),

@@ -16,6 +16,8 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 FREEZABLE = ("feature_encoder", "originals", "base")
+OPTIONAL = {"label_file": str, "clips_per_corpus": int}  # keys that may be empty
+SHORTEST_WINDOW_SECONDS = 0.1  # below it a HuBERT has no frames to mask in training
 
 
 @dataclass
@@ -55,6 +57,8 @@ class Recipe:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name} is {value}; it must be above 0")
+        if self.window_seconds < SHORTEST_WINDOW_SECONDS:
+            raise ValueError(f"window_seconds is {self.window_seconds}; at least {SHORTEST_WINDOW_SECONDS} are needed")
         if self.expand_copies < 0:
             raise ValueError(f"expand_copies is {self.expand_copies}; it must be 0 or more")
 
@@ -77,6 +81,7 @@ TRAINING_DEFAULTS: dict[str, Any] = {
     "metric_for_best_model": "average_uar",
     "greater_is_better": True,
     "logging_steps": 10,
+    "disable_tqdm": False,
     "dataloader_pin_memory": torch.cuda.is_available(),
     "report_to": "tensorboard",
     "seed": 0,
@@ -122,12 +127,13 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Recipe, TrainingArgum
         **{name: _typed(name, settings[name], default) for name, default in defaults.items() if name in settings}
     )
     recipe.check()
-    numbers = {spec.name for spec in fields(TrainingArguments) if isinstance(spec.default, float)}
-    training = {
-        name: _typed(name, value, 0.0) if name in numbers else value
-        for name, value in settings.items()
-        if name not in defaults
-    }
+    training = {name: value for name, value in settings.items() if name not in defaults}
+    for spec in fields(TrainingArguments):
+        if spec.name in training and isinstance(spec.default, (int, float)) and not isinstance(spec.default, bool):
+            value = training[spec.name]
+            # Some whole-number fields also take a share of the run, 0.1.
+            whole = isinstance(spec.default, int) and isinstance(value, (int, float)) and not isinstance(value, bool)
+            training[spec.name] = value if whole else _typed(spec.name, value, spec.default)
     return recipe, training_arguments(recipe, training), known.resume
 
 
@@ -147,6 +153,8 @@ def read_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{path}: a recipe is a table `key: value`")
     training = values.pop("training", None) or {}
+    if not isinstance(training, dict):
+        raise ValueError(f"{path}: `training` is {training!r}; a table `field: value` is needed")
     recipe_names = [spec.name for spec in fields(Recipe)]
     training_names = [spec.name for spec in fields(TrainingArguments)]
     for name in values:
@@ -165,7 +173,7 @@ def training_arguments(recipe: Recipe, training: dict[str, Any]) -> TrainingArgu
     if recipe.batch_size % processes:
         raise ValueError(f"batch_size is {recipe.batch_size}; it must be a multiple of the {processes} processes")
     batches = recipe.rounds * len(recipe.corpora)
-    accumulation = int(training.get("gradient_accumulation_steps", 1))
+    accumulation = training.get("gradient_accumulation_steps", 1)
     if accumulation not in (1, len(recipe.corpora)):
         raise ValueError(
             f"gradient_accumulation_steps is {accumulation}; it must be 1 (an update after every batch) or "
@@ -176,14 +184,17 @@ def training_arguments(recipe: Recipe, training: dict[str, Any]) -> TrainingArgu
     every = values.get("eval_steps") or max(1, steps // EVALUATIONS)
     values["eval_steps"] = every
     values["save_steps"] = values.get("save_steps") or every
-    return TrainingArguments(
-        output_dir=str(Path(recipe.output) / "checkpoints"),
-        max_steps=steps,
-        per_device_train_batch_size=recipe.batch_size // processes,
-        remove_unused_columns=False,
-        label_names=["labels"],
-        **values,
-    )
+    try:
+        return TrainingArguments(
+            output_dir=str(Path(recipe.output) / "checkpoints"),
+            max_steps=steps,
+            per_device_train_batch_size=recipe.batch_size // processes,
+            remove_unused_columns=False,
+            label_names=["labels"],
+            **values,
+        )
+    except TypeError as error:
+        raise ValueError(f"transformers refuses the training arguments {training}: {error}") from error
 
 
 def resolved(recipe: Recipe, training: TrainingArguments) -> dict[str, Any]:
@@ -222,16 +233,22 @@ def _read_options(options: Sequence[str]) -> dict[str, Any]:
 
 def _typed(name: str, value: Any, default: Any) -> Any:
     """`value` as the type of the key's default; YAML reads 1e-5, without a point, as text."""
-    if value is None or default is None or isinstance(value, type(default)):
+    if default is None and (value is None or type(value) is OPTIONAL[name]):
         return value
-    if isinstance(default, list) and isinstance(value, str):
-        return [value]
-    if isinstance(default, float) and isinstance(value, (int, str)) and not isinstance(value, bool):
+    if isinstance(default, list):
+        values = value if isinstance(value, list) else [value]
+        if value is not None and all(isinstance(item, str) for item in values):
+            return values
+    elif type(value) is type(default):
+        return value
+    elif isinstance(default, float) and isinstance(value, (int, str)) and not isinstance(value, bool):
         try:
             return float(value)
         except ValueError:
             pass
-    raise ValueError(f"{name} is {value!r}; a value like {default!r} is needed")
+    needed = {list: "a list of words", str: "a word", bool: "true or false", int: "a whole number", float: "a number"}
+    what = needed[OPTIONAL[name] if default is None else type(default)]
+    raise ValueError(f"{name} is {value!r}; {what} is needed")
 
 
 def _check_name(name: str, known: Sequence[str], message: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from exhubert.audio_exhubert import WINDOW_SECONDS, audio_seconds, prepare_input, read_audio
 
 

@@ -9,9 +9,10 @@ import numpy as np
 import pandas
 import torch
 from datasets import Dataset
+from transformers import Trainer
+
 from exhubert.reports.bootstrap import uar_interval
 from exhubert.training.metrics import classification_scores
-from transformers import Trainer
 
 
 def predict(trainer: Trainer, corpora: Mapping[str, Dataset], class_names: Sequence[str]) -> pandas.DataFrame:

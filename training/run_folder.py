@@ -11,32 +11,33 @@ from typing import Any
 
 import pandas
 import yaml
+
 from exhubert.reports.plots import plot_confusion, plot_curves
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "numpy", "soundfile", "soxr")
 
 
-def claim_run_folder(output: str, resume: bool) -> str | None:
-    """Makes the run folder ready; returns the checkpoint to go on from, or None.
+def find_checkpoint(output: str, resume: bool) -> str | None:
+    """Returns the checkpoint to go on from, or None for a new run; changes nothing.
 
     Raises:
-        ValueError: if a finished or interrupted run is there and `resume` was not asked for, or the other way round.
+        ValueError: if there is no checkpoint to resume from, or a new run would write into a folder that is in use.
     """
     directory = Path(output)
-    checkpoints = directory / "checkpoints"
     # The trainer's state is written last, so a checkpoint that has it is whole.
-    whole = [path.parent for path in checkpoints.glob("checkpoint-*/trainer_state.json")]
+    whole = [path.parent for path in directory.glob("checkpoints/checkpoint-*/trainer_state.json")]
     if resume and not whole:
         raise ValueError(f"{directory}: no checkpoint to resume from; start without --resume")
-    if not resume and (whole or (directory / "results.json").exists()):
-        raise ValueError(f"{directory} already holds a run; give another `output`, delete it, or add --resume")
-    checkpoints.mkdir(parents=True, exist_ok=True)
+    if not resume and directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        remedy = "give another `output`, delete it" + (", or add --resume" if whole else "")
+        raise ValueError(f"{directory} is in use already; {remedy}")
     return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if resume else None
 
 
 def write_settings(output: str, recipe: dict[str, Any], seed: int) -> None:
     """Writes `recipe.yaml` and `environment.json`."""
     directory = Path(output)
+    directory.mkdir(parents=True, exist_ok=True)
     _write(directory / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
     environment = {"versions": versions(), "seed": seed, "commit": _commit(), "platform": platform.platform()}
     _write(directory / "environment.json", json.dumps(environment, indent=2) + "\n")

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import Dataset as TorchDataset
+from transformers import ProgressCallback, Trainer
+from transformers.integrations import TensorBoardCallback
+
 from exhubert.model_folder import save_model_folder
 from exhubert.training.collator import AudioCollator
 from exhubert.training.metrics import compute_metrics
 from exhubert.training.round_robin import RoundRobinSampler
-from torch.utils.data import Dataset as TorchDataset
-from transformers import ProgressCallback, Trainer
-from transformers.integrations import TensorBoardCallback
 
 
 class RoundRobinTrainer(Trainer):
@@ -30,12 +31,22 @@ class RoundRobinTrainer(Trainer):
         self.sampler = sampler
         # A HuBERT's forward takes **kwargs, which `Trainer` reads as "divides its own loss"; no model here does.
         self.model_accepts_loss_kwargs = False
+        self.progress: RoundProgress | None = None
         if self.pop_callback(ProgressCallback):
-            self.add_callback(RoundProgress(list(kwargs["eval_dataset"]), self.args.gradient_accumulation_steps))
+            self.progress = RoundProgress(list(kwargs["eval_dataset"]), sampler)
+            self.add_callback(self.progress)
         if self.pop_callback(TensorBoardCallback) and self.is_world_process_zero():
             from torch.utils.tensorboard import SummaryWriter
 
             self.add_callback(TensorBoardCallback(SummaryWriter(log_dir=str(log_directory))))
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As `Trainer.train`; leaves no progress bar behind when it fails."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            if self.progress is not None:
+                self.progress.close()
 
     def _get_train_sampler(self, train_dataset: TorchDataset | None = None) -> RoundRobinSampler:
         return self.sampler
@@ -67,16 +78,26 @@ class RoundRobinTrainer(Trainer):
 class RoundProgress(ProgressCallback):
     """The progress bar names round, corpus, loss and UAR; each evaluation leaves one line."""
 
-    def __init__(self, corpora: list[str], batches_per_update: int) -> None:
+    def __init__(self, corpora: list[str], sampler: RoundRobinSampler) -> None:
         super().__init__()
         self.corpora = corpora
-        self.batches_per_update = batches_per_update
+        self.sampler = sampler
         self.last: dict[str, float] = {}
+
+    def close(self) -> None:
+        """Ends the bars' lines, so that what is said next has one of its own."""
+        for bar in (self.prediction_bar, self.training_bar):
+            if bar is not None:
+                bar.close()
+        self.prediction_bar = self.training_bar = None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.training_bar is not None:
-            round_, position = divmod(state.global_step * self.batches_per_update - 1, len(self.corpora))
-            self.training_bar.set_description(f"round {round_ + 1}, {self.corpora[position]}", refresh=False)
+            batches = state.global_step * args.gradient_accumulation_steps
+            round_, position = divmod(batches - 1, len(self.corpora))
+            one_corpus = args.gradient_accumulation_steps == 1 and not self.sampler.proportional
+            where = f", {self.corpora[position]}" if one_corpus else ""
+            self.training_bar.set_description(f"round {round_ + 1}{where}", refresh=False)
         super().on_step_end(args, state, control, **kwargs)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
