@@ -83,6 +83,8 @@ class RoundProgress(ProgressCallback):
         self.corpora = corpora
         self.sampler = sampler
         self.last: dict[str, float] = {}
+        self.training_bar: Any
+        self.prediction_bar: Any
 
     def close(self) -> None:
         """Ends the bars' lines, so that what is said next has one of its own."""
