@@ -70,7 +70,10 @@ def check_audio(dataset: Dataset, skip_bad: bool = False) -> Dataset:
     paths = [audio["path"] for audio in dataset["audio"]]
     if not skip_bad:
         with ThreadPoolExecutor() as pool:
-            list(pool.map(audio_seconds, paths))
+            try:
+                list(pool.map(audio_seconds, paths))
+            except ValueError as error:
+                raise ValueError(f"{error}; repair it, or set skip_bad_audio to leave such clips out") from error
         return dataset
     with ThreadPoolExecutor() as pool:
         problems = list(tqdm(pool.map(_problem, paths), total=len(paths), desc="decoding", unit="clip"))
