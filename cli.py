@@ -20,10 +20,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="expand a HuBERT",
         description="Expands a HuBERT checkpoint and checks that the result computes the same, bit for bit.",
     )
-    hubert.add_argument("source", metavar="SRC", help="Hub id or folder of a HuBERT checkpoint")
-    hubert.add_argument("destination", metavar="DST", help="model folder to write; must not exist")
     hubert.add_argument("--num-copies", type=int, default=1, help="copies of each encoder layer (default: 1)")
-    hubert.set_defaults(run=_convert_hubert)
+    published = kinds.add_parser(
+        "published",
+        help="take over the published ExHuBERT",
+        description="Converts a checkpoint of the published ExHuBERT code, or one fine-tuned with it.",
+    )
+    contract = kinds.add_parser(
+        "contract",
+        help="get the plain HuBERT back",
+        description="Drops the copies of an expanded model; of a trained one the head as well.",
+    )
+    for kind, run in ((hubert, _convert_hubert), (published, _convert_published), (contract, _convert_contract)):
+        kind.add_argument("source", metavar="SRC", help="Hub id or folder of the checkpoint")
+        kind.add_argument("destination", metavar="DST", help="folder to write; must not exist")
+        kind.add_argument("--revision", help="commit, branch or tag of the Hub repo")
+        kind.set_defaults(run=run)
 
     options = parser.parse_args(arguments)
     return options.run(options)
@@ -68,5 +80,21 @@ def _convert_hubert(options: argparse.Namespace) -> int:
     from exhubert.convert.hubert import convert_hubert
 
     quiet_transformers()
-    convert_hubert(options.source, options.destination, options.num_copies)
+    convert_hubert(options.source, options.destination, options.num_copies, options.revision)
+    return 0
+
+
+def _convert_published(options: argparse.Namespace) -> int:
+    from exhubert.convert.published import convert_published
+
+    quiet_transformers()
+    convert_published(options.source, options.destination, options.revision)
+    return 0
+
+
+def _convert_contract(options: argparse.Namespace) -> int:
+    from exhubert.convert.contract import convert_contract
+
+    quiet_transformers()
+    convert_contract(options.source, options.destination, options.revision)
     return 0

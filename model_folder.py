@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import json
 import os
 import re
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +16,16 @@ from safetensors import SafetensorError
 from transformers import AutoModelForAudioClassification, PreTrainedModel
 
 from exhubert.audio_exhubert import WINDOW_SECONDS, ExHuBERTFeatureExtractor
+from exhubert.configuration_exhubert import ExHuBERTConfig
 from exhubert.pipeline_exhubert import CUSTOM_PIPELINES, PIPELINE_TASK
 
 CODE_FILES = ("configuration_exhubert.py", "modeling_exhubert.py", "audio_exhubert.py", "pipeline_exhubert.py")
+
+AUTO_MAP = {
+    "AutoConfig": "configuration_exhubert.ExHuBERTConfig",
+    "AutoModel": "modeling_exhubert.ExHuBERTModel",
+    "AutoModelForAudioClassification": "modeling_exhubert.ExHuBERTForSequenceClassification",
+}
 
 SHARD = re.compile(r"model(-\d{5}-of-\d{5}\.safetensors|\.safetensors(\.index\.json)?)")
 
@@ -48,6 +58,7 @@ def save_model_folder(
     directory: str | os.PathLike[str],
     window_seconds: float = WINDOW_SECONDS,
     state_dict: dict[str, Any] | None = None,
+    write_weights: Callable[[Path], None] | None = None,
 ) -> Path:
     """Writes configuration, safetensors, the four code files, the feature extractor and a card.
 
@@ -60,6 +71,8 @@ def save_model_folder(
         directory: the target.
         window_seconds: length of the model's input in seconds.
         state_dict: the weights, where they are not `model.state_dict()` (sharded training).
+        write_weights: writes the weights into the folder that it is given, where the model does not hold them (it is
+            on the meta device).
 
     Raises:
         ValueError: if `directory` holds something else than a model.
@@ -67,11 +80,8 @@ def save_model_folder(
     directory = Path(directory)
     if directory.exists() and not (directory.is_dir() and ((directory / "config.json").exists() or _empty(directory))):
         raise ValueError(f"{directory} exists and is no model folder; give another name, or delete it")
-    unfinished = directory.with_name(f".{directory.name}.unfinished-{os.getpid()}")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        _write(model, unfinished, directory.name, window_seconds, state_dict)
+    with folder_beside(directory) as unfinished:
+        _write(model, unfinished, directory.name, window_seconds, state_dict, write_weights)
         if directory.is_dir():
             written = {path.name for path in unfinished.iterdir()}
             for name in sorted(written):
@@ -79,13 +89,21 @@ def save_model_folder(
             for path in directory.iterdir():  # the shards of what was there
                 if path.name not in written and SHARD.fullmatch(path.name):
                     path.unlink()
-            unfinished.rmdir()
         else:
             unfinished.rename(directory)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
     return directory
+
+
+@contextlib.contextmanager
+def folder_beside(directory: Path) -> Iterator[Path]:
+    """Yields a new folder beside `directory`, to be renamed to it when complete; what is left of it is removed."""
+    unfinished = directory.with_name(f".{directory.name}.unfinished-{os.getpid()}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def check_model_folder(directory: str | os.PathLike[str]) -> Path:
@@ -134,14 +152,25 @@ def _empty(directory: Path) -> bool:
 
 
 def _write(
-    model: PreTrainedModel, directory: Path, name: str, window_seconds: float, state_dict: dict[str, Any] | None
+    model: PreTrainedModel,
+    directory: Path,
+    name: str,
+    window_seconds: float,
+    state_dict: dict[str, Any] | None,
+    write_weights: Callable[[Path], None] | None,
 ) -> None:
-    model.save_pretrained(directory, state_dict=state_dict)
+    if write_weights is None:
+        model.save_pretrained(directory, state_dict=state_dict)
+    else:
+        config = copy.deepcopy(model.config)
+        config.architectures = [type(model).__name__]
+        config.save_pretrained(directory)
+        write_weights(directory)
     config_file = directory / "config.json"
     config = json.loads(config_file.read_text(encoding="utf-8"))
     config["custom_pipelines"] = CUSTOM_PIPELINES
-    if "auto_map" in config:  # `save_pretrained` names the saved class alone
-        config["auto_map"]["AutoModel"] = "modeling_exhubert.ExHuBERTModel"
+    if config["model_type"] == ExHuBERTConfig.model_type:  # `save_pretrained` names the saved class alone
+        config["auto_map"] = AUTO_MAP
     config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     ExHuBERTFeatureExtractor(window_seconds=window_seconds).save_pretrained(directory)
     package = Path(__file__).parent

@@ -8,31 +8,44 @@ What differs from `transformers`' HuBERT:
 - `freeze_og_encoder()` freezes the original layers;
 - with `gate_original_layers` the originals end in a linear layer too, which starts as the identity;
 - `hidden_states[-1]` is `last_hidden_state`, after the final layer norm, on every release of transformers
-  (from 5.16 on HuBERT's own is the state before it), and `use_weighted_layer_sum` weighs these states.
+  (from 5.16 on HuBERT's own is the state before it), and `use_weighted_layer_sum` weighs these states;
+- SpecAugment leaves padding alone and takes clips shorter than its span; attentions that the attention
+  implementation does not give are an error, not None.
 """
 
 from __future__ import annotations
 
+import copy
+import math
 import re
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
+from torch.nn.utils import parametrize
 from transformers import HubertConfig, HubertForSequenceClassification, HubertModel
 from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput
 from transformers.models.hubert.modeling_hubert import (
     HubertEncoderLayer,
     HubertEncoderLayerStableLayerNorm,
     HubertPreTrainedModel,
+    _compute_mask_indices,
 )
 
 from .configuration_exhubert import ExHuBERTConfig
+
+try:
+    from transformers.utils.output_capturing import maybe_install_capturing_hooks
+except ImportError:  # older releases collect hidden states without hooks
+    maybe_install_capturing_hooks = None
 
 
 class ExHuBERTPreTrainedModel(HubertPreTrainedModel):
     """What [`ExHuBERTModel`] and [`ExHuBERTForSequenceClassification`] share: expansion, freezing, new weights."""
 
+    config: ExHuBERTConfig
     config_class = ExHuBERTConfig
     base_model_prefix = "hubert"
     source_class: type[HubertPreTrainedModel]
@@ -57,11 +70,14 @@ class ExHuBERTPreTrainedModel(HubertPreTrainedModel):
             gate_original_layers: give the originals a linear layer as well, starting as the identity.
             num_labels, id2label, label2id: other labels than the source's; where their number differs, the
                 classifier is newly initialised.
-            kwargs: passed to the source's `from_pretrained` (`revision`, `token`, `dtype`, ...).
+            kwargs: passed to the source's `from_pretrained` (`revision`, `token`, `dtype`, ...). Without `dtype` the
+                checkpoint's own is kept.
 
         Raises:
             ValueError: if the checkpoint is not a HuBERT, or lacks or has weights that a HuBERT does not.
         """
+        if "torch_dtype" not in kwargs:
+            kwargs.setdefault("dtype", "auto")  # transformers 4 would make it float32
         hub_options = {k: v for k, v in kwargs.items() if k not in ("dtype", "torch_dtype", "attn_implementation")}
         try:
             values, _ = HubertConfig.get_config_dict(name_or_path, **hub_options)
@@ -87,12 +103,19 @@ class ExHuBERTPreTrainedModel(HubertPreTrainedModel):
             )
         except SafetensorError as error:
             raise ValueError(f"{name_or_path}: the weights cannot be read ({error})") from error
-        _check_loading(name_or_path, report)
+        _check_loading(name_or_path, report, source.state_dict())
         with torch.device("meta"):
             model = cls(config)
-        weights = expand_state_dict(source.state_dict(), config)
+        weights = source.state_dict()
+        dtype = source.dtype
         del source
-        model.load_state_dict(weights, strict=True, assign=True)
+        expanded: dict[str, torch.Tensor] = {}
+        taken = set()
+        for name, like in model.state_dict().items():
+            tensor = expanded_weight(name, like.shape, dtype, num_copies, weights.__getitem__)
+            expanded[name] = tensor.clone() if id(tensor) in taken else tensor
+            taken.add(id(tensor))
+        model.load_state_dict(expanded, strict=True, assign=True)
         model.config.dtype = model.dtype
         if kwargs.get("attn_implementation"):
             model.set_attn_implementation(kwargs["attn_implementation"])
@@ -108,18 +131,30 @@ class ExHuBERTPreTrainedModel(HubertPreTrainedModel):
         """Freezes the CNN feature encoder (paper, section 4.1); it is then computed without a graph."""
         self.base_model.feature_extractor._freeze_parameters()
 
+    def post_init(self) -> None:
+        # Of each model its own layers: FSDP refuses names that do not occur in it.
+        layers = {type(layer).__name__ for layer in self.base_model.encoder.layers}
+        self._no_split_modules = [*sorted(layers), "HubertPositionalConvEmbedding"]
+        super().post_init()
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
+        # By `nn.init` alone: on loading, transformers keeps it away from the tensors that the checkpoint has.
         if isinstance(module, IdentityLinear | ZeroLinear):
-            # Written per tensor: a checkpoint may hold the weight and lack the bias.
-            if not getattr(module.weight, "_is_hf_initialized", False):
-                start = nn.init.eye_ if isinstance(module, IdentityLinear) else nn.init.zeros_
-                start(module.weight)
-            if not getattr(module.bias, "_is_hf_initialized", False):
-                nn.init.zeros_(module.bias)
+            start = nn.init.eye_ if isinstance(module, IdentityLinear) else nn.init.zeros_
+            start(module.weight)
+            nn.init.zeros_(module.bias)
         elif isinstance(module, ExHuBERTForSequenceClassification):
-            if hasattr(module, "layer_weights") and not getattr(module.layer_weights, "_is_hf_initialized", False):
+            if hasattr(module, "layer_weights"):
                 nn.init.constant_(module.layer_weights, 1.0 / len(module.layer_weights))
+        elif isinstance(module, parametrize.ParametrizationList):
+            # The positional convolution under weight norm, direction and magnitudes. HuBERT writes its start into
+            # the weight that is computed from them, where it is lost.
+            direction, magnitudes = module.get_parameter("original1"), module.get_parameter("original0")
+            nn.init.kaiming_normal_(direction)
+            nn.init.constant_(magnitudes, math.sqrt(2 * direction.shape[0] / direction.shape[2]))
+        elif isinstance(module, nn.Conv1d) and parametrize.is_parametrized(module):
+            nn.init.zeros_(module.get_parameter("bias"))
         else:
             super()._init_weights(module)
 
@@ -141,6 +176,9 @@ class ExHuBERTModel(ExHuBERTPreTrainedModel, HubertModel):
             elif config.gate_original_layers:
                 self.encoder.layers[index] = original(config)
         self.post_init()
+        if maybe_install_capturing_hooks is not None:
+            # Else the first call that asks for hidden states installs them, which torch.compile cannot trace.
+            maybe_install_capturing_hooks(self)
 
     def forward(
         self,
@@ -158,23 +196,35 @@ class ExHuBERTModel(ExHuBERTPreTrainedModel, HubertModel):
                 `audio_exhubert.prepare_input` does.
             attention_mask: 1 for samples, 0 for padding, `(batch, samples)`. The published model was trained
                 without one.
-            mask_time_indices: frames to replace by the SpecAugment vector, boolean, `(batch, frames)`.
-            output_attentions, output_hidden_states, return_dict: as in `transformers`.
+            mask_time_indices: frames to replace by the SpecAugment vector, boolean, `(batch, frames)`. Without
+                them training draws some (`mask_time_prob`), never padding.
+            output_attentions: needs `attn_implementation="eager"`.
+            output_hidden_states, return_dict: as in `transformers`.
 
         Returns:
             `last_hidden_state` `(batch, frames, hidden_size)`; `hidden_states`, if asked for, one tensor more
             than there are layers: the first layer's input, then the state after each layer, the last one being
-            `last_hidden_state`.
+            `last_hidden_state`; `attentions`, if asked for, `(batch, heads, frames, frames)` for each layer.
 
         Raises:
             ValueError: for input of another shape or dtype, shorter than the CNN's receptive field, or with
-                NaN or infinite samples.
+                NaN or infinite samples; for attentions that the attention implementation does not give.
         """
         _check_input(input_values, attention_mask, self.config)
         if return_dict is None:
             return_dict = self.config.return_dict
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        if output_attentions and self.config._attn_implementation != "eager":
+            raise ValueError(
+                f"output_attentions needs eager attention, and this model has {self.config._attn_implementation!r}: "
+                'load it with attn_implementation="eager" or call model.set_attn_implementation("eager")'
+            )
+        augment = self.training and self.config.apply_spec_augment and self.config.mask_time_prob > 0
+        if mask_time_indices is None and augment:
+            mask_time_indices = _draw_time_mask(input_values, attention_mask, self.config)
         outputs = super().forward(
             input_values,
             attention_mask=attention_mask,
@@ -208,6 +258,14 @@ class ExHuBERTForSequenceClassification(ExHuBERTPreTrainedModel):
         """Freezes everything but the head."""
         self.hubert.requires_grad_(False)
 
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """As `PreTrainedModel.save_pretrained`; a classifier put in the place of ours is saved with its own size."""
+        outputs = getattr(self.classifier, "out_features", self.config.num_labels)
+        if outputs != self.config.num_labels:
+            self.config = copy.deepcopy(self.config)  # the caller's is left as it is
+            self.config.num_labels = outputs
+        super().save_pretrained(*args, **kwargs)
+
     def forward(
         self,
         input_values: torch.Tensor,
@@ -222,11 +280,14 @@ class ExHuBERTForSequenceClassification(ExHuBERTPreTrainedModel):
         Args:
             input_values, attention_mask, output_attentions, output_hidden_states, return_dict: as in
                 [`ExHuBERTModel`].
-            labels: class indices `(batch,)` for cross-entropy; with `problem_type="regression"` targets
-                `(batch, num_labels)` for the mean squared error.
+            labels: class indices `(batch,)` for cross-entropy, -100 leaving a clip out; with
+                `problem_type="regression"` targets `(batch, num_labels)` for the mean squared error.
 
         Returns:
             `loss` (with `labels`), `logits` `(batch, num_labels)`, `hidden_states` and `attentions` if asked for.
+
+        Raises:
+            ValueError: as [`ExHuBERTModel`], and for labels of another shape or dtype, or that are no class.
         """
         if return_dict is None:
             return_dict = self.config.return_dict
@@ -260,11 +321,12 @@ class ExHuBERTForSequenceClassification(ExHuBERTPreTrainedModel):
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         problem = self.config.problem_type or "single_label_classification"
+        if problem not in ("single_label_classification", "regression"):
+            raise ValueError(f"problem_type is {problem!r}; it must be 'single_label_classification' or 'regression'")
+        _check_labels(labels, logits, problem)
         if problem == "regression":
             return nn.functional.mse_loss(logits.float(), labels.float().view_as(logits))
-        if problem == "single_label_classification":
-            return nn.functional.cross_entropy(logits, labels.view(-1))
-        raise ValueError(f"problem_type is {problem!r}; it must be 'single_label_classification' or 'regression'")
+        return nn.functional.cross_entropy(logits, labels.long())
 
 
 class ZeroLinear(nn.Linear):
@@ -325,43 +387,39 @@ _LAYER_CLASSES = {
 }
 
 
-def expanded_names(name: str, num_copies: int) -> list[str]:
-    """Names under which the HuBERT weight `name` stands in the expanded model: the original's, then its copies'."""
+def hubert_name(name: str, num_copies: int) -> str | None:
+    """Name of the HuBERT weight that the expanded model's weight `name` starts as; None for a new linear layer."""
     match = re.fullmatch(r"((?:hubert\.)?encoder\.layers\.)(\d+)(\..+)", name)
     if match is None:
-        return [name]
+        return name
     prefix, index, suffix = match.groups()
-    first = int(index) * (num_copies + 1)
-    return [f"{prefix}{first + copy}{suffix}" for copy in range(num_copies + 1)]
+    if suffix.startswith((".zero_linear.", ".identity_linear.")):
+        return None
+    return f"{prefix}{int(index) // (num_copies + 1)}{suffix}"
 
 
-def expand_state_dict(weights: dict[str, torch.Tensor], config: ExHuBERTConfig) -> dict[str, torch.Tensor]:
-    """Returns the weights of the expanded model: HuBERT's, layers copied, the new linear layers at their start."""
-    expanded = {}
-    for name, tensor in weights.items():
-        if name == "layer_weights":
-            expanded[name] = _expand_layer_weights(tensor, config.num_copies)
-            continue
-        for position, new_name in enumerate(expanded_names(name, config.num_copies)):
-            expanded[new_name] = tensor.clone() if position else tensor
-    size = config.hidden_size
-    prefix = "hubert." if any(name.startswith("hubert.") for name in weights) else ""
-    dtype = weights[f"{prefix}encoder.layer_norm.weight"].dtype
-    for index in range(config.num_hidden_layers):
-        layer = f"{prefix}encoder.layers.{index}"
-        if index % (config.num_copies + 1):
-            expanded[f"{layer}.zero_linear.weight"] = torch.zeros(size, size, dtype=dtype)
-            expanded[f"{layer}.zero_linear.bias"] = torch.zeros(size, dtype=dtype)
-        elif config.gate_original_layers:
-            expanded[f"{layer}.identity_linear.weight"] = torch.eye(size, dtype=dtype)
-            expanded[f"{layer}.identity_linear.bias"] = torch.zeros(size, dtype=dtype)
-    return expanded
+def expanded_weight(
+    name: str, shape: Sequence[int], dtype: torch.dtype, num_copies: int, read: Callable[[str], torch.Tensor]
+) -> torch.Tensor:
+    """Returns the weight `name` of the expanded model as it is at expansion.
 
-
-def _expand_layer_weights(weights: torch.Tensor, num_copies: int) -> torch.Tensor:
+    Args:
+        name, shape: of the expanded model's weight.
+        dtype: of a linear layer that expansion adds.
+        num_copies: copies of each original layer.
+        read: gives a HuBERT weight by its name.
+    """
+    source = hubert_name(name, num_copies)
+    if source is None and name.endswith("identity_linear.weight"):
+        return torch.eye(*shape, dtype=dtype)
+    if source is None:
+        return torch.zeros(shape, dtype=dtype)
+    tensor = read(source)
+    if name != "layer_weights":
+        return tensor
     # A source layer's state is its block's state, the one after the last copy; -inf leaves the others out.
-    expanded = weights.new_full(((len(weights) - 1) * (num_copies + 1) + 1,), float("-inf"))
-    expanded[:: num_copies + 1] = weights
+    expanded = tensor.new_full(tuple(shape), float("-inf"))
+    expanded[:: num_copies + 1] = tensor
     return expanded
 
 
@@ -375,19 +433,27 @@ def _weighted_sum(states: tuple[torch.Tensor, ...], weights: torch.Tensor) -> to
     return (torch.stack(states, dim=1) * shares.view(-1, 1, 1)).sum(dim=1)
 
 
-def _check_loading(name_or_path: str, report: dict[str, Any]) -> None:
-    """Refuses a checkpoint that does not fill a HuBERT: what is neither a head nor found would be random."""
+def _check_loading(name_or_path: str, report: dict[str, Any], names: Iterable[str]) -> None:
+    """Refuses a checkpoint that does not fill the HuBERT with the weights `names`: the rest would be random."""
     head = ("projector.", "classifier.", "layer_weights")
-    missing = sorted(key for key in report["missing_keys"] if not key.startswith(head))
-    # SpecAugment's vector is used in training only, and many checkpoints lack it.
-    missing = [key for key in missing if not key.endswith("masked_spec_embed")]
-    unexpected = sorted(key for key in report["unexpected_keys"] if not key.startswith(("lm_head.", *head)))
     # Names with both shapes, but bare names before transformers 5.
     mismatched = sorted(key if isinstance(key, str) else key[0] for key in report["mismatched_keys"])
+    # SpecAugment's vector is used in training only, and many checkpoints lack it.
+    missing = sorted(key for key in report["missing_keys"] if not key.endswith("masked_spec_embed"))
+    wanted_of_head = [name for name in names if name.startswith(head)]
+    if set(wanted_of_head) <= set(missing):  # no head at all: ours is new
+        missing = [key for key in missing if key not in wanted_of_head]
+    missing = [key for key in missing if key not in mismatched]
     mismatched = [key for key in mismatched if not key.startswith(head)]
+    dropped = ("lm_head.", "hubert.masked_spec_embed", "masked_spec_embed", *(() if wanted_of_head else head))
+    unexpected = sorted(key for key in report["unexpected_keys"] if not key.startswith(dropped))
     for kind, keys in (("lacks", missing), ("has unknown", unexpected), ("has another shape of", mismatched)):
         if keys:
-            raise ValueError(f"{name_or_path} is not a HuBERT checkpoint: it {kind} {keys[0]} ({len(keys)} such keys)")
+            published = any(".gate_bb_linear." in key for key in keys)
+            remedy = ": it is the published ExHuBERT's layout, use `exhubert convert published`" if published else ""
+            raise ValueError(
+                f"{name_or_path} is not a HuBERT checkpoint: it {kind} {keys[0]} ({len(keys)} such keys){remedy}"
+            )
 
 
 def _check_input(input_values: torch.Tensor, attention_mask: torch.Tensor | None, config: ExHuBERTConfig) -> None:
@@ -398,15 +464,69 @@ def _check_input(input_values: torch.Tensor, attention_mask: torch.Tensor | None
         raise ValueError(f"input_values has shape {shape}; (batch, samples) is needed, neither of them 0")
     if not input_values.is_floating_point():
         raise ValueError(f"input_values is {input_values.dtype}; floating-point samples are needed")
-    needed = 1
-    for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
-        needed = (needed - 1) * stride + kernel
+    needed, _ = _frame_samples(config)
     if shape[1] < needed:
         raise ValueError(f"input_values has {shape[1]} samples; at least {needed} are needed (16 kHz)")
     if not bool(torch.isfinite(input_values).all()):
         raise ValueError("input_values holds NaN or infinite samples; remove or repair such audio first")
-    if attention_mask is not None and tuple(attention_mask.shape) != shape:
+    if attention_mask is None:
+        return
+    if tuple(attention_mask.shape) != shape:
         raise ValueError(f"attention_mask has shape {tuple(attention_mask.shape)}; input_values has {shape}")
+    marked = attention_mask.sum(dim=-1).tolist()
+    if min(marked) < needed:
+        clip = marked.index(min(marked))
+        raise ValueError(f"attention_mask marks {min(marked)} samples of clip {clip}; at least {needed} are needed")
+
+
+def _check_labels(labels: torch.Tensor, logits: torch.Tensor, problem: str) -> None:
+    if torch.compiler.is_compiling():
+        return
+    shape, (batch, classes) = tuple(labels.shape), logits.shape
+    if problem == "regression":
+        if shape != (batch, classes) and (shape, classes) != ((batch,), 1):
+            raise ValueError(f"labels has shape {shape}; regression needs a target for each logit, {(batch, classes)}")
+        return
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        raise ValueError(f"labels is {labels.dtype}; class indices are needed (torch.long)")
+    if shape != (batch,):
+        raise ValueError(f"labels has shape {shape}; one class index for each clip is needed, {(batch,)}")
+    labels = labels.long()
+    wrong = labels[(labels != -100) & ((labels < 0) | (labels >= classes))]
+    if len(wrong):
+        raise ValueError(f"labels holds {int(wrong[0])}; the classes are 0 to {classes - 1} (-100 leaves a clip out)")
+
+
+def _frame_samples(config: ExHuBERTConfig) -> tuple[int, int]:
+    """Samples that the CNN needs for one frame, and for each one more."""
+    first, more = 1, 1
+    for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
+        first, more = (first - 1) * stride + kernel, more * stride
+    return first, more
+
+
+def _draw_time_mask(
+    input_values: torch.Tensor, attention_mask: torch.Tensor | None, config: ExHuBERTConfig
+) -> torch.Tensor:
+    """Frames for SpecAugment to replace, `(batch, frames)`: no padding, and none of a clip shorter than one span.
+
+    `HubertModel` would draw them itself, but without the attention mask, and raise where no span fits.
+    """
+    first, more = _frame_samples(config)
+    batch, samples = input_values.shape
+    frames = (samples - first) // more + 1
+    lengths = torch.tensor([samples] * batch) if attention_mask is None else attention_mask.sum(dim=-1).cpu()
+    valid = torch.arange(frames) < ((lengths - first) // more + 1)[:, None]
+    if frames < config.mask_time_length:
+        return torch.zeros_like(valid).to(input_values.device)
+    drawn = _compute_mask_indices(
+        (batch, frames),
+        mask_prob=config.mask_time_prob,
+        mask_length=config.mask_time_length,
+        attention_mask=valid,
+        min_masks=config.mask_time_min_masks,
+    )
+    return (torch.from_numpy(drawn) & valid).to(input_values.device)
 
 
 ExHuBERTModel.register_for_auto_class("AutoModel")

@@ -3,77 +3,85 @@
 from __future__ import annotations
 
 import os
-import shutil
+from functools import partial
 from pathlib import Path
 
 import torch
 from transformers import HubertConfig, HubertForSequenceClassification
 
-from exhubert.model_folder import check_model_folder, save_model_folder
-from exhubert.modeling_exhubert import ExHuBERTForSequenceClassification
+from exhubert.configuration_exhubert import ExHuBERTConfig
+from exhubert.convert.checkpoint import (
+    HEAD,
+    Checkpoint,
+    check_same_function,
+    new_folder,
+    on_meta,
+    write_weights,
+)
+from exhubert.model_folder import save_model_folder
+from exhubert.modeling_exhubert import ExHuBERTForSequenceClassification, expanded_weight, hubert_name
 
-CHECK_SAMPLES = 16_000
-CHECK_CLIPS = 2
-CHECK_SEED = 0
 
-
-def convert_hubert(source: str, destination: str | os.PathLike[str], num_copies: int = 1) -> Path:
+def convert_hubert(
+    source: str, destination: str | os.PathLike[str], num_copies: int = 1, revision: str | None = None
+) -> Path:
     """Expands a HuBERT checkpoint, proves that the expanded model computes the same, and writes its model folder.
 
-    The folder is written beside `destination`, loaded from there, compared with the source on seeded input, and
-    renamed only if all logits are equal bit for bit.
+    Weights go from file to file and keep their dtypes; neither model is ever whole in memory. The folder is written
+    beside `destination`, computed from there, compared with the source on seeded input, and renamed only if all
+    logits are equal bit for bit. A source without a classification head gets a new one, the same on every run.
 
     Args:
-        source: Hub id or folder of a `HubertModel`, `HubertForCTC` or `HubertForSequenceClassification`.
+        source: Hub id or folder of a `HubertModel`, `HubertForCTC` (its head is left out) or
+            `HubertForSequenceClassification` (head, labels and layer weights are kept).
         destination: the model folder; must not exist, or be empty.
         num_copies: copies of each encoder layer.
+        revision: of the Hub repo.
 
     Raises:
-        ValueError: if the source is no HuBERT, the destination is taken, or the logits differ.
+        OSError: if the source is neither a folder nor to be had from the Hub.
+        ValueError: if it is no HuBERT, the destination is taken, or the logits differ.
     """
-    destination = Path(os.path.abspath(destination))
-    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise ValueError(f"{destination} exists already; give a folder that does not, or delete it")
-    unchecked = destination.with_name(f".{destination.name}.unchecked-{os.getpid()}") / destination.name
-    try:
-        model = ExHuBERTForSequenceClassification.from_hubert(source, num_copies)
-        print(f"{source}: {model.config.num_hidden_layers // (num_copies + 1)} encoder layers expanded to ", end="")
-        print(f"{model.config.num_hidden_layers}, {model.num_parameters():,} parameters")
-        save_model_folder(model, unchecked)
-        del model
-        _check(source, check_model_folder(unchecked))
-        if destination.exists():
-            destination.rmdir()
-        unchecked.rename(destination)
-    finally:
-        shutil.rmtree(unchecked.parent, ignore_errors=True)
-    print(f"written to {destination}")
-    return destination
+    with new_folder(destination) as unfinished:
+        checkpoint = Checkpoint(source, revision)
+        hubert_config = read_hubert_config(checkpoint)
+        config = ExHuBERTConfig.from_hubert_config(hubert_config, num_copies)
+        hubert_config.id2label, hubert_config.label2id = config.id2label, config.label2id
+        hubert = on_meta(HubertForSequenceClassification, hubert_config)
+        model = on_meta(ExHuBERTForSequenceClassification, config)
+
+        new = checkpoint.fit(hubert)
+        config.dtype = checkpoint.dtype
+        print(f"{source}: {hubert_config.num_hidden_layers} encoder layers expanded to ", end="")
+        print(f"{config.num_hidden_layers}, {model.num_parameters():,} parameters")
+        if checkpoint.left_out:
+            print(f"left out: {', '.join(checkpoint.left_out)}")
+        if any(name.startswith(HEAD) for name in new):
+            print(f"it has no classification head: a new one, for {config.num_labels} classes")
+
+        def expanded(name: str) -> torch.Tensor:
+            return expanded_weight(name, like[name].shape, like[name].dtype, num_copies, checkpoint.read)
+
+        like = {}
+        for name, tensor in model.state_dict().items():
+            kept = checkpoint.like.get(hubert_name(name, num_copies) or "")
+            dtype = checkpoint.dtype if kept is None else kept.dtype
+            like[name] = torch.empty(tensor.shape, dtype=dtype, device="meta")
+        write = partial(write_weights, like=like, read=expanded)
+        save_model_folder(model, unfinished, checkpoint.window_seconds, write_weights=write)
+
+        if config.use_weighted_layer_sum:
+            # From 5.16 on transformers' own weighted sum is over other states than it was trained with.
+            hubert_config = ExHuBERTConfig.from_hubert_config(hubert_config, num_copies=0)
+            hubert = on_meta(ExHuBERTForSequenceClassification, hubert_config)
+        check_same_function("the source's", (hubert, checkpoint.read), (model, Checkpoint(unfinished).read))
+    return Path(destination)
 
 
-def _check(source: str, converted: Path) -> None:
-    model = ExHuBERTForSequenceClassification.from_pretrained(converted)
-    generator = torch.Generator().manual_seed(CHECK_SEED)
-    samples = torch.randn(CHECK_CLIPS, CHECK_SAMPLES, generator=generator).to(model.dtype)
-    with torch.inference_mode():
-        expanded = model(samples).logits
-        reference = _reference(source, model)(samples).logits
-    difference = (expanded.float() - reference.float()).abs().max().item()
-    what = f"on {CHECK_CLIPS} x {CHECK_SAMPLES} samples (seed {CHECK_SEED})"
-    if not torch.equal(expanded, reference):
-        raise ValueError(f"the expanded model's logits differ from those of {source} by up to {difference:.3g} {what}")
-    print(f"logits are bit-identical to the source's {what}: largest difference {difference}")
-
-
-def _reference(source: str, model: ExHuBERTForSequenceClassification) -> torch.nn.Module:
-    """The source as transformers runs it, with the expanded model's head where it has none of its own."""
-    if model.config.use_weighted_layer_sum:
-        # From 5.16 on transformers' own weighted sum is over other states than it was trained with.
-        return ExHuBERTForSequenceClassification.from_hubert(source, num_copies=0)
-    config = HubertConfig.from_pretrained(source)
-    config.id2label, config.label2id = model.config.id2label, model.config.label2id
-    reference, report = HubertForSequenceClassification.from_pretrained(source, config=config, output_loading_info=True)
-    if any(key.startswith(("projector.", "classifier.")) for key in report["missing_keys"]):
-        reference.projector.load_state_dict(model.projector.state_dict())
-        reference.classifier.load_state_dict(model.classifier.state_dict())
-    return reference.eval()
+def read_hubert_config(checkpoint: Checkpoint) -> HubertConfig:
+    """Returns the checkpoint's configuration; raises ValueError if it is not a HuBERT's."""
+    model_type = checkpoint.config.get("model_type")
+    if model_type != "hubert":
+        remedy = ": it is expanded already" if model_type == ExHuBERTConfig.model_type else ""
+        raise ValueError(f"{checkpoint.source}: model_type is {model_type!r}, not 'hubert'{remedy}")
+    return HubertConfig.from_dict(checkpoint.config)

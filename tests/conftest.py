@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -30,6 +34,7 @@ HUBERT_KINDS = {
     "base": {"feat_extract_norm": "group", "do_stable_layer_norm": False, "conv_bias": False},
     "large": {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True},
     "distilled": {"num_hidden_layers": 2, "feat_proj_layer_norm": False},
+    "batch norm": {"conv_pos_batch_norm": True},
 }
 HEADS = {"none": HubertModel, "ctc": HubertForCTC, "classifier": HubertForSequenceClassification}
 
@@ -52,6 +57,9 @@ def make_hubert(tmp_path: Path) -> Callable[..., Path]:
         model = HEADS[head](HubertConfig(**{**SMALL, **HUBERT_KINDS[kind], **changes}))
         for parameter in model.parameters():  # biases and norms start at 0 and 1, where mistakes would not show
             parameter.data += 0.02 * torch.randn_like(parameter)
+        for buffer in model.buffers():
+            if buffer.is_floating_point():
+                buffer += 0.1 * torch.rand_like(buffer)
         model.save_pretrained(tmp_path / name)
         return tmp_path / name
 
@@ -96,3 +104,26 @@ def write_corpus(
 def make_corpus(tmp_path: Path) -> Callable[..., Path]:
     """Writes a small corpus folder; see `write_corpus`."""
     return lambda name="corpus", **options: write_corpus(tmp_path / name, **options)
+
+
+# Run first in the other process: the package cannot be imported there, nor anything be asked of the Hub.
+WITHOUT_PACKAGE = """
+import sys
+
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "exhubert":
+            raise ModuleNotFoundError(f"{name} is hidden from this process")
+
+sys.meta_path.insert(0, Hidden())
+"""
+
+
+def run_without_package(tmp_path: Path, script: str) -> dict:
+    """Runs a script that prints JSON in its last line, in a fresh process with a fresh cache."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "PYTHON"))}
+    environment |= {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    code = WITHOUT_PACKAGE + textwrap.dedent(script)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])

@@ -1,98 +1,480 @@
-"""`exhubert convert hubert`: what it writes, what it says, what it refuses.
+"""`exhubert convert hubert` and `contract`: every source, what is written and said, what is refused, memory, kills.
 
 python -m pytest tests/test_convert.py
 """
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 import subprocess
 import sys
+import textwrap
 
 import pytest
 import torch
-from transformers import HubertForSequenceClassification
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import HubertConfig, HubertForSequenceClassification, HubertModel
 
-from conftest import HEADS, HUBERT_KINDS
-from exhubert import ExHuBERTForSequenceClassification
+from conftest import HEADS, HUBERT_KINDS, SMALL
+from exhubert import SIX_CLASSES, ExHuBERTForSequenceClassification
 from exhubert.cli import main, run_with_one_line_errors
-from exhubert.convert import hubert
-from exhubert.model_folder import check_model_folder
+from exhubert.convert import checkpoint, hubert
+from exhubert.convert.contract import convert_contract
+from exhubert.convert.hubert import convert_hubert
+from exhubert.model_folder import check_model_folder, save_model_folder
+
+
+def bytes_of(folder):
+    return {file.name: file.read_bytes() for file in folder.glob("*.safetensors")}
+
+
+def run_python(script: str, *arguments: object, fails: bool = False) -> subprocess.CompletedProcess:
+    """Runs a script in a fresh process."""
+    command = [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)]
+    done = subprocess.run(
+        command, env={**os.environ, "TRANSFORMERS_VERBOSITY": "error"}, capture_output=True, text=True
+    )
+    assert fails or done.returncode == 0, done.stderr
+    return done
 
 
 @pytest.mark.parametrize("kind", HUBERT_KINDS)
 @pytest.mark.parametrize("head", HEADS)
-def test_every_kind_of_hubert_converts_and_says_so(tmp_path, make_hubert, capsys, kind, head):
+def test_every_kind_of_hubert_expands_and_contracts_to_itself(tmp_path, make_hubert, capsys, kind, head):
     source, target = make_hubert(kind, head), tmp_path / "expanded"
     assert main(["convert", "hubert", str(source), str(target)]) == 0
     said = capsys.readouterr().out
     assert "logits are bit-identical to the source's on 2 x 16000 samples (seed 0): largest difference 0.0" in said
+    assert ("left out: lm_head.bias, lm_head.weight\n" in said) == (head == "ctc")
+    assert ("it has no classification head: a new one, for 6 classes\n" in said) == (head != "classifier")
     assert check_model_folder(target)
     model = ExHuBERTForSequenceClassification.from_pretrained(target)
     layers = HUBERT_KINDS[kind].get("num_hidden_layers", 3)
     assert (model.config.num_hidden_layers, model.config.num_copies) == (2 * layers, 1)
+    if head != "classifier":
+        assert tuple(model.config.id2label.values()) == SIX_CLASSES
+
+    assert main(["convert", "contract", str(target), str(tmp_path / "back")]) == 0
+    assert "logits are bit-identical to the source's" in capsys.readouterr().out
+    weights = load_file(source / "model.safetensors")
+    back = HEADS["none" if head == "none" else "classifier"].from_pretrained(tmp_path / "back").state_dict()
+    for name, tensor in weights.items():
+        if not name.startswith("lm_head"):
+            assert torch.equal(back[name], tensor), name
+
+
+@pytest.mark.slow
+def test_both_ways_in_fresh_processes_in_both_dtypes(tmp_path, make_hubert):
+    """Written by one process, the source computed by a second, the expanded model by a third: eager, CPU."""
+    sources = []
+    for kind in HUBERT_KINDS:
+        for dtype in ("float32", "bfloat16"):
+            name = f"{kind} {dtype}"
+            folder = make_hubert(kind, name=name)
+            HubertForSequenceClassification.from_pretrained(folder, dtype=getattr(torch, dtype)).save_pretrained(folder)
+            sources.append(name)
+    run_python(
+        """
+        import sys
+        from exhubert.convert.hubert import convert_hubert
+        for name in sys.argv[2:]:
+            convert_hubert(f"{sys.argv[1]}/{name}", f"{sys.argv[1]}/{name} expanded")
+        """,
+        tmp_path,
+        *sources,
+    )
+    compute = """
+        import sys, torch, exhubert
+        from safetensors.torch import save_file
+        from transformers import AutoModelForAudioClassification
+        logits = {}
+        for name in sys.argv[3:]:
+            dtype = getattr(torch, name.split()[-1])
+            folder = f"{sys.argv[1]}/{name}{sys.argv[2]}"
+            model = AutoModelForAudioClassification.from_pretrained(
+                folder, dtype="auto", attn_implementation="eager", trust_remote_code=True
+            )
+            assert model.dtype == dtype
+            samples = torch.randn(2, 8000, generator=torch.Generator().manual_seed(1)).to(dtype)
+            with torch.inference_mode():
+                logits[name] = model(samples).logits
+        save_file(logits, f"{sys.argv[1]}/logits{sys.argv[2]}.safetensors")
+        """
+    for suffix in ("", " expanded"):
+        run_python(compute, tmp_path, suffix, *sources)
+    expected, got = (load_file(tmp_path / f"logits{suffix}.safetensors") for suffix in ("", " expanded"))
+    assert sorted(expected) == sorted(sources)
+    for name, logits in expected.items():
+        assert torch.equal(got[name], logits), name
+
+
+@pytest.mark.parametrize("form", ["shards", "pickle", "pickled shards", "old pickle", "weight_g and weight_v"])
+def test_every_form_of_checkpoint_converts_to_the_same_bytes(tmp_path, make_hubert, form):
+    source = make_hubert(head="ctc")
+    convert_hubert(str(source), tmp_path / "expected")
+    file = source / "model.safetensors"
+    weights = load_file(file)
+    file.unlink()
+    old = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
+    for new_part, old_part in old.items():
+        if form != "shards":
+            weights = {name.replace(new_part, old_part): tensor for name, tensor in weights.items()}
+    if form == "shards":
+        names = sorted(weights)
+        parts = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
+        for part, own in parts.items():
+            save_file({name: weights[name] for name in own}, source / part, {"format": "pt"})
+        index = {"metadata": {}, "weight_map": {name: part for part, own in parts.items() for name in own}}
+        (source / "model.safetensors.index.json").write_text(json.dumps(index))
+    elif form == "pickled shards":
+        names = sorted(weights)
+        parts = {"pytorch_model-00001-of-00002.bin": names[:9], "pytorch_model-00002-of-00002.bin": names[9:]}
+        for part, own in parts.items():
+            torch.save({name: weights[name] for name in own}, source / part)
+        index = {"metadata": {}, "weight_map": {name: part for part, own in parts.items() for name in own}}
+        (source / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    elif form == "weight_g and weight_v":
+        save_file(weights, file, {"format": "pt"})
+    else:
+        torch.save(weights, source / "pytorch_model.bin", _use_new_zipfile_serialization=form == "pickle")
+    convert_hubert(str(source), tmp_path / "expanded")
+    assert bytes_of(tmp_path / "expanded") == bytes_of(tmp_path / "expected")
+    if form != "old pickle":  # which `from_pretrained` reads on no release
+        model = ExHuBERTForSequenceClassification.from_hubert(source)
+        expected = ExHuBERTForSequenceClassification.from_pretrained(tmp_path / "expected").hubert.state_dict()
+        for name, tensor in model.hubert.state_dict().items():
+            assert torch.equal(tensor, expected[name]), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_dtypes_are_kept_and_counters_stay_integers(tmp_path, make_hubert, dtype):
+    source = make_hubert("batch norm")
+    HubertForSequenceClassification.from_pretrained(source).to(dtype).save_pretrained(source)
+    convert_hubert(str(source), tmp_path / "expanded")
+    weights = load_file(tmp_path / "expanded" / "model.safetensors")
+    dtypes = {name.endswith("num_batches_tracked"): tensor.dtype for name, tensor in weights.items()}
+    assert dtypes == {True: torch.int64, False: dtype}
+    assert {tensor.dtype for name, tensor in weights.items() if "num_batches" not in name} == {dtype}
+    assert json.loads((tmp_path / "expanded" / "config.json").read_text())["dtype"] == str(dtype).split(".")[1]
+    assert ExHuBERTForSequenceClassification.from_hubert(source).dtype == dtype
 
 
 def test_two_copies_and_a_trained_head(tmp_path, make_hubert, samples):
-    source, target = make_hubert("base", num_labels=4), tmp_path / "expanded"
+    names = {0: "calm", 1: "loud", 2: "odd", 3: "sad"}
+    source, target = make_hubert("base", id2label=names), tmp_path / "expanded"
     assert main(["convert", "hubert", str(source), str(target), "--num-copies", "2"]) == 0
     model = ExHuBERTForSequenceClassification.from_pretrained(target).eval()
     assert model.config.num_hidden_layers == 9
+    assert model.config.id2label == names
     reference = HubertForSequenceClassification.from_pretrained(source).eval()
     with torch.inference_mode():
         assert torch.equal(model(samples).logits, reference(samples).logits)
+    convert_contract(target, tmp_path / "back")
+    assert HubertConfig.from_pretrained(tmp_path / "back").id2label == names
+    assert load_file(tmp_path / "back" / "model.safetensors").keys() == reference.state_dict().keys()
+
+
+@pytest.mark.parametrize("kind", ["base", "large"])
+@pytest.mark.parametrize("head", ["classifier", "ctc"])
+def test_a_weighted_layer_sum_is_over_the_states_it_was_trained_with(tmp_path, make_hubert, samples, kind, head):
+    """A source layer's state is its block's state, and the last one is after the final layer norm, as before 5.16."""
+    source = make_hubert(kind, head, use_weighted_layer_sum=True)
+    convert_hubert(str(source), tmp_path / "expanded", num_copies=2)
+    model = ExHuBERTForSequenceClassification.from_pretrained(tmp_path / "expanded").eval()
+    weights = load_file(tmp_path / "expanded" / "model.safetensors")["layer_weights"]
+    assert (weights[::3].isfinite().sum(), weights.isneginf().sum()) == (4, 6)
+    if head == "classifier":
+        assert torch.equal(weights[::3], load_file(source / "model.safetensors")["layer_weights"])
+    else:
+        assert torch.equal(weights[::3], torch.full((4,), 0.25))
+    plain = HubertModel.from_pretrained(source).eval()
+    with torch.inference_mode():
+        outputs = plain(samples, output_hidden_states=True)
+        states = torch.stack((*outputs.hidden_states[:-1], outputs.last_hidden_state), dim=1)
+        frames = (states * weights[::3].softmax(-1).view(-1, 1, 1)).sum(dim=1)
+        assert torch.equal(model(samples).logits, model.classifier(model.projector(frames).mean(dim=1)))
+
+
+def test_a_new_head_is_the_same_on_every_run_and_no_zeros(tmp_path, make_hubert):
+    source = make_hubert(head="none")
+    for name in ("one", "two"):
+        torch.manual_seed(hash(name) % 100)
+        convert_hubert(str(source), tmp_path / name)
+    assert bytes_of(tmp_path / "one") == bytes_of(tmp_path / "two")
+    weights = load_file(tmp_path / "one" / "model.safetensors")
+    assert 0.01 < weights["classifier.weight"].std() < 0.03  # initializer_range
+    assert not weights["classifier.bias"].any()
+
+
+def test_the_window_of_a_model_folder_is_kept(tmp_path, make_hubert):
+    save_model_folder(HubertForSequenceClassification.from_pretrained(make_hubert()), tmp_path / "ours", 2.0)
+    convert_hubert(str(tmp_path / "ours"), tmp_path / "expanded")
+    assert json.loads((tmp_path / "expanded" / "preprocessor_config.json").read_text())["window_seconds"] == 2.0
+
+
+def test_a_trained_model_contracts_to_its_frozen_originals_without_the_head(tmp_path, make_hubert, samples, capsys):
+    source = make_hubert()
+    model = ExHuBERTForSequenceClassification.from_hubert(source, num_copies=2)
+    model.freeze_og_encoder()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    model.train()(samples, labels=torch.tensor([0, 1])).loss.backward()
+    optimizer.step()
+    save_model_folder(model, tmp_path / "trained")
+    assert main(["convert", "contract", str(tmp_path / "trained"), str(tmp_path / "back")]) == 0
+    said = capsys.readouterr().out
+    assert "left out: the head, as hubert.encoder.layers.1.zero_linear" in said
+    assert "last hidden states are bit-identical to the source's without what its copies add" in said
+    weights, back = load_file(source / "model.safetensors"), load_file(tmp_path / "back" / "model.safetensors")
+    assert not any(name.startswith(("projector", "classifier")) for name in back)
+    for name, tensor in back.items():
+        original = name.startswith("encoder.layers.")
+        assert not original or torch.equal(tensor, weights[f"hubert.{name}"]), name
+    assert not torch.equal(
+        back["feature_projection.projection.weight"], weights["hubert.feature_projection.projection.weight"]
+    )
+    again = HubertModel.from_pretrained(tmp_path / "back")
+    assert again.config.num_hidden_layers == 3
+    convert_hubert(str(tmp_path / "back"), tmp_path / "expanded again")
+
+
+def test_a_weighted_sum_trained_over_the_copies_loses_its_head_too(tmp_path, make_hubert, capsys):
+    model = ExHuBERTForSequenceClassification.from_hubert(make_hubert("base", use_weighted_layer_sum=True))
+    model.layer_weights.data[:] = 0.5
+    save_model_folder(model, tmp_path / "trained")
+    convert_contract(tmp_path / "trained", tmp_path / "back")
+    assert "left out: the head, as layer_weights was trained" in capsys.readouterr().out
+
+
+def test_gated_originals_contract_only_as_long_as_their_gates_are_the_identity(tmp_path, make_hubert):
+    model = ExHuBERTForSequenceClassification.from_hubert(make_hubert(), gate_original_layers=True)
+    save_model_folder(model, tmp_path / "gated")
+    convert_contract(tmp_path / "gated", tmp_path / "back")
+    model.hubert.encoder.layers[2].identity_linear.weight.data[0, 1] = 0.1
+    save_model_folder(model, tmp_path / "gated")
+    with pytest.raises(ValueError, match=r"layers\.2\.identity_linear\.weight is not the identity"):
+        convert_contract(tmp_path / "gated", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_conversion_that_changes_the_function_is_refused_and_leaves_nothing(tmp_path, make_hubert, monkeypatch):
     source = make_hubert()
-    expand = ExHuBERTForSequenceClassification.from_hubert.__func__
+    expand = hubert.expanded_weight
 
-    def wrong(cls, *arguments, **options):
-        model = expand(cls, *arguments, **options)
-        model.hubert.encoder.layers[1].zero_linear.bias.data += 1e-3
-        return model
+    def wrong(name, *arguments):
+        return expand(name, *arguments) + (1e-3 if name.endswith("layers.1.zero_linear.bias") else 0)
 
-    monkeypatch.setattr(hubert.ExHuBERTForSequenceClassification, "from_hubert", classmethod(wrong))
-    with pytest.raises(ValueError, match="logits differ from those of"):
-        hubert.convert_hubert(str(source), tmp_path / "expanded")
+    monkeypatch.setattr(hubert, "expanded_weight", wrong)
+    with pytest.raises(
+        ValueError, match=r"the converted model's logits differ from the source's by up to \d\S+ on 2 x"
+    ):
+        convert_hubert(str(source), tmp_path / "expanded")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hubert"]
+
+
+def test_a_kill_while_writing_leaves_no_model_and_the_next_run_succeeds(tmp_path, make_hubert):
+    source, target = make_hubert(), tmp_path / "expanded"
+    done = run_python(
+        """
+        import os, signal, sys
+        from exhubert.convert import checkpoint, hubert
+        save = checkpoint.save_file
+        def killed_after_one_shard(*arguments, **options):
+            save(*arguments, **options)
+            os.kill(os.getpid(), signal.SIGKILL)
+        checkpoint.save_file, checkpoint.SHARD_BYTES = killed_after_one_shard, 50_000
+        hubert.convert_hubert(sys.argv[1], sys.argv[2])
+        """,
+        source,
+        target,
+        fails=True,
+    )
+    assert done.returncode == -signal.SIGKILL
+    assert not target.exists()
+    convert_hubert(str(source), target)
+    assert check_model_folder(target)
+
+
+@pytest.mark.slow
+def test_memory_holds_a_shard_and_not_a_model(tmp_path, make_hubert):
+    """A source of 411 MB becomes one of 723 MB; what the conversion adds to the process's memory is far less."""
+    config = HubertConfig(
+        **{**SMALL, **HUBERT_KINDS["large"], "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 8}
+    )
+    HubertForSequenceClassification(config).save_pretrained(tmp_path / "hubert")
+    make_hubert(name="hubert-small")
+    done = run_python(
+        """
+        import resource, sys
+        from exhubert.convert import checkpoint, contract, hubert
+        checkpoint.SHARD_BYTES = checkpoint.READ_BYTES = 64 * 2**20
+        hubert.convert_hubert(sys.argv[1] + "/hubert-small", sys.argv[1] + "/small")  # all is imported then
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        hubert.convert_hubert(sys.argv[1] + "/hubert", sys.argv[1] + "/expanded")
+        contract.convert_contract(sys.argv[1] + "/expanded", sys.argv[1] + "/back")
+        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+        """,
+        tmp_path,
+    )
+    written = sum(file.stat().st_size for file in (tmp_path / "expanded").glob("*.safetensors"))
+    assert written > 700e6
+    assert len(list((tmp_path / "expanded").glob("model-*.safetensors"))) > 10
+    assert int(done.stdout.splitlines()[-1]) < 250e6
 
 
 def test_a_folder_that_is_there_is_not_overwritten(tmp_path, make_hubert, capsys):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.txt").write_text("precious")
-    command = ["convert", "hubert", str(make_hubert()), str(tmp_path / "taken")]
-    assert run_with_one_line_errors(lambda: main(command)) == 1
-    assert capsys.readouterr().err.splitlines()[-1] == (
-        f"error: {tmp_path / 'taken'} exists already; give a folder that does not, or delete it"
-    )
+    for kind in ("hubert", "published", "contract"):
+        command = ["convert", kind, str(make_hubert()), str(tmp_path / "taken")]
+        assert run_with_one_line_errors(lambda command=command: main(command)) == 1
+        assert capsys.readouterr().err.splitlines()[-1] == (
+            f"error: {tmp_path / 'taken'} exists already; give a folder that does not, or delete it"
+        )
     assert (tmp_path / "taken" / "thesis.txt").read_text() == "precious"
 
 
-def test_a_folder_that_is_not_there_and_weights_that_are_cut_are_named(tmp_path, make_hubert, capsys, monkeypatch):
+def test_a_folder_that_is_not_there_is_named(tmp_path, make_hubert, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert run_with_one_line_errors(lambda: main(["convert", "hubert", "nowhere", "expanded"])) == 1
-    assert capsys.readouterr().err.startswith("error: nowhere: no such folder, and no such model on the Hub")
-    weights = make_hubert() / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:1000])
-    assert run_with_one_line_errors(lambda: main(["convert", "hubert", "hubert", "expanded"])) == 1
-    assert "error: hubert: the weights cannot be read" in capsys.readouterr().err
-    assert run_with_one_line_errors(lambda: main(["convert", "hubert", "hubert", "."])) == 1
-    assert "exists already" in capsys.readouterr().err
+    for kind in ("hubert", "published", "contract"):
+        assert run_with_one_line_errors(lambda kind=kind: main(["convert", kind, "nowhere", "expanded"])) == 1
+        assert capsys.readouterr().err.startswith("error: nowhere: no such folder, and no such model on the Hub")
     assert run_with_one_line_errors(lambda: main(["convert", "hubert"])) == 1  # 2 would mean that some files were bad
 
 
-@pytest.mark.parametrize("content", [None, '{"model_type": "wav2vec2"}', '{"model_type": "exhubert"}'])
-def test_what_is_no_hubert_is_refused_in_one_line(tmp_path, capsys, content):
-    source = tmp_path / "source"
-    if content is not None:
-        source.mkdir()
-        (source / "config.json").write_text(content)
-    command = ["convert", "hubert", str(source), str(tmp_path / "expanded")]
-    assert run_with_one_line_errors(lambda: main(command)) == 1
-    message = capsys.readouterr().err.splitlines()[-1]
-    assert message.startswith("error: ")
-    assert str(source) in message
+class Evil:
+    """What a pickle may hold."""
+
+    def __reduce__(self):
+        return os.system, ("touch was_run",)
+
+
+def lacking_a_shard(folder, file, weights):
+    file.unlink()
+    index = {"weight_map": {name: "model-00001-of-00001.safetensors" for name in weights}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def pickled(content):
+    def damage(folder, file, weights):
+        file.unlink()
+        torch.save(content, folder / "pytorch_model.bin")
+
+    return damage
+
+
+def changed(**tensors):
+    def damage(folder, file, weights):
+        changes = {name.replace("__", "."): tensor for name, tensor in tensors.items()}
+        kept = {name: tensor for name, tensor in {**weights, **changes}.items() if tensor is not None}
+        save_file(kept, file, {"format": "pt"})
+
+    return damage
+
+
+GATE = torch.zeros(32)
+DAMAGE = {
+    "cut weights": (lambda _, file, __: file.write_bytes(file.read_bytes()[:1000]), r"safetensors: the weights cannot"),
+    "cut pickle": (
+        lambda folder, file, _: file.replace(folder / "pytorch_model.bin") and None,
+        r"pytorch_model\.bin is no file of tensors alone, and what else a pickle holds could run code: not loaded",
+    ),
+    "pickle that runs code": (pickled({"a": Evil()}), "could run code: not loaded"),
+    "pickle of something else": (pickled({"model": {"a": GATE}}), "something else than tensors by name; a state dict"),
+    "no weights": (lambda _, file, __: file.unlink(), r"holds no weights: neither model\.safetensors nor pytorch_"),
+    "no shard": (lacking_a_shard, r"lacks model-00001-of-00001\.safetensors, which model\.safetensors\.index\.json"),
+    "no configuration": (lambda folder, *_: (folder / "config.json").unlink(), r"no checkpoint: it lacks config\.json"),
+    "broken configuration": (lambda folder, *_: (folder / "config.json").write_text("{"), "config.json is not JSON"),
+    "unknown weight": (changed(hubert__extra=GATE), r"has hubert\.extra, which a HubertForSequenceClassification of"),
+    "published layout": (
+        changed(**{"hubert.encoder.layers.0.gate_bb_linear.bias": GATE}),
+        r"gate_bb_linear\.bias, which .* has not; it is the published ExHuBERT's, use `exhubert convert published`",
+    ),
+    "missing weight": (
+        changed(**{"hubert.encoder.layers.1.attention.q_proj.weight": None}),
+        r"lacks hubert\.encoder\.layers\.1\.attention\.q_proj\.weight, which a HubertForSequenceClassification of",
+    ),
+    "half a head": (changed(projector__weight=None), r"lacks projector\.weight, which"),
+    "other shape": (
+        changed(classifier__bias=torch.zeros(9)),
+        r"has classifier\.bias of shape \(9,\); its configuration needs \(2,\)",
+    ),
+    "one weight twice": (
+        changed(encoder__layer_norm__bias=GATE),
+        r"holds the same weight twice: encoder\.layer_norm\.bias and hubert\.encoder\.layer_norm\.bias",
+    ),
+    "weights that are not numbers": (
+        changed(classifier__bias=torch.full((2,), float("nan"))),
+        r"the source's logits are not finite on 2 x 16000 samples \(seed 0\): its weights are damaged",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_a_damaged_checkpoint_is_refused_in_one_line_that_names_what_is_wrong(tmp_path, make_hubert, capsys, case):
+    damage, message = DAMAGE[case]
+    source = make_hubert()
+    file = source / "model.safetensors"
+    damage(source, file, load_file(file))
+    assert run_with_one_line_errors(lambda: main(["convert", "hubert", str(source), str(tmp_path / "expanded")])) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ")
+    with pytest.raises(ValueError, match=message):
+        raise ValueError(error)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hubert"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "message"),
+    [
+        ("hubert", {"model_type": "wav2vec2"}, "model_type is 'wav2vec2', not 'hubert'"),
+        ("hubert", {"model_type": "exhubert"}, "not 'hubert': it is expanded already"),
+        ("contract", {"model_type": "hubert"}, "'hubert'; only an 'exhubert' model can be contracted"),
+    ],
+)
+def test_another_architecture_is_refused(tmp_path, make_hubert, kind, content, message):
+    source = make_hubert()
+    (source / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        main(["convert", kind, str(source), str(tmp_path / "expanded")])
     assert not (tmp_path / "expanded").exists()
+
+
+def test_a_name_that_leads_out_of_the_folder_is_not_followed(tmp_path, make_hubert):
+    source = make_hubert()
+    (source / "model.safetensors").rename(tmp_path / "secret.safetensors")
+    index = {"weight_map": {"classifier.bias": "../secret.safetensors"}}
+    (source / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"lacks secret\.safetensors"):
+        convert_hubert(str(source), tmp_path / "expanded")
+
+
+def test_names_of_weights_are_brought_up_to_date():
+    names = {
+        "lm_head.weight": None,
+        "encoder.layer_norm.bias": "hubert.encoder.layer_norm.bias",
+        "hubert.encoder.pos_conv_embed.conv.weight_g": (
+            "hubert.encoder.pos_conv_embed.conv.parametrizations.weight.original0"
+        ),
+        "hubert.encoder.layers.10.gate_bb_linear.weight": "hubert.encoder.layers.10.identity_linear.weight",
+        "hubert.encoder.layers.11.gate_bb_linear.bias": "hubert.encoder.layers.11.zero_linear.bias",
+        "classifier.weight": "classifier.weight",
+        "layer_weights": "layer_weights",
+    }
+    assert {name: checkpoint.current_name(name) for name in names} == names
+
+
+def test_a_model_computes_from_its_files_as_from_memory(tmp_path, make_hubert, samples):
+    source = make_hubert("large", use_weighted_layer_sum=False)
+    model = HubertForSequenceClassification.from_pretrained(source).eval()
+    on_meta = checkpoint.on_meta(HubertForSequenceClassification, model.config)
+    from_files = checkpoint.compute_from_files(on_meta, checkpoint.Checkpoint(source).read)
+    with torch.inference_mode():
+        assert torch.equal(from_files(samples).logits, model(samples).logits)
+    assert all(parameter.is_meta for parameter in from_files.parameters())
+    assert isinstance(from_files.classifier, nn.Linear)
 
 
 def test_python_m_exhubert(tmp_path, make_hubert):

@@ -6,10 +6,6 @@ python -m pytest tests/test_model_folder.py
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import textwrap
 
 import numpy as np
 import pytest
@@ -17,32 +13,10 @@ import soundfile
 import torch
 from transformers import HubertForSequenceClassification
 
-from conftest import ROOT
+from conftest import ROOT, run_without_package
 from exhubert import ExHuBERTFeatureExtractor, ExHuBERTForSequenceClassification, model_folder
 from exhubert.model_folder import CODE_FILES, check_model_folder, save_model_folder
 from exhubert.pipeline_exhubert import ExHuBERTPipeline
-
-# Run first in the other process: the package cannot be imported there, nor anything be asked of the Hub.
-WITHOUT_PACKAGE = """
-import sys
-
-class Hidden:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "exhubert":
-            raise ModuleNotFoundError(f"{name} is hidden from this process")
-
-sys.meta_path.insert(0, Hidden())
-"""
-
-
-def run_without_package(tmp_path, script: str) -> dict:
-    """Runs a script that prints JSON in its last line, in a fresh process with a fresh cache."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "PYTHON"))}
-    environment |= {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-    code = WITHOUT_PACKAGE + textwrap.dedent(script)
-    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.fixture

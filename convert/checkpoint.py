@@ -1,0 +1,356 @@
+"""Checkpoints larger than memory: read tensor by tensor, written shard by shard, computed module by module.
+
+What every converter shares. Nothing here holds more than a shard, a module or `READ_BYTES` of weights at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import pickle
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download, split_torch_state_dict_into_shards
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from exhubert.audio_exhubert import WINDOW_SECONDS
+from exhubert.model_folder import folder_beside
+from exhubert.modeling_exhubert import expanded_weight
+
+# Mapped pages count as memory until their file is closed, so it is opened anew after so many bytes.
+READ_BYTES = 256 * 2**20
+SHARD_BYTES = 10**9
+WEIGHTS = "model.safetensors"
+PICKLE = "pytorch_model.bin"
+CHECK_CLIPS = 2
+CHECK_SAMPLES = 16_000
+CHECK_SEED = 0
+
+# A name in a checkpoint -> the name in today's HuBERT, or in ours; None: left out on purpose. Any other name stays.
+NAMES: dict[str, str | None] = {
+    r"lm_head\..+": None,  # of CTC
+    r"(?!hubert\.|projector\.|classifier\.|layer_weights$|lm_head\.)(.+)": r"hubert.\1",  # a HuBERT without a head
+    r"(.+)\.weight_g": r"\1.parametrizations.weight.original0",  # weight norm before PyTorch 2.1
+    r"(.+)\.weight_v": r"\1.parametrizations.weight.original1",
+    r"(.+\.layers\.\d*[02468])\.gate_bb_linear\.(.+)": r"\1.identity_linear.\2",  # the published ExHuBERT
+    r"(.+\.layers\.\d*[13579])\.gate_bb_linear\.(.+)": r"\1.zero_linear.\2",
+}
+MASK_VECTOR = "hubert.masked_spec_embed"  # SpecAugment's, for training only
+HEAD = ("projector.", "classifier.", "layer_weights")
+
+Read = Callable[[str], torch.Tensor]
+
+
+def current_name(name: str) -> str | None:
+    """Today's name of a weight that a checkpoint calls `name`; None for one that is left out on purpose."""
+    for pattern, replacement in NAMES.items():
+        if re.fullmatch(pattern, name):
+            if replacement is None:
+                return None
+            name = re.sub(pattern, replacement, name)
+    return name
+
+
+class Checkpoint:
+    """A checkpoint folder, each weight read from its file when it is asked for.
+
+    Args:
+        source: folder or Hub id with `config.json` and weights: safetensors, or else PyTorch's pickles (which are
+            read as tensors only), whole or in shards.
+        revision: of the Hub repo: commit, branch or tag.
+
+    Attributes:
+        config: the values in `config.json`.
+        like: for every weight, by its current name, a tensor of its shape and dtype on the meta device.
+        stored: the name in the files for every current name.
+        left_out: the names in the files that have no current one.
+        window_seconds: length of the model's input, as its feature extractor has it; 3 where it has none.
+
+    Raises:
+        OSError: if it is neither a folder nor to be had from the Hub.
+        ValueError: if it has no configuration or weights, or they cannot be read.
+    """
+
+    def __init__(self, source: str | os.PathLike[str], revision: str | None = None) -> None:
+        self.source = str(source)
+        self.directory = _folder(self.source, revision)
+        self.config = _read_json(self.directory / "config.json", self.source)
+        extractor = self.directory / "preprocessor_config.json"
+        values = _read_json(extractor, self.source) if extractor.is_file() else {}
+        self.window_seconds: float = values.get("window_seconds", WINDOW_SECONDS)
+        self.like: dict[str, torch.Tensor] = {}
+        self.stored: dict[str, str] = {}
+        self.left_out: list[str] = []
+        self._new: dict[str, torch.Tensor] = {}
+        self._files: dict[str, Path] = {}
+        self._opened: tuple[Path, Read] | None = None
+        self._bytes_read = 0
+        for file in _weight_files(self.directory, self.source):
+            names, get = _open(file)
+            for stored in names:
+                name = current_name(stored)
+                if name is None:
+                    self.left_out.append(stored)
+                    continue
+                if name in self.stored:
+                    raise ValueError(f"{source} holds the same weight twice: {self.stored[name]} and {stored}")
+                tensor = get(stored)
+                self.like[name] = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+                self.stored[name], self._files[name] = stored, file
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the linear layer at the end of the first encoder layer; what is added has it too."""
+        name = "hubert.encoder.layers.0.feed_forward.output_dense.weight"
+        if name not in self.like:
+            raise ValueError(f"{self.source} lacks {name}, which every HuBERT has")
+        return self.like[name].dtype
+
+    def read(self, name: str) -> torch.Tensor:
+        """Returns the weight with this current name, in memory of its own; KeyError if there is none."""
+        if name in self._new:
+            return self._new[name].clone()
+        file = self._files[name]
+        if self._opened is None or self._opened[0] != file or self._bytes_read > READ_BYTES:
+            self._opened = None  # unmapped before it is mapped again
+            self._opened, self._bytes_read = (file, _open(file)[1]), 0
+        tensor = self._opened[1](self.stored[name])
+        self._bytes_read += tensor.nbytes
+        if not tensor.nbytes:
+            return tensor.clone()
+        # Memory that goes back to the system with the tensor: the C heap would keep it, in fragments, for gigabytes.
+        own = torch.frombuffer(mmap.mmap(-1, tensor.nbytes), dtype=tensor.dtype).view(tensor.shape)
+        return own.copy_(tensor)
+
+    def fit(self, model: PreTrainedModel) -> list[str]:
+        """Checks that it has the weights of `model`, which is on the meta device, and no others.
+
+        What may be missing, SpecAugment's vector and a head of which nothing is there, is given the start that a new
+        model has, the same on every run.
+
+        Returns:
+            The names of the weights that are new.
+
+        Raises:
+            ValueError: naming the first weight that `model` has not, has in another shape, or has and this lacks.
+        """
+        wanted = model.state_dict()
+        kind = f"a {type(model).__name__} of its configuration"
+        for name, like in list(self.like.items()):
+            if name == MASK_VECTOR and name not in wanted:  # the configuration has no SpecAugment
+                self.left_out.append(self.stored[name])
+                del self.like[name]
+            elif name not in wanted:
+                published = ".gate_bb_linear." in self.stored[name]
+                remedy = "; it is the published ExHuBERT's, use `exhubert convert published`" if published else ""
+                raise ValueError(f"{self.source} has {self.stored[name]}, which {kind} has not{remedy}")
+            elif like.shape != wanted[name].shape:
+                raise ValueError(
+                    f"{self.source} has {self.stored[name]} of shape {tuple(like.shape)}; "
+                    f"its configuration needs {tuple(wanted[name].shape)}"
+                )
+        lacking = [name for name in wanted if name not in self.like]
+        has_head = any(name.startswith(HEAD) for name in self.like)
+        for name in lacking:
+            if name != MASK_VECTOR and (has_head or not name.startswith(HEAD)):
+                raise ValueError(f"{self.source} lacks {name}, which {kind} has")
+        for name, tensor in _initial_weights(model, lacking).items():
+            self._new[name] = tensor.to(self.dtype)
+            self.like[name] = self._new[name].to("meta")
+        return lacking
+
+
+@contextmanager
+def new_folder(destination: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields where to write what becomes the folder `destination` if the block ends without an error.
+
+    Raises:
+        ValueError: if `destination` is there already, and is not an empty folder.
+    """
+    destination = Path(os.path.abspath(destination))
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise ValueError(f"{destination} exists already; give a folder that does not, or delete it")
+    with folder_beside(destination) as beside:
+        unfinished = beside / destination.name
+        yield unfinished
+        if destination.exists():
+            destination.rmdir()
+        unfinished.rename(destination)
+    print(f"written to {destination}")
+
+
+def is_at_start(checkpoint: Checkpoint, name: str) -> bool:
+    """Whether a linear layer's weight or bias is what expansion makes it: the identity, or zero."""
+    tensor = checkpoint.read(name)
+    return torch.equal(tensor, expanded_weight(name, tensor.shape, tensor.dtype, 1, checkpoint.read))
+
+
+def on_meta(model_class: type[PreTrainedModel], config: PretrainedConfig) -> PreTrainedModel:
+    """Returns a model without weights, on the meta device."""
+    with torch.device("meta"):
+        return model_class(config)
+
+
+def check_same_function(of: str, reference: tuple[nn.Module, Read], converted: tuple[nn.Module, Read]) -> None:
+    """Computes two models on the meta device from their files, and raises ValueError unless their outputs are equal.
+
+    Args:
+        of: whose outputs the reference's are, for the messages.
+        reference, converted: a model, and what gives its weights by their names. Logits are compared, or last hidden
+            states where there is no head.
+    """
+    samples = torch.randn(CHECK_CLIPS, CHECK_SAMPLES, generator=torch.Generator().manual_seed(CHECK_SEED))
+    outputs = []
+    with torch.inference_mode():
+        for model, read in (reference, converted):
+            dtype = read(next(name for name, _ in model.named_parameters() if "feature_extractor." in name)).dtype
+            outputs.append(compute_from_files(model, read)(samples.to(dtype))[0])
+    expected, got = outputs
+    what = "logits" if expected.dim() == 2 else "last hidden states"
+    where = f"on {CHECK_CLIPS} x {CHECK_SAMPLES} samples (seed {CHECK_SEED})"
+    if not torch.isfinite(expected).all():
+        raise ValueError(f"{of} {what} are not finite {where}: its weights are damaged")
+    difference = (got.float() - expected.float()).abs().max().item()
+    if not torch.equal(got, expected):
+        raise ValueError(f"the converted model's {what} differ from {of} by up to {difference:.3g} {where}")
+    print(f"{what} are bit-identical to {of} {where}: largest difference {difference}")
+
+
+def write_weights(directory: Path, like: Mapping[str, torch.Tensor], read: Read) -> None:
+    """Writes safetensors, shard by shard; one shard is in memory at a time.
+
+    Args:
+        directory: where `model.safetensors`, or its shards and their index go.
+        like: for every weight a tensor of its shape and dtype, on the meta device.
+        read: gives the weight of a name, in memory of its own.
+    """
+    plan = split_torch_state_dict_into_shards(dict(like), max_shard_size=SHARD_BYTES)
+    for file, names in plan.filename_to_tensors.items():
+        save_file({name: read(name) for name in names}, directory / file, metadata={"format": "pt"})
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+        (directory / f"{WEIGHTS}.index.json").write_text(text, encoding="utf-8")
+
+
+def compute_from_files(model: nn.Module, read: Read) -> nn.Module:
+    """Returns `model`, on the meta device, such that it computes with one module's weights in memory at a time.
+
+    Args:
+        model: the model; its weights are of no account.
+        read: gives the weight of a name; KeyError for one that is not there, as the forward does not need it.
+    """
+
+    def hooks(prefix: str, parameters: list[str], buffers: list[str]) -> tuple[Callable[..., None], ...]:
+        def load(module: nn.Module, _: Any) -> None:
+            for name in (*parameters, *buffers):
+                try:
+                    tensor = read(prefix + name)
+                except KeyError:
+                    continue
+                setattr(module, name, nn.Parameter(tensor, requires_grad=False) if name in parameters else tensor)
+
+        def drop(module: nn.Module, *_: Any) -> None:
+            module.to_empty(device="meta", recurse=False)
+
+        return load, drop
+
+    for path, module in model.named_modules():
+        parameters = [name for name, _ in module.named_parameters(recurse=False)]
+        buffers = [name for name, _ in module.named_buffers(recurse=False)]
+        if parameters or buffers:
+            load, drop = hooks(f"{path}." if path else "", parameters, buffers)
+            module.register_forward_pre_hook(load)
+            module.register_forward_hook(drop)
+    return model.eval()
+
+
+def _initial_weights(model: nn.Module, names: Collection[str]) -> dict[str, torch.Tensor]:
+    """Returns the named weights as a new `model`, which is on the meta device, has them: the same on every call."""
+    weights: dict[str, torch.Tensor] = {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for path, module in model.named_modules():
+            prefix = f"{path}." if path else ""
+            own = [name for name, _ in module.named_parameters(recurse=False) if prefix + name in names]
+            if own:
+                module.to_empty(device="cpu", recurse=False)
+                model._init_weights(module)  # type: ignore[operator]
+                weights |= {prefix + name: getattr(module, name).detach() for name in own}
+                module.to_empty(device="meta", recurse=False)
+    return weights
+
+
+def _folder(source: str, revision: str | None) -> Path:
+    if Path(source).is_dir():
+        return Path(source)
+    try:
+        for weights in (WEIGHTS, PICKLE):
+            shards = f"{Path(weights).stem}-*{Path(weights).suffix}"
+            patterns = ["config.json", "preprocessor_config.json", weights, f"{weights}.index.json", shards]
+            folder = Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
+            if any((folder / name).exists() for name in (weights, f"{weights}.index.json")):
+                break
+        return folder
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise OSError(f"{source}: no such folder, and no such model on the Hub ({reason})") from error
+
+
+def _weight_files(directory: Path, source: str) -> list[Path]:
+    for weights in (WEIGHTS, PICKLE):
+        if (directory / weights).is_file():
+            return [directory / weights]
+        index = directory / f"{weights}.index.json"
+        if index.is_file():
+            shards = _read_json(index, source).get("weight_map", {})
+            files = sorted({directory / Path(name).name for name in shards.values()})
+            for file in files:
+                if not file.is_file():
+                    raise ValueError(f"{source} lacks {file.name}, which {index.name} names")
+            return files
+    raise ValueError(f"{source} holds no weights: neither {WEIGHTS} nor {PICKLE}, nor shards of them with an index")
+
+
+def _open(file: Path) -> tuple[list[str], Read]:
+    """Names in the file, and what gives the tensor of a name: mapped, not read, wherever the format allows it."""
+    try:
+        if file.suffix == ".safetensors":
+            handle = safe_open(file, framework="pt")
+            return list(handle.keys()), handle.get_tensor
+        try:
+            weights = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:
+            if "mmap" not in str(error):
+                raise
+            weights = torch.load(file, map_location="cpu", weights_only=True)  # the format before PyTorch 1.6
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{file} is no file of tensors alone, and what else a pickle holds could run code: not loaded"
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{file}: the weights cannot be read ({str(error).strip().splitlines()[0]})") from error
+    if not isinstance(weights, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in weights.values()):
+        raise ValueError(f"{file} holds something else than tensors by name; a state dict is needed")
+    return list(weights), weights.__getitem__
+
+
+def _read_json(file: Path, source: str) -> dict[str, Any]:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"{source} is no checkpoint: it lacks {file.name}") from error
+    except ValueError as error:
+        raise ValueError(f"{source}: {file.name} is not JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{source}: {file.name} is no JSON object")
+    return values

@@ -1,0 +1,116 @@
+"""Expanded model back to the plain HuBERT inside it."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+
+import torch
+from transformers import HubertConfig, HubertForSequenceClassification, HubertModel
+
+from exhubert.configuration_exhubert import ExHuBERTConfig
+from exhubert.convert.checkpoint import (
+    HEAD,
+    Checkpoint,
+    check_same_function,
+    is_at_start,
+    new_folder,
+    on_meta,
+    write_weights,
+)
+from exhubert.model_folder import save_model_folder
+from exhubert.modeling_exhubert import ExHuBERTForSequenceClassification, hubert_name
+
+
+def convert_contract(source: str, destination: str | os.PathLike[str], revision: str | None = None) -> Path:
+    """Writes the plain HuBERT inside an expanded model: its original layers, without the copies.
+
+    Where the copies add nothing yet, it is the HuBERT that was expanded, bit for bit, its head included. Where they
+    were trained, it is a `HubertModel`: the originals, which stage 2 freezes, with what lies outside the encoder
+    layers as training left it, and without the head, which has learnt on what the copies add. LayerDrop, which
+    expansion switches off, stays off.
+
+    Args:
+        source: Hub id or folder of an ExHuBERT.
+        destination: the HuBERT's folder; must not exist, or be empty.
+        revision: of the Hub repo.
+
+    Raises:
+        OSError: if the source is neither a folder nor to be had from the Hub.
+        ValueError: if it is no ExHuBERT, its originals end in linear layers that are not the identity, the
+            destination is taken, or the HuBERT does not compute what the originals do.
+    """
+    with new_folder(destination) as unfinished:
+        checkpoint = Checkpoint(source, revision)
+        model_type = checkpoint.config.get("model_type")
+        if model_type != ExHuBERTConfig.model_type:
+            raise ValueError(f"{source}: model_type is {model_type!r}; only an 'exhubert' model can be contracted")
+        config = ExHuBERTConfig.from_dict(checkpoint.config)
+        model = on_meta(ExHuBERTForSequenceClassification, config)
+        lacks_head = any(name.startswith(HEAD) for name in checkpoint.fit(model))
+        for name in checkpoint.like:
+            if "identity_linear." in name and not is_at_start(checkpoint, name):
+                raise ValueError(f"{source}: {name} is not the identity, and a HuBERT has no place for it")
+        trained = next(
+            (name for name in checkpoint.like if not _adds_nothing(checkpoint, name, config.num_copies)), None
+        )
+
+        hubert_config = _hubert_config(config)
+        hubert_class = HubertModel if trained or lacks_head else HubertForSequenceClassification
+        hubert = on_meta(hubert_class, hubert_config)
+        prefix = "hubert." if hubert_class is HubertModel else ""
+        originals: dict[str, str] = {}
+        for name in model.state_dict():
+            originals.setdefault(hubert_name(name, config.num_copies) or "", name)  # copies follow their original
+
+        def read(name: str) -> torch.Tensor:
+            tensor = checkpoint.read(originals[prefix + name])
+            return tensor[:: config.num_copies + 1].clone() if name == "layer_weights" else tensor
+
+        like = {}
+        for name, tensor in hubert.state_dict().items():
+            dtype = checkpoint.like[originals[prefix + name]].dtype
+            like[name] = torch.empty(tensor.shape, dtype=dtype, device="meta")
+        hubert_config.dtype = checkpoint.dtype
+        print(f"{source}: {config.num_hidden_layers} encoder layers contracted to {hubert_config.num_hidden_layers}")
+        write = partial(write_weights, like=like, read=read)
+        if hubert_class is HubertModel:
+            print(f"left out: the head, as {trained} was trained" if trained else "it has no classification head")
+            unfinished.mkdir()
+            hubert_config.architectures = [hubert_class.__name__]
+            hubert_config.save_pretrained(unfinished)
+            write(unfinished)
+        else:
+            save_model_folder(hubert, unfinished, checkpoint.window_seconds, write_weights=write)
+
+        def silenced(name: str) -> torch.Tensor:
+            tensor = checkpoint.read(name)
+            return torch.zeros_like(tensor) if ".zero_linear." in name else tensor
+
+        reference = (model.hubert, lambda name: silenced(f"hubert.{name}")) if prefix else (model, silenced)
+        if config.use_weighted_layer_sum and not prefix:
+            # From 5.16 on transformers' own weighted sum is over other states than it was trained with.
+            hubert_config = ExHuBERTConfig.from_hubert_config(hubert_config, num_copies=0)
+            hubert = on_meta(ExHuBERTForSequenceClassification, hubert_config)
+        written = Checkpoint(unfinished)
+        of = "the source's without what its copies add" if trained else "the source's"
+        check_same_function(of, reference, (hubert, lambda name: written.read(prefix + name)))
+    return Path(destination)
+
+
+def _adds_nothing(checkpoint: Checkpoint, name: str, num_copies: int) -> bool:
+    if name == "layer_weights":
+        weights = checkpoint.read(name)
+        blocks = torch.arange(len(weights)) % (num_copies + 1) == 0
+        return bool((weights[~blocks] == float("-inf")).all())
+    return ".zero_linear." not in name or is_at_start(checkpoint, name)
+
+
+def _hubert_config(config: ExHuBERTConfig) -> HubertConfig:
+    values = config.to_dict()
+    ours = ("num_copies", "gate_original_layers", "custom_pipelines")
+    for name in (*ours, "model_type", "architectures", "auto_map", "transformers_version", "num_labels"):
+        values.pop(name, None)
+    values["num_hidden_layers"] //= config.num_copies + 1
+    return HubertConfig(**values)
