@@ -59,8 +59,7 @@ class ExHuBERTConfig(HubertConfig):
         layerdrop: float = 0.0,
         **kwargs: Any,
     ) -> None:
-        if isinstance(num_copies, bool) or not isinstance(num_copies, int) or num_copies < 0:
-            raise ValueError(f"num_copies is {num_copies!r}; it must be 0, 1, 2 or more copies of each layer")
+        _check_num_copies(num_copies)
         if num_hidden_layers < 1 or num_hidden_layers % (num_copies + 1):
             raise ValueError(
                 f"num_hidden_layers is {num_hidden_layers}, which counts originals and copies: with "
@@ -102,6 +101,7 @@ class ExHuBERTConfig(HubertConfig):
         source has a classification head or names them, else they are the six classes; `kwargs` set any other
         field.
         """
+        _check_num_copies(num_copies)
         if config.model_type != "hubert":
             raise ValueError(f"model_type is {config.model_type!r}; only a 'hubert' configuration can be expanded")
         values = config.to_dict()
@@ -119,19 +119,30 @@ class ExHuBERTConfig(HubertConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As `PretrainedConfig.from_dict`, but refuses another architecture instead of scrambling its layers."""
-        model_type = config_dict.get("model_type", cls.model_type)
+        cls.refuse_other_architecture(config_dict)
+        return super().from_dict(config_dict, **kwargs)
+
+    @classmethod
+    def refuse_other_architecture(cls, values: dict[str, Any]) -> None:
+        """Raises ValueError, with the remedy, if `values` are the configuration of something else."""
+        model_type = values.get("model_type", cls.model_type)
         if model_type != cls.model_type:
             remedy = (
-                "use `from_hubert`, or `exhubert convert hubert`, which expand it"
+                "use `from_hubert`, or `exhubert convert hubert`, which expand it (`exhubert convert published` if it "
+                "is the published ExHuBERT)"
                 if model_type == "hubert"
                 else "load it with its own class"
             )
             raise ValueError(f"this is a {model_type!r} checkpoint, not an 'exhubert' one: {remedy}")
-        return super().from_dict(config_dict, **kwargs)
 
     def to_diff_dict(self) -> dict[str, Any]:
         """As `PretrainedConfig.to_diff_dict`, labels always included: two unnamed ones would be left out as default."""
         return {**super().to_diff_dict(), "id2label": dict(self.id2label), "label2id": dict(self.label2id)}
+
+
+def _check_num_copies(num_copies: Any) -> None:
+    if isinstance(num_copies, bool) or not isinstance(num_copies, int) or num_copies < 0:
+        raise ValueError(f"num_copies is {num_copies!r}; it must be 0, 1, 2 or more copies of each layer")
 
 
 def _names_labels(config: HubertConfig) -> bool:

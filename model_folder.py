@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import glob
 import json
 import os
 import re
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -96,14 +98,33 @@ def save_model_folder(
 
 @contextlib.contextmanager
 def folder_beside(directory: Path) -> Iterator[Path]:
-    """Yields a new folder beside `directory`, to be renamed to it when complete; what is left of it is removed."""
-    unfinished = directory.with_name(f".{directory.name}.unfinished-{os.getpid()}")
+    """Yields a new folder beside `directory`, to be renamed to it when complete; what is left of it is removed.
+
+    What runs that were killed on this machine have left there is removed, too.
+    """
+    name = f".{directory.name}.unfinished-{socket.gethostname()}-"
+    for left in directory.parent.glob(f"{glob.escape(name)}*"):
+        if not _runs(left.name[len(name) :]):
+            shutil.rmtree(left, ignore_errors=True)
+    unfinished = directory.with_name(f"{name}{os.getpid()}")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:
         yield unfinished
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _runs(process: str) -> bool:
+    if os.name != "posix" or not process.isdigit():  # elsewhere `os.kill` would end it
+        return True
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        pass
+    return True
 
 
 def check_model_folder(directory: str | os.PathLike[str]) -> Path:
@@ -176,7 +197,8 @@ def _write(
     package = Path(__file__).parent
     for code_file in CODE_FILES:
         shutil.copyfile(package / code_file, directory / code_file)
-    labels = ", ".join(f"{index} {model.config.id2label[index]}" for index in sorted(model.config.id2label))
+    names = config.get("id2label", model.config.id2label)  # those saved: the head may be another than the model's first
+    labels = ", ".join(f"{index} {names[index]}" for index in sorted(names, key=int))
     card = CARD.format(
         name=name,
         architecture=type(model).__name__,

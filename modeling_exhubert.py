@@ -18,6 +18,7 @@ from __future__ import annotations
 import copy
 import math
 import re
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -106,20 +107,39 @@ class ExHuBERTPreTrainedModel(HubertPreTrainedModel):
         _check_loading(name_or_path, report, source.state_dict())
         with torch.device("meta"):
             model = cls(config)
+        devices = {parameter.device for parameter in source.parameters()}
+        if len(devices) > 1 or source.device.type == "meta":  # meta: offloaded
+            raise ValueError(
+                "from_hubert cannot spread a model over devices: use `exhubert convert hubert`, and load what that "
+                "writes with from_pretrained and device_map"
+            )
         weights = source.state_dict()
-        dtype = source.dtype
+        dtype, device = source.dtype, source.device
         del source
         expanded: dict[str, torch.Tensor] = {}
         taken = set()
         for name, like in model.state_dict().items():
             tensor = expanded_weight(name, like.shape, dtype, num_copies, weights.__getitem__)
-            expanded[name] = tensor.clone() if id(tensor) in taken else tensor
+            expanded[name] = tensor.clone() if id(tensor) in taken else tensor.to(device)
             taken.add(id(tensor))
         model.load_state_dict(expanded, strict=True, assign=True)
         model.config.dtype = model.dtype
         if kwargs.get("attn_implementation"):
             model.set_attn_implementation(kwargs["attn_implementation"])
         return model.eval()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, config: Any = None, **kwargs: Any) -> Any:
+        """As `PreTrainedModel.from_pretrained`; raises ValueError for a checkpoint of another architecture."""
+        if isinstance(config, HubertConfig) and pretrained_model_name_or_path is not None:
+            # A configuration that is given is not read from the checkpoint, and would hide what that is.
+            hub_options = {k: kwargs[k] for k in ("revision", "token", "cache_dir", "subfolder") if k in kwargs}
+            try:
+                values, _ = ExHuBERTConfig.get_config_dict(pretrained_model_name_or_path, **hub_options)
+            except OSError:  # weights alone
+                values = {}
+            ExHuBERTConfig.refuse_other_architecture(values)
+        return super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
 
     def freeze_og_encoder(self) -> None:
         """Freezes the original encoder layers (paper, section 3.2); copies and everything else stay as they are."""
@@ -259,12 +279,23 @@ class ExHuBERTForSequenceClassification(ExHuBERTPreTrainedModel):
         self.hubert.requires_grad_(False)
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """As `PreTrainedModel.save_pretrained`; a classifier put in the place of ours is saved with its own size."""
-        outputs = getattr(self.classifier, "out_features", self.config.num_labels)
-        if outputs != self.config.num_labels:
-            self.config = copy.deepcopy(self.config)  # the caller's is left as it is
-            self.config.num_labels = outputs
-        super().save_pretrained(*args, **kwargs)
+        """As `PreTrainedModel.save_pretrained`; a head put in the place of ours is saved with its own sizes."""
+        own, sizes = self.config, {}
+        if isinstance(self.projector, nn.Linear) and isinstance(self.classifier, nn.Linear):
+            sizes = {"classifier_proj_size": self.projector.out_features, "num_labels": self.classifier.out_features}
+        else:
+            warnings.warn(
+                "the head is more than two nn.Linear: its weights are saved, and load only after it was put in again",
+                stacklevel=2,
+            )
+        try:
+            if any(getattr(own, name) != size for name, size in sizes.items()):
+                self.config = copy.deepcopy(own)  # the model's, and its caller's, is left as it is
+                for name, size in sizes.items():
+                    setattr(self.config, name, size)
+            super().save_pretrained(*args, **kwargs)
+        finally:
+            self.config = own
 
     def forward(
         self,
@@ -296,7 +327,7 @@ class ExHuBERTForSequenceClassification(ExHuBERTPreTrainedModel):
         outputs = self.hubert(
             input_values,
             attention_mask=attention_mask,
-            output_attentions=output_attentions,
+            output_attentions=self.config.output_attentions if output_attentions is None else output_attentions,
             output_hidden_states=output_hidden_states or self.config.use_weighted_layer_sum,
             return_dict=True,
         )
@@ -387,6 +418,11 @@ _LAYER_CLASSES = {
 }
 
 
+# A layer weight whose share under softmax is exactly zero. Finite, as optimisers make NaN of an infinite one.
+LEFT_OUT = -1e4
+HEAD = ("projector.", "classifier.", "layer_weights")
+
+
 def hubert_name(name: str, num_copies: int) -> str | None:
     """Name of the HuBERT weight that the expanded model's weight `name` starts as; None for a new linear layer."""
     match = re.fullmatch(r"((?:hubert\.)?encoder\.layers\.)(\d+)(\..+)", name)
@@ -417,8 +453,8 @@ def expanded_weight(
     tensor = read(source)
     if name != "layer_weights":
         return tensor
-    # A source layer's state is its block's state, the one after the last copy; -inf leaves the others out.
-    expanded = tensor.new_full(tuple(shape), float("-inf"))
+    # A source layer's state is its block's state, the one after the last copy; the others are left out.
+    expanded = tensor.new_full(tuple(shape), LEFT_OUT)
     expanded[:: num_copies + 1] = tensor
     return expanded
 
@@ -427,7 +463,7 @@ def _weighted_sum(states: tuple[torch.Tensor, ...], weights: torch.Tensor) -> to
     """Sum of `states` with the softmax of `weights`, `(batch, frames, hidden_size)`."""
     if not torch.compiler.is_compiling():
         # Summing zeros would change the order of the additions, and the last bit of the result with it.
-        kept = [index for index, weight in enumerate(weights.tolist()) if weight != float("-inf")]
+        kept = [index for index, weight in enumerate(weights.tolist()) if weight > LEFT_OUT / 2]
         states, weights = tuple(states[index] for index in kept), weights[kept]
     shares = nn.functional.softmax(weights, dim=-1)
     return (torch.stack(states, dim=1) * shares.view(-1, 1, 1)).sum(dim=1)
@@ -435,17 +471,16 @@ def _weighted_sum(states: tuple[torch.Tensor, ...], weights: torch.Tensor) -> to
 
 def _check_loading(name_or_path: str, report: dict[str, Any], names: Iterable[str]) -> None:
     """Refuses a checkpoint that does not fill the HuBERT with the weights `names`: the rest would be random."""
-    head = ("projector.", "classifier.", "layer_weights")
     # Names with both shapes, but bare names before transformers 5.
     mismatched = sorted(key if isinstance(key, str) else key[0] for key in report["mismatched_keys"])
     # SpecAugment's vector is used in training only, and many checkpoints lack it.
     missing = sorted(key for key in report["missing_keys"] if not key.endswith("masked_spec_embed"))
-    wanted_of_head = [name for name in names if name.startswith(head)]
+    wanted_of_head = [name for name in names if name.startswith(HEAD)]
     if set(wanted_of_head) <= set(missing):  # no head at all: ours is new
         missing = [key for key in missing if key not in wanted_of_head]
     missing = [key for key in missing if key not in mismatched]
-    mismatched = [key for key in mismatched if not key.startswith(head)]
-    dropped = ("lm_head.", "hubert.masked_spec_embed", "masked_spec_embed", *(() if wanted_of_head else head))
+    mismatched = [key for key in mismatched if not key.startswith(HEAD)]
+    dropped = ("lm_head.", "hubert.masked_spec_embed", "masked_spec_embed", *(() if wanted_of_head else HEAD))
     unexpected = sorted(key for key in report["unexpected_keys"] if not key.startswith(dropped))
     for kind, keys in (("lacks", missing), ("has unknown", unexpected), ("has another shape of", mismatched)):
         if keys:
@@ -472,7 +507,14 @@ def _check_input(input_values: torch.Tensor, attention_mask: torch.Tensor | None
     if attention_mask is None:
         return
     if tuple(attention_mask.shape) != shape:
-        raise ValueError(f"attention_mask has shape {tuple(attention_mask.shape)}; input_values has {shape}")
+        raise ValueError(
+            f"attention_mask has shape {tuple(attention_mask.shape)}; that of input_values is needed: {shape}"
+        )
+    if not bool(((attention_mask == 0) | (attention_mask == 1)).all()):
+        raise ValueError("attention_mask holds other values than 1, for samples, and 0, for padding")
+    mask = attention_mask.long()
+    if bool((mask[:, 1:] > mask[:, :-1]).any()):
+        raise ValueError("attention_mask has a 1 after a 0; padding must be at the end of a clip")
     marked = attention_mask.sum(dim=-1).tolist()
     if min(marked) < needed:
         clip = marked.index(min(marked))
@@ -488,7 +530,7 @@ def _check_labels(labels: torch.Tensor, logits: torch.Tensor, problem: str) -> N
             raise ValueError(f"labels has shape {shape}; regression needs a target for each logit, {(batch, classes)}")
         return
     if labels.is_floating_point() or labels.dtype == torch.bool:
-        raise ValueError(f"labels is {labels.dtype}; class indices are needed (torch.long)")
+        raise ValueError(f"labels is {labels.dtype}; class indices are needed, or problem_type='regression'")
     if shape != (batch,):
         raise ValueError(f"labels has shape {shape}; one class index for each clip is needed, {(batch,)}")
     labels = labels.long()

@@ -10,6 +10,7 @@ import mmap
 import os
 import pickle
 import re
+import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,8 +24,9 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from exhubert.audio_exhubert import WINDOW_SECONDS
+from exhubert.configuration_exhubert import ExHuBERTConfig
 from exhubert.model_folder import folder_beside
-from exhubert.modeling_exhubert import expanded_weight
+from exhubert.modeling_exhubert import HEAD, ExHuBERTForSequenceClassification, expanded_weight
 
 # Mapped pages count as memory until their file is closed, so it is opened anew after so many bytes.
 READ_BYTES = 256 * 2**20
@@ -45,7 +47,6 @@ NAMES: dict[str, str | None] = {
     r"(.+\.layers\.\d*[13579])\.gate_bb_linear\.(.+)": r"\1.zero_linear.\2",
 }
 MASK_VECTOR = "hubert.masked_spec_embed"  # SpecAugment's, for training only
-HEAD = ("projector.", "classifier.", "layer_weights")
 
 Read = Callable[[str], torch.Tensor]
 
@@ -144,7 +145,7 @@ class Checkpoint:
             ValueError: naming the first weight that `model` has not, has in another shape, or has and this lacks.
         """
         wanted = model.state_dict()
-        kind = f"a {type(model).__name__} of its configuration"
+        kind = f"the {type(model).__name__} of its configuration"
         for name, like in list(self.like.items()):
             if name == MASK_VECTOR and name not in wanted:  # the configuration has no SpecAugment
                 self.left_out.append(self.stored[name])
@@ -176,15 +177,22 @@ def new_folder(destination: str | os.PathLike[str]) -> Iterator[Path]:
     Raises:
         ValueError: if `destination` is there already, and is not an empty folder.
     """
-    destination = Path(os.path.abspath(destination))
-    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise ValueError(f"{destination} exists already; give a folder that does not, or delete it")
+    destination = Path(os.path.realpath(destination))
+
+    def check_free() -> None:
+        if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+            raise ValueError(f"{destination} exists already; give a folder that does not, or delete it")
+
+    check_free()
     with folder_beside(destination) as beside:
         unfinished = beside / destination.name
         yield unfinished
-        if destination.exists():
-            destination.rmdir()
-        unfinished.rename(destination)
+        check_free()  # another conversion may have been faster
+        if destination.is_dir():  # kept, as it may be a mount point, or have access rights of its own
+            for file in sorted(unfinished.iterdir(), key=lambda file: file.name == "config.json"):
+                shutil.move(file, destination / file.name)
+        else:
+            unfinished.rename(destination)
     print(f"written to {destination}")
 
 
@@ -194,14 +202,28 @@ def is_at_start(checkpoint: Checkpoint, name: str) -> bool:
     return torch.equal(tensor, expanded_weight(name, tensor.shape, tensor.dtype, 1, checkpoint.read))
 
 
+def as_trained(hubert: PreTrainedModel) -> PreTrainedModel:
+    """Returns what computes a HuBERT's weighted layer sum over the states that it was trained with, on any release.
+
+    From 5.16 on transformers' own classifier takes another last state.
+    """
+    if not hubert.config.use_weighted_layer_sum or not hasattr(hubert, "layer_weights"):
+        return hubert
+    return on_meta(ExHuBERTForSequenceClassification, ExHuBERTConfig.from_hubert_config(hubert.config, num_copies=0))
+
+
 def on_meta(model_class: type[PreTrainedModel], config: PretrainedConfig) -> PreTrainedModel:
     """Returns a model without weights, on the meta device."""
     with torch.device("meta"):
         return model_class(config)
 
 
-def check_same_function(of: str, reference: tuple[nn.Module, Read], converted: tuple[nn.Module, Read]) -> None:
+def check_same_function(
+    of: str, reference: tuple[PreTrainedModel, Read], converted: tuple[PreTrainedModel, Read]
+) -> None:
     """Computes two models on the meta device from their files, and raises ValueError unless their outputs are equal.
+
+    Attention is eager, and everything is in the dtype of the CNN, on the CPU.
 
     Args:
         of: whose outputs the reference's are, for the messages.
@@ -213,7 +235,8 @@ def check_same_function(of: str, reference: tuple[nn.Module, Read], converted: t
     with torch.inference_mode():
         for model, read in (reference, converted):
             dtype = read(next(name for name, _ in model.named_parameters() if "feature_extractor." in name)).dtype
-            outputs.append(compute_from_files(model, read)(samples.to(dtype))[0])
+            model.set_attn_implementation("eager")
+            outputs.append(compute_from_files(model, read, dtype)(samples.to(dtype))[0])
     expected, got = outputs
     what = "logits" if expected.dim() == 2 else "last hidden states"
     where = f"on {CHECK_CLIPS} x {CHECK_SAMPLES} samples (seed {CHECK_SEED})"
@@ -235,19 +258,23 @@ def write_weights(directory: Path, like: Mapping[str, torch.Tensor], read: Read)
     """
     plan = split_torch_state_dict_into_shards(dict(like), max_shard_size=SHARD_BYTES)
     for file, names in plan.filename_to_tensors.items():
-        save_file({name: read(name) for name in names}, directory / file, metadata={"format": "pt"})
+        try:
+            save_file({name: read(name) for name in names}, directory / file, metadata={"format": "pt"})
+        except SafetensorError as error:  # a full disk
+            raise OSError(f"{directory / file} cannot be written ({error})") from error
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         text = json.dumps(index, indent=2, sort_keys=True) + "\n"
         (directory / f"{WEIGHTS}.index.json").write_text(text, encoding="utf-8")
 
 
-def compute_from_files(model: nn.Module, read: Read) -> nn.Module:
+def compute_from_files(model: nn.Module, read: Read, dtype: torch.dtype) -> nn.Module:
     """Returns `model`, on the meta device, such that it computes with one module's weights in memory at a time.
 
     Args:
         model: the model; its weights are of no account.
         read: gives the weight of a name; KeyError for one that is not there, as the forward does not need it.
+        dtype: what it computes in.
     """
 
     def hooks(prefix: str, parameters: list[str], buffers: list[str]) -> tuple[Callable[..., None], ...]:
@@ -257,6 +284,7 @@ def compute_from_files(model: nn.Module, read: Read) -> nn.Module:
                     tensor = read(prefix + name)
                 except KeyError:
                     continue
+                tensor = tensor.to(dtype) if tensor.is_floating_point() else tensor
                 setattr(module, name, nn.Parameter(tensor, requires_grad=False) if name in parameters else tensor)
 
         def drop(module: nn.Module, *_: Any) -> None:

@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 from transformers import HubertConfig, HubertForSequenceClassification, HubertModel
 
+from exhubert.audio_exhubert import ExHuBERTFeatureExtractor
 from exhubert.configuration_exhubert import ExHuBERTConfig
 from exhubert.convert.checkpoint import (
-    HEAD,
     Checkpoint,
+    as_trained,
     check_same_function,
     is_at_start,
     new_folder,
@@ -20,16 +21,16 @@ from exhubert.convert.checkpoint import (
     write_weights,
 )
 from exhubert.model_folder import save_model_folder
-from exhubert.modeling_exhubert import ExHuBERTForSequenceClassification, hubert_name
+from exhubert.modeling_exhubert import HEAD, LEFT_OUT, ExHuBERTForSequenceClassification, hubert_name
 
 
 def convert_contract(source: str, destination: str | os.PathLike[str], revision: str | None = None) -> Path:
     """Writes the plain HuBERT inside an expanded model: its original layers, without the copies.
 
-    Where the copies add nothing yet, it is the HuBERT that was expanded, bit for bit, its head included. Where they
-    were trained, it is a `HubertModel`: the originals, which stage 2 freezes, with what lies outside the encoder
-    layers as training left it, and without the head, which has learnt on what the copies add. LayerDrop, which
-    expansion switches off, stays off.
+    Where the copies add nothing yet, it is the HuBERT that was expanded, bit for bit, and has the expanded model's
+    head: the HuBERT's own, or the new one if it had none. Where they were trained, it is a `HubertModel`: the
+    originals, which stage 2 freezes, with what lies outside the encoder layers as training left it, and without the
+    head, which has learnt on what the copies add. LayerDrop, which expansion switches off, stays off.
 
     Args:
         source: Hub id or folder of an ExHuBERT.
@@ -80,8 +81,10 @@ def convert_contract(source: str, destination: str | os.PathLike[str], revision:
             unfinished.mkdir()
             hubert_config.architectures = [hubert_class.__name__]
             hubert_config.save_pretrained(unfinished)
+            ExHuBERTFeatureExtractor(window_seconds=checkpoint.window_seconds).save_pretrained(unfinished)
             write(unfinished)
         else:
+            print("the copies add nothing yet: the head is kept")
             save_model_folder(hubert, unfinished, checkpoint.window_seconds, write_weights=write)
 
         def silenced(name: str) -> torch.Tensor:
@@ -89,13 +92,9 @@ def convert_contract(source: str, destination: str | os.PathLike[str], revision:
             return torch.zeros_like(tensor) if ".zero_linear." in name else tensor
 
         reference = (model.hubert, lambda name: silenced(f"hubert.{name}")) if prefix else (model, silenced)
-        if config.use_weighted_layer_sum and not prefix:
-            # From 5.16 on transformers' own weighted sum is over other states than it was trained with.
-            hubert_config = ExHuBERTConfig.from_hubert_config(hubert_config, num_copies=0)
-            hubert = on_meta(ExHuBERTForSequenceClassification, hubert_config)
         written = Checkpoint(unfinished)
         of = "the source's without what its copies add" if trained else "the source's"
-        check_same_function(of, reference, (hubert, lambda name: written.read(prefix + name)))
+        check_same_function(of, reference, (as_trained(hubert), lambda name: written.read(prefix + name)))
     return Path(destination)
 
 
@@ -103,7 +102,7 @@ def _adds_nothing(checkpoint: Checkpoint, name: str, num_copies: int) -> bool:
     if name == "layer_weights":
         weights = checkpoint.read(name)
         blocks = torch.arange(len(weights)) % (num_copies + 1) == 0
-        return bool((weights[~blocks] == float("-inf")).all())
+        return bool((weights[~blocks] <= LEFT_OUT / 2).all())
     return ".zero_linear." not in name or is_at_start(checkpoint, name)
 
 

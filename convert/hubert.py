@@ -11,15 +11,15 @@ from transformers import HubertConfig, HubertForSequenceClassification
 
 from exhubert.configuration_exhubert import ExHuBERTConfig
 from exhubert.convert.checkpoint import (
-    HEAD,
     Checkpoint,
+    as_trained,
     check_same_function,
     new_folder,
     on_meta,
     write_weights,
 )
 from exhubert.model_folder import save_model_folder
-from exhubert.modeling_exhubert import ExHuBERTForSequenceClassification, expanded_weight, hubert_name
+from exhubert.modeling_exhubert import HEAD, ExHuBERTForSequenceClassification, expanded_weight, hubert_name
 
 
 def convert_hubert(
@@ -70,11 +70,7 @@ def convert_hubert(
         write = partial(write_weights, like=like, read=expanded)
         save_model_folder(model, unfinished, checkpoint.window_seconds, write_weights=write)
 
-        if config.use_weighted_layer_sum:
-            # From 5.16 on transformers' own weighted sum is over other states than it was trained with.
-            hubert_config = ExHuBERTConfig.from_hubert_config(hubert_config, num_copies=0)
-            hubert = on_meta(ExHuBERTForSequenceClassification, hubert_config)
-        check_same_function("the source's", (hubert, checkpoint.read), (model, Checkpoint(unfinished).read))
+        check_same_function("the source's", (as_trained(hubert), checkpoint.read), (model, Checkpoint(unfinished).read))
     return Path(destination)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -67,15 +68,20 @@ def test_every_kind_of_hubert_expands_and_contracts_to_itself(tmp_path, make_hub
 
 
 @pytest.mark.slow
-def test_both_ways_in_fresh_processes_in_both_dtypes(tmp_path, make_hubert):
+def test_every_source_in_fresh_processes_in_both_dtypes(tmp_path, make_hubert):
     """Written by one process, the source computed by a second, the expanded model by a third: eager, CPU."""
-    sources = []
-    for kind in HUBERT_KINDS:
-        for dtype in ("float32", "bfloat16"):
-            name = f"{kind} {dtype}"
-            folder = make_hubert(kind, name=name)
-            HubertForSequenceClassification.from_pretrained(folder, dtype=getattr(torch, dtype)).save_pretrained(folder)
-            sources.append(name)
+    sources = {f"{kind} {head}": (kind, head, {}) for kind in HUBERT_KINDS for head in HEADS}
+    sources["weighted classifier"] = ("base", "classifier", {"use_weighted_layer_sum": True})
+    sources["deep none"] = ("large", "none", {"num_hidden_layers": 12, "hidden_size": 48})
+    for name, (kind, head, changes) in list(sources.items()):
+        folder = make_hubert(kind, head, name=name, **changes)
+        half = shutil.copytree(folder, tmp_path / f"{name} bfloat16")
+        HEADS[head].from_pretrained(folder).to(torch.bfloat16).save_pretrained(half)
+        sources[half.name] = sources[name]
+    pickled = shutil.copytree(tmp_path / "large ctc", tmp_path / "pickled large ctc")
+    torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
+    (pickled / "model.safetensors").unlink()
+    names = [*sources, pickled.name]
     run_python(
         """
         import sys
@@ -84,31 +90,30 @@ def test_both_ways_in_fresh_processes_in_both_dtypes(tmp_path, make_hubert):
             convert_hubert(f"{sys.argv[1]}/{name}", f"{sys.argv[1]}/{name} expanded")
         """,
         tmp_path,
-        *sources,
+        *names,
     )
     compute = """
         import sys, torch, exhubert
         from safetensors.torch import save_file
-        from transformers import AutoModelForAudioClassification
-        logits = {}
+        from transformers import AutoModel, AutoModelForAudioClassification
+        outputs = {}
         for name in sys.argv[3:]:
-            dtype = getattr(torch, name.split()[-1])
-            folder = f"{sys.argv[1]}/{name}{sys.argv[2]}"
-            model = AutoModelForAudioClassification.from_pretrained(
-                folder, dtype="auto", attn_implementation="eager", trust_remote_code=True
-            )
-            assert model.dtype == dtype
+            dtype = torch.bfloat16 if name.endswith("bfloat16") else torch.float32
             samples = torch.randn(2, 8000, generator=torch.Generator().manual_seed(1)).to(dtype)
+            load = AutoModelForAudioClassification if "classifier" in name else AutoModel
+            model = load.from_pretrained(
+                f"{sys.argv[1]}/{name}{sys.argv[2]}", dtype=dtype, attn_implementation="eager", trust_remote_code=True
+            )
             with torch.inference_mode():
-                logits[name] = model(samples).logits
-        save_file(logits, f"{sys.argv[1]}/logits{sys.argv[2]}.safetensors")
+                outputs[name] = model(samples)[0]
+        save_file(outputs, f"{sys.argv[1]}/outputs{sys.argv[2]}.safetensors")
         """
     for suffix in ("", " expanded"):
-        run_python(compute, tmp_path, suffix, *sources)
-    expected, got = (load_file(tmp_path / f"logits{suffix}.safetensors") for suffix in ("", " expanded"))
-    assert sorted(expected) == sorted(sources)
-    for name, logits in expected.items():
-        assert torch.equal(got[name], logits), name
+        run_python(compute, tmp_path, suffix, *names)
+    expected, got = (load_file(tmp_path / f"outputs{suffix}.safetensors") for suffix in ("", " expanded"))
+    assert sorted(expected) == sorted(names)
+    for name, output in expected.items():
+        assert torch.equal(got[name], output), name
 
 
 @pytest.mark.parametrize("form", ["shards", "pickle", "pickled shards", "old pickle", "weight_g and weight_v"])
@@ -185,7 +190,7 @@ def test_a_weighted_layer_sum_is_over_the_states_it_was_trained_with(tmp_path, m
     convert_hubert(str(source), tmp_path / "expanded", num_copies=2)
     model = ExHuBERTForSequenceClassification.from_pretrained(tmp_path / "expanded").eval()
     weights = load_file(tmp_path / "expanded" / "model.safetensors")["layer_weights"]
-    assert (weights[::3].isfinite().sum(), weights.isneginf().sum()) == (4, 6)
+    assert weights.softmax(-1).count_nonzero() == 4
     if head == "classifier":
         assert torch.equal(weights[::3], load_file(source / "model.safetensors")["layer_weights"])
     else:
@@ -222,7 +227,7 @@ def test_a_trained_model_contracts_to_its_frozen_originals_without_the_head(tmp_
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     model.train()(samples, labels=torch.tensor([0, 1])).loss.backward()
     optimizer.step()
-    save_model_folder(model, tmp_path / "trained")
+    save_model_folder(model, tmp_path / "trained", window_seconds=2.0)
     assert main(["convert", "contract", str(tmp_path / "trained"), str(tmp_path / "back")]) == 0
     said = capsys.readouterr().out
     assert "left out: the head, as hubert.encoder.layers.1.zero_linear" in said
@@ -235,6 +240,7 @@ def test_a_trained_model_contracts_to_its_frozen_originals_without_the_head(tmp_
     assert not torch.equal(
         back["feature_projection.projection.weight"], weights["hubert.feature_projection.projection.weight"]
     )
+    assert json.loads((tmp_path / "back" / "preprocessor_config.json").read_text())["window_seconds"] == 2.0
     again = HubertModel.from_pretrained(tmp_path / "back")
     assert again.config.num_hidden_layers == 3
     convert_hubert(str(tmp_path / "back"), tmp_path / "expanded again")
@@ -293,8 +299,57 @@ def test_a_kill_while_writing_leaves_no_model_and_the_next_run_succeeds(tmp_path
     )
     assert done.returncode == -signal.SIGKILL
     assert not target.exists()
+    assert len([path for path in tmp_path.iterdir() if ".unfinished-" in path.name]) == 1
     convert_hubert(str(source), target)
     assert check_model_folder(target)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["expanded", "hubert"]
+
+
+def test_a_full_disk_is_told_in_one_line_and_leaves_nothing(tmp_path, make_hubert):
+    command = f"ulimit -f 100; exec '{sys.executable}' -m exhubert convert hubert '{make_hubert()}' '{tmp_path / 'ex'}'"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "model.safetensors cannot be written" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hubert"]
+
+
+def test_an_empty_folder_and_a_link_to_one_are_filled(tmp_path, make_hubert):
+    source = make_hubert()
+    (tmp_path / "empty").mkdir(mode=0o700)
+    (tmp_path / "link").symlink_to("empty")
+    convert_hubert(str(source), tmp_path / "link")
+    assert check_model_folder(tmp_path / "empty")
+    assert (tmp_path / "empty").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_of_two_conversions_to_one_target_the_slower_is_told_so(tmp_path, make_hubert, monkeypatch):
+    source, target = make_hubert(), tmp_path / "expanded"
+    check = hubert.check_same_function
+
+    def overtaken(*arguments):
+        check(*arguments)
+        target.mkdir()
+        (target / "config.json").write_text("theirs")
+
+    monkeypatch.setattr(hubert, "check_same_function", overtaken)
+    with pytest.raises(ValueError, match="expanded exists already"):
+        convert_hubert(str(source), target)
+    assert [path.name for path in target.iterdir()] == ["config.json"]
+
+
+def test_a_checkpoint_of_two_dtypes_keeps_both(tmp_path, make_hubert):
+    source = make_hubert()
+    model = HubertForSequenceClassification.from_pretrained(source)
+    model.hubert.to(torch.bfloat16)
+    model.save_pretrained(source)
+    convert_hubert(str(source), tmp_path / "expanded")
+    weights = load_file(tmp_path / "expanded" / "model.safetensors")
+    assert {name.startswith("hubert."): tensor.dtype for name, tensor in weights.items()} == {
+        True: torch.bfloat16,
+        False: torch.float32,
+    }
 
 
 @pytest.mark.slow
@@ -387,14 +442,14 @@ DAMAGE = {
     "no shard": (lacking_a_shard, r"lacks model-00001-of-00001\.safetensors, which model\.safetensors\.index\.json"),
     "no configuration": (lambda folder, *_: (folder / "config.json").unlink(), r"no checkpoint: it lacks config\.json"),
     "broken configuration": (lambda folder, *_: (folder / "config.json").write_text("{"), "config.json is not JSON"),
-    "unknown weight": (changed(hubert__extra=GATE), r"has hubert\.extra, which a HubertForSequenceClassification of"),
+    "unknown weight": (changed(hubert__extra=GATE), r"has hubert\.extra, which the HubertForSequenceClassification of"),
     "published layout": (
         changed(**{"hubert.encoder.layers.0.gate_bb_linear.bias": GATE}),
         r"gate_bb_linear\.bias, which .* has not; it is the published ExHuBERT's, use `exhubert convert published`",
     ),
     "missing weight": (
         changed(**{"hubert.encoder.layers.1.attention.q_proj.weight": None}),
-        r"lacks hubert\.encoder\.layers\.1\.attention\.q_proj\.weight, which a HubertForSequenceClassification of",
+        r"lacks hubert\.encoder\.layers\.1\.attention\.q_proj\.weight, which the HubertForSequenceClassification of",
     ),
     "half a head": (changed(projector__weight=None), r"lacks projector\.weight, which"),
     "other shape": (
@@ -470,7 +525,7 @@ def test_a_model_computes_from_its_files_as_from_memory(tmp_path, make_hubert, s
     source = make_hubert("large", use_weighted_layer_sum=False)
     model = HubertForSequenceClassification.from_pretrained(source).eval()
     on_meta = checkpoint.on_meta(HubertForSequenceClassification, model.config)
-    from_files = checkpoint.compute_from_files(on_meta, checkpoint.Checkpoint(source).read)
+    from_files = checkpoint.compute_from_files(on_meta, checkpoint.Checkpoint(source).read, torch.float32)
     with torch.inference_mode():
         assert torch.equal(from_files(samples).logits, model(samples).logits)
     assert all(parameter.is_meta for parameter in from_files.parameters())

@@ -201,6 +201,13 @@ def test_bad_configurations_are_refused(changes, message):
 def test_a_plain_hubert_is_not_loaded_into_scrambled_layers(make_hubert):
     with pytest.raises(ValueError, match="use `from_hubert`"):
         ExHuBERTForSequenceClassification.from_pretrained(make_hubert())
+    config = ExHuBERTConfig.from_hubert_config(HubertConfig.from_pretrained(make_hubert()))
+    for cls in (ExHuBERTForSequenceClassification, ExHuBERTModel):
+        with pytest.raises(ValueError, match="use `from_hubert`"):
+            cls.from_pretrained(make_hubert(), config=config)
+    model = ExHuBERTForSequenceClassification(config)
+    model.save_pretrained(make_hubert().parent / "expanded")
+    assert ExHuBERTForSequenceClassification.from_pretrained(make_hubert().parent / "expanded", config=config)
 
 
 def test_an_expanded_model_is_not_expanded_again(tmp_path, make_hubert):
@@ -253,15 +260,51 @@ def test_half_a_head_is_refused_and_not_completed_at_random(make_hubert):
         ExHuBERTForSequenceClassification.from_hubert(file.parent)
 
 
-def test_a_new_classifier_is_saved_with_its_size_and_the_callers_config_is_left_alone(tmp_path, samples):
+def test_a_new_head_is_saved_with_its_sizes_and_the_config_is_left_alone(tmp_path, samples):
     config = ExHuBERTConfig(**{**SMALL, "num_hidden_layers": 2})
     model = ExHuBERTForSequenceClassification(config).eval()
-    model.classifier = torch.nn.Linear(16, 9)
+    model.projector = torch.nn.Linear(32, 24)
+    model.classifier = torch.nn.Linear(24, 9)
     model.save_pretrained(tmp_path / "saved")
-    assert config.num_labels == 6
+    assert (config.num_labels, config.classifier_proj_size) == (6, 16)
+    assert model.config is model.hubert.config is config
     loaded = ExHuBERTForSequenceClassification.from_pretrained(tmp_path / "saved").eval()
     with torch.inference_mode():
         assert torch.equal(loaded(samples).logits, model(samples).logits)
+
+
+def test_a_head_that_no_configuration_describes_is_saved_with_a_warning(tmp_path):
+    model = ExHuBERTForSequenceClassification(ExHuBERTConfig(**{**SMALL, "num_hidden_layers": 2}))
+    model.classifier = torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.Linear(16, 6))
+    with pytest.warns(UserWarning, match="the head is more than two nn.Linear"):
+        model.save_pretrained(tmp_path / "saved")
+    assert "classifier.1.weight" in load_file(tmp_path / "saved" / "model.safetensors")
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
+def test_layer_weights_of_an_expanded_model_train(make_hubert, samples, optimizer):
+    """Those that are left out stay so, and are no infinity of which an optimiser makes NaN."""
+    model = ExHuBERTForSequenceClassification.from_hubert(make_hubert(use_weighted_layer_sum=True))
+    before = model.layer_weights.detach().clone()
+    steps = optimizer(model.parameters(), lr=1e-2, weight_decay=0.01)
+    for _ in range(3):
+        steps.zero_grad()
+        model.train()(samples, labels=torch.tensor([0, 1])).loss.backward()
+        steps.step()
+    shares = model.layer_weights.softmax(-1)
+    assert (shares[::2] > 0.01).all()
+    assert not torch.equal(model.layer_weights[::2], before[::2])
+    assert not shares[1::2].any()
+    assert model.eval()(samples).logits.isfinite().all()
+
+
+def test_a_model_over_several_devices_is_refused(make_hubert):
+    pytest.importorskip("accelerate", reason="device_map needs accelerate")
+    devices = {"hubert.encoder": "meta", "hubert": "cpu", "projector": "cpu", "classifier": "cpu"}
+    with pytest.raises(
+        ValueError, match="from_hubert cannot spread a model over devices: use `exhubert convert hubert`"
+    ):
+        ExHuBERTForSequenceClassification.from_hubert(make_hubert(), device_map=devices)
 
 
 def test_names_of_expanded_weights():

@@ -15,6 +15,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from safetensors.torch import load_file, save_file
 from transformers import HubertConfig, HubertModel
 
@@ -327,6 +329,8 @@ def test_no_more_random_numbers_than_huberts_own(samples, kind):
         states.append(torch.get_rng_state())
         assert np.array_equal(np.random.get_state()[1], before)
     assert torch.equal(*states)
+    if Version(transformers.__version__) >= Version("5.23"):
+        assert torch.equal(states[1], torch.manual_seed(1).get_state())
 
 
 @pytest.fixture
@@ -434,6 +438,19 @@ def test_masks_that_leave_no_frame_are_refused(marked, message):
     assert model(torch.randn(3, 1000), mask).logits.isfinite().all()
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([0, 1, 1], "attention_mask has a 1 after a 0; padding must be at the end of a clip"),
+        ([1, 2, 0], "attention_mask holds other values than 1, for samples, and 0, for padding"),
+    ],
+)
+def test_masks_of_other_forms_are_refused(samples, values, message):
+    mask = torch.tensor(values).repeat_interleave(2000).expand(2, -1)
+    with pytest.raises(ValueError, match=message):
+        make_model()(samples[:, :6000], mask)
+
+
 def test_a_boolean_mask_is_the_same_mask(samples, mask):
     model = make_model()
     assert torch.equal(model(samples, mask.bool()).logits, model(samples, mask).logits)
@@ -446,7 +463,11 @@ def test_a_boolean_mask_is_the_same_mask(samples, mask):
         (None, torch.tensor([-1, 0]), r"labels holds -1; the classes are 0 to 5"),
         (None, torch.tensor([0, 1, 2]), r"labels has shape \(3,\); .* \(2,\)"),
         (None, torch.tensor([[0, 1]]), r"labels has shape \(1, 2\); .* \(2,\)"),
-        (None, torch.tensor([0.0, 1.0]), r"labels is torch.float32; class indices are needed"),
+        (
+            None,
+            torch.tensor([0.0, 1.0]),
+            r"labels is torch.float32; class indices are needed, or problem_type='regression'",
+        ),
         ("regression", torch.zeros(2), r"labels has shape \(2,\); .* \(2, 6\)"),
         ("regression", torch.zeros(6, 2), r"labels has shape \(6, 2\); .* \(2, 6\)"),
     ],

@@ -6,12 +6,14 @@ python -m pytest tests/test_published.py
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from conftest import SMALL, run_without_package
 from exhubert import SIX_CLASSES, ExHuBERTConfig, ExHuBERTForSequenceClassification
@@ -84,17 +86,21 @@ def test_it_computes_what_the_published_code_computed(tmp_path, shared, capsys, 
         f"""
         import json, torch
         from safetensors.torch import load_file
-        from transformers import AutoModelForAudioClassification
+        from transformers import AutoModel, AutoModelForAudioClassification
         fixture = load_file({str(folder / "fixture.safetensors")!r})
         model = AutoModelForAudioClassification.from_pretrained("ex", trust_remote_code=True).eval()
         with torch.inference_mode():
             got = model(fixture["input_values"], output_hidden_states=True)
             masked = model(fixture["input_values"], attention_mask=fixture["attention_mask"].long())
-        print(json.dumps([got.logits.tolist(), masked.logits.tolist(), [s.tolist() for s in got.hidden_states]]))
+            base = AutoModel.from_pretrained("ex", trust_remote_code=True).eval()
+            last = base(fixture["input_values"], attention_mask=fixture["attention_mask"].long()).last_hidden_state
+        states = [state.tolist() for state in got.hidden_states]
+        print(json.dumps([got.logits.tolist(), masked.logits.tolist(), states, last.tolist()]))
         """,
     )
     assert difference(elsewhere[0], expected["logits"]) < LOGITS
     assert difference(elsewhere[1], expected["logits_masked"]) < LOGITS
+    assert difference(elsewhere[3], expected["last_hidden_state_masked"]) < HIDDEN_STATES
     for index, state in enumerate(elsewhere[2]):
         assert difference(state, expected[f"hidden_states.{index}"]) < HIDDEN_STATES, index
 
@@ -110,16 +116,103 @@ def test_a_configuration_that_says_post_norm_was_run_as_pre_norm_all_the_same(tm
         assert difference(model(expected["input_values"]).logits, expected["logits"]) < LOGITS
 
 
+def published_forward(weights, config, samples, mask=None):
+    """Logits and hidden states by the published model's definition, in plain torch; `weights` by its names."""
+    functional, eps = nn.functional, config["layer_norm_eps"]
+
+    def linear(states, name):
+        return functional.linear(states, weights[f"{name}.weight"], weights[f"{name}.bias"])
+
+    def norm(states, name):
+        return functional.layer_norm(states, states.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"], eps)
+
+    h = samples[:, None]
+    for index, stride in enumerate(config["conv_stride"]):
+        name = f"hubert.feature_extractor.conv_layers.{index}"
+        h = functional.conv1d(h, weights[f"{name}.conv.weight"], weights[f"{name}.conv.bias"], stride)
+        h = functional.gelu(norm(h.transpose(1, 2), f"{name}.layer_norm").transpose(1, 2))
+    h = linear(norm(h.transpose(1, 2), "hubert.feature_projection.layer_norm"), "hubert.feature_projection.projection")
+    batch, frames, size = h.shape
+    lengths = torch.full((batch,), samples.shape[1]) if mask is None else mask.sum(-1)
+    for kernel, stride in zip(config["conv_kernel"], config["conv_stride"], strict=True):
+        lengths = (lengths - kernel) // stride + 1
+    valid = torch.arange(frames) < lengths[:, None]
+    h = h * valid[..., None]
+
+    name, kernel = "hubert.encoder.pos_conv_embed.conv", config["num_conv_pos_embeddings"]
+    length, direction = (weights[f"{name}.parametrizations.weight.original{index}"] for index in (0, 1))
+    weight = direction * length / direction.pow(2).sum((0, 1), keepdim=True).sqrt()
+    groups = config["num_conv_pos_embedding_groups"]
+    positions = functional.conv1d(h.transpose(1, 2), weight, weights[f"{name}.bias"], 1, kernel // 2, groups=groups)
+    h = h + functional.gelu(positions[:, :, :frames]).transpose(1, 2)
+
+    states = [h]
+    heads = config["num_attention_heads"]
+    for index in range(config["num_hidden_layers"]):
+        name = f"hubert.encoder.layers.{index}"
+        normed = norm(h, f"{name}.layer_norm")
+        query, key, value = (
+            linear(normed, f"{name}.attention.{part}_proj").view(batch, frames, heads, -1).transpose(1, 2)
+            for part in "qkv"
+        )
+        scores = query @ key.transpose(2, 3) / math.sqrt(size // heads)
+        scores = scores.masked_fill(~valid[:, None, None], float("-inf")).softmax(-1)
+        out = h + linear((scores @ value).transpose(1, 2).reshape(h.shape), f"{name}.attention.out_proj")
+        inner = functional.gelu(
+            linear(norm(out, f"{name}.final_layer_norm"), f"{name}.feed_forward.intermediate_dense")
+        )
+        out = linear(out + linear(inner, f"{name}.feed_forward.output_dense"), f"{name}.gate_bb_linear")
+        h = h + out if index % 2 else out  # past the copy, the original's output
+        states.append(h)
+    states[-1] = norm(h, "hubert.encoder.layer_norm")
+    h = states[-1]
+    if config["use_weighted_layer_sum"]:
+        h = sum(share * state for share, state in zip(weights["layer_weights"].softmax(-1), states, strict=True))
+    h = linear(h, "projector") * valid[..., None]
+    return linear(h.sum(1) / lengths[:, None], "classifier"), states
+
+
 @pytest.mark.parametrize("trained_gates", [False, True])
-@pytest.mark.parametrize("changes", [{}, {"use_weighted_layer_sum": True}, {"hidden_size": 48, "num_hidden_layers": 4}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"use_weighted_layer_sum": True}, {"hidden_size": 48, "num_hidden_layers": 4, "num_conv_pos_embeddings": 15}],
+    ids=["weighted layer sum", "other sizes"],
+)
 def test_other_sizes_and_a_weighted_layer_sum(tmp_path, make_published, samples, trained_gates, changes):
     folder, model = make_published(trained_gates, **changes)
     convert_published(folder, tmp_path / "ex")
     converted = ExHuBERTForSequenceClassification.from_pretrained(tmp_path / "ex").eval()
     assert any("identity_linear" in name for name in converted.state_dict()) == trained_gates
     assert converted.config.layerdrop == 0
+    weights = torch.load(folder / "pytorch_model.bin", weights_only=True)
+    config = json.loads((folder / "config.json").read_text())
+    mask = torch.ones_like(samples, dtype=torch.long)
+    mask[1, 5000:] = 0
+    for attention_mask in (None, mask):
+        logits, states = published_forward(weights, config, samples, attention_mask)
+        with torch.inference_mode():
+            got = converted(samples, attention_mask, output_hidden_states=True)
+        assert difference(got.logits, logits) < LOGITS
+        lengths = (24, 24) if attention_mask is None else (24, 14)
+        for state, expected in zip(got.hidden_states, states, strict=True):
+            for row, length in enumerate(lengths):
+                assert difference(state[row, :length], expected[row, :length]) < HIDDEN_STATES
     with torch.inference_mode():
         assert torch.equal(converted(samples).logits, model(samples).logits)
+
+
+def test_the_plain_definition_gives_the_published_numbers(shared):
+    """What the test above trusts."""
+    for folder in sorted((shared / "published").glob("*/")):
+        weights = torch.load(folder / "pytorch_model.bin", weights_only=True)
+        config = json.loads((folder / "config.json").read_text())
+        expected = load_file(folder / "fixture.safetensors")
+        logits, states = published_forward(weights, config, expected["input_values"])
+        assert difference(logits, expected["logits"]) < LOGITS
+        for index, state in enumerate(states):
+            assert difference(state, expected[f"hidden_states.{index}"]) < HIDDEN_STATES
+        masked, _ = published_forward(weights, config, expected["input_values"], expected["attention_mask"].long())
+        assert difference(masked, expected["logits_masked"]) < LOGITS
 
 
 def test_old_names_of_weight_norm_and_safetensors(tmp_path, make_published, samples):
