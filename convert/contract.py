@@ -24,7 +24,9 @@ from exhubert.model_folder import save_model_folder
 from exhubert.modeling_exhubert import HEAD, LEFT_OUT, ExHuBERTForSequenceClassification, hubert_name
 
 
-def convert_contract(source: str, destination: str | os.PathLike[str], revision: str | None = None) -> Path:
+def convert_contract(
+    source: str | os.PathLike[str], destination: str | os.PathLike[str], revision: str | None = None
+) -> Path:
     """Writes the plain HuBERT inside an expanded model: its original layers, without the copies.
 
     Where the copies add nothing yet, it is the HuBERT that was expanded, bit for bit, and has the expanded model's

@@ -23,7 +23,10 @@ from exhubert.modeling_exhubert import HEAD, ExHuBERTForSequenceClassification, 
 
 
 def convert_hubert(
-    source: str, destination: str | os.PathLike[str], num_copies: int = 1, revision: str | None = None
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    num_copies: int = 1,
+    revision: str | None = None,
 ) -> Path:
     """Expands a HuBERT checkpoint, proves that the expanded model computes the same, and writes its model folder.
 

@@ -23,7 +23,9 @@ from exhubert.model_folder import save_model_folder
 from exhubert.modeling_exhubert import ExHuBERTForSequenceClassification
 
 
-def convert_published(source: str, destination: str | os.PathLike[str], revision: str | None = None) -> Path:
+def convert_published(
+    source: str | os.PathLike[str], destination: str | os.PathLike[str], revision: str | None = None
+) -> Path:
     """Converts a checkpoint of the published code: layers in pairs, each ending in a linear layer `gate_bb_linear`.
 
     The linear layers of the originals are dropped where all of them are exactly the identity, as they are at

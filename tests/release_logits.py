@@ -10,6 +10,7 @@ import json
 import math
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -20,6 +21,7 @@ from safetensors.torch import load_file
 
 from conftest import HUBERT_KINDS, ROOT, SMALL
 from exhubert import ExHuBERTConfig, ExHuBERTForSequenceClassification
+from exhubert.convert.published import convert_published
 from exhubert.reports.tables import markdown_table
 
 LARGE = HUBERT_KINDS["large"]
@@ -67,18 +69,9 @@ def published_differences() -> dict[str, float]:
     shared = Path(os.environ.get("EXHUBERT_SHARED", ROOT.parent / "shared"))
     differences: dict[str, float] = {}
     for fixture in sorted((shared / "published").glob("*/fixture.safetensors")):
-        values = json.loads(fixture.with_name("config.json").read_text(encoding="utf-8"))
-        fields = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "conv_dim")
-        config = ExHuBERTConfig(
-            **{name: values[name] for name in (*fields, "classifier_proj_size", "layer_norm_eps")},
-            gate_original_layers=True,
-        )
-        weights = {}
-        for name, tensor in torch.load(fixture.with_name("pytorch_model.bin"), weights_only=True).items():
-            original = ".layers." in name and int(name.split(".layers.")[1].split(".")[0]) % 2 == 0
-            weights[name.replace("gate_bb_linear", "identity_linear" if original else "zero_linear")] = tensor
-        model = ExHuBERTForSequenceClassification(config).eval()
-        model.load_state_dict(weights, strict=True)
+        with tempfile.TemporaryDirectory() as folder:
+            convert_published(fixture.parent, f"{folder}/converted")
+            model = ExHuBERTForSequenceClassification.from_pretrained(f"{folder}/converted").eval()
         expected = load_file(fixture)
         with torch.inference_mode():
             got = model(expected["input_values"], output_hidden_states=True)
