@@ -133,7 +133,8 @@ class ExHuBERTPreTrainedModel(HubertPreTrainedModel):
         """As `PreTrainedModel.from_pretrained`; raises ValueError for a checkpoint of another architecture."""
         if isinstance(config, HubertConfig) and pretrained_model_name_or_path is not None:
             # A configuration that is given is not read from the checkpoint, and would hide what that is.
-            hub_options = {k: kwargs[k] for k in ("revision", "token", "cache_dir", "subfolder") if k in kwargs}
+            options = ("revision", "token", "cache_dir", "subfolder", "local_files_only")
+            hub_options = {name: kwargs[name] for name in options if name in kwargs}
             try:
                 values, _ = ExHuBERTConfig.get_config_dict(pretrained_model_name_or_path, **hub_options)
             except OSError:  # weights alone
