@@ -302,7 +302,7 @@ def compute_from_files(model: nn.Module, read: Read, dtype: torch.dtype) -> nn.M
     return model.eval()
 
 
-def _initial_weights(model: nn.Module, names: Collection[str]) -> dict[str, torch.Tensor]:
+def _initial_weights(model: PreTrainedModel, names: Collection[str]) -> dict[str, torch.Tensor]:
     """Returns the named weights as a new `model`, which is on the meta device, has them: the same on every call."""
     weights: dict[str, torch.Tensor] = {}
     with torch.random.fork_rng(devices=[]):
@@ -312,7 +312,7 @@ def _initial_weights(model: nn.Module, names: Collection[str]) -> dict[str, torc
             own = [name for name, _ in module.named_parameters(recurse=False) if prefix + name in names]
             if own:
                 module.to_empty(device="cpu", recurse=False)
-                model._init_weights(module)  # type: ignore[operator]
+                model._init_weights(module)
                 weights |= {prefix + name: getattr(module, name).detach() for name in own}
                 module.to_empty(device="meta", recurse=False)
     return weights
