@@ -7,7 +7,11 @@ variance with the padding included, without an attention mask.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import math
 import os
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -22,6 +26,16 @@ except (ImportError, OSError):  # only reading files needs them, the model does 
 AudioFile = str | os.PathLike[str] | BinaryIO
 SAMPLING_RATE = 16_000  # Hz
 WINDOW_SECONDS = 3.0
+
+FORMATS = (
+    "read are wav, flac, ogg, mp3 and what else libsndfile knows; `pip install av` (or exhubert[video]) adds the "
+    "sound of mp4, mov, m4a, webm, mkv, avi and aac"
+)
+# Of what FFmpeg knows, the formats that lead to no other files or addresses.
+AV_CONTAINERS = "mov,matroska,avi,aac,asf,mpegts,mpeg,flv,amr,wav"
+LENGTH_IN_HEADER = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")  # in other containers FFmpeg estimates it
+LENGTH_TOLERANCE_SECONDS = 0.5
+PREROLL_SECONDS = 0.5  # decoded before a part begins: AAC and Opus need what came before
 
 
 def prepare_input(samples: np.ndarray, window_seconds: float | None = WINDOW_SECONDS) -> np.ndarray:
@@ -52,11 +66,14 @@ def prepare_input(samples: np.ndarray, window_seconds: float | None = WINDOW_SEC
 
 
 def audio_seconds(audio: AudioFile) -> float:
-    """Returns the length of an audio file in seconds, from its header; raises as `read_audio`."""
-    with _open(audio) as file:
-        if not file.frames:
+    """Returns the length of an audio file in seconds, from its header where that says it; raises as `read_audio`."""
+    sound = _open(audio)
+    if sound is None:
+        return _av_seconds(audio)
+    with sound:
+        if not sound.frames:
             raise ValueError(f"{_name(audio)}: the audio file is empty (0 samples)")
-        return file.frames / file.samplerate
+        return sound.frames / sound.samplerate
 
 
 def read_audio(audio: AudioFile, start_seconds: float = 0.0, duration_seconds: float | None = None) -> np.ndarray:
@@ -64,25 +81,31 @@ def read_audio(audio: AudioFile, start_seconds: float = 0.0, duration_seconds: f
 
     Args:
         audio: path or binary file of anything that libsndfile decodes (wav, flac, ogg, mp3, ...), any rate, any
-            number of channels.
-        start_seconds: where to begin.
+            number of channels; where the library av is installed also of the sound, its first stream, of mp4, mov,
+            m4a, webm, mkv, avi, aac and more.
+        start_seconds: where to begin, counted from the first sample.
         duration_seconds: how much to read; None reads to the end.
 
     Returns:
         float32 `(samples,)` at 16 kHz, channels averaged.
 
     Raises:
-        ValueError: if the file does not decode, is empty, or holds NaN or infinite samples; names the file.
+        ValueError: if the file does not decode, has no sound, is empty, is cut off, or holds NaN or infinite
+            samples; names the file.
         FileNotFoundError: if there is no such file.
     """
-    with _open(audio) as file:
-        rate = file.samplerate
-        try:
-            file.seek(min(round(start_seconds * rate), file.frames))
-            frames = -1 if duration_seconds is None else round(duration_seconds * rate)
-            samples = file.read(frames, dtype="float32", always_2d=True).mean(axis=1)
-        except soundfile.LibsndfileError as error:
-            raise ValueError(f"{_name(audio)}: the audio does not decode ({error})") from error
+    sound = _open(audio)
+    if sound is None:
+        samples, rate = _av_samples(audio, start_seconds, duration_seconds)
+    else:
+        with sound:
+            rate = sound.samplerate
+            try:
+                sound.seek(min(round(start_seconds * rate), sound.frames))
+                frames = -1 if duration_seconds is None else round(duration_seconds * rate)
+                samples = sound.read(frames, dtype="float32", always_2d=True).mean(axis=1)
+            except soundfile.LibsndfileError as error:
+                raise ValueError(f"{_name(audio)}: the audio does not decode ({error.error_string})") from error
     if not len(samples):
         raise ValueError(f"{_name(audio)}: no audio at {start_seconds} s (the file is empty or ends before)")
     if not np.isfinite(samples).all():
@@ -99,17 +122,147 @@ def resample(samples: np.ndarray, sampling_rate: float) -> np.ndarray:
 
 
 def _open(audio: AudioFile) -> Any:
+    """The file as a `soundfile.SoundFile`; None where libsndfile does not know the format but av is there to try."""
     _require_audio_libraries()
-    if not hasattr(audio, "read") and not os.path.isfile(audio):
-        raise FileNotFoundError(f"{_name(audio)}: no such audio file")
+    if isinstance(audio, str | os.PathLike):
+        if not os.path.isfile(audio):
+            raise FileNotFoundError(f"{_name(audio)}: no such audio file")
+        # soundfile encodes a str itself, which fails for a name that is not UTF-8.
+        file: Any = os.fsencode(audio) if os.name == "posix" else audio
+    else:
+        audio.seek(0)
+        file = audio
     try:
-        return soundfile.SoundFile(audio)
-    except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: raw samples, which say no rate
+        return soundfile.SoundFile(file)
+    except TypeError as error:  # raw samples, which say no rate
         raise ValueError(f"{_name(audio)}: the audio does not decode ({error})") from error
+    except soundfile.LibsndfileError as error:
+        problem = f"{_name(audio)}: the audio does not decode ({error.error_string})"
+        if error.code not in (1, 4):  # unrecognised format, unsupported encoding: all else is a broken file
+            raise ValueError(problem) from error
+        if _av() is None:
+            raise ValueError(f"{problem}; {FORMATS}") from error
+        return None
+
+
+def _av() -> Any:
+    """The library av, or None; imported when first needed, for it brings all of FFmpeg."""
+    try:
+        import av
+
+        return av
+    except (ImportError, OSError):
+        return None
+
+
+@contextlib.contextmanager
+def _av_open(audio: AudioFile) -> Iterator[tuple[Any, Any]]:
+    """The av container of a file and its first audio stream; what FFmpeg cannot read becomes a ValueError."""
+    av = _av()
+    with contextlib.ExitStack() as stack:
+        if isinstance(audio, str | os.PathLike):
+            # Not by name: FFmpeg takes some names for addresses.
+            file: Any = stack.enter_context(open(audio, "rb"))
+        else:
+            file = audio
+            file.seek(0)
+        try:
+            container = stack.enter_context(av.open(file, options={"format_whitelist": AV_CONTAINERS}))
+            if not container.streams.audio:
+                raise ValueError(f"{_name(audio)}: there is no sound in this file")
+            yield container, container.streams.audio[0]
+        except av.FFmpegError as error:
+            raise ValueError(f"{_name(audio)}: the audio does not decode ({error.strerror})") from error
+
+
+def _av_seconds(audio: AudioFile) -> float:
+    with _av_open(audio) as (container, stream):
+        # Of raw AAC FFmpeg guesses the length, and of several streams Matroska says only the longest one's.
+        if stream.duration and container.format.name != "aac":
+            return float(stream.duration * stream.time_base)
+        if container.duration and len(container.streams) == 1 and container.format.name != "aac":
+            return (container.duration - (container.start_time or 0)) / 1e6
+        times = [
+            (packet.pts * packet.time_base, (packet.pts + (packet.duration or 0)) * packet.time_base)
+            for packet in container.demux(stream)
+            if packet.pts is not None
+        ]
+        if not times:
+            raise ValueError(f"{_name(audio)}: the audio file is empty (0 samples)")
+        return float(times[-1][1] - times[0][0])
+
+
+def _av_samples(audio: AudioFile, start_seconds: float, duration_seconds: float | None) -> tuple[np.ndarray, int]:
+    """A part of the first audio stream: mono `(samples,)` and their rate."""
+    part = None
+    if start_seconds > PREROLL_SECONDS:
+        part = _av_part(audio, start_seconds, duration_seconds, seek=True)
+    return part or _av_part(audio, start_seconds, duration_seconds, seek=False) or (np.zeros(0), SAMPLING_RATE)
+
+
+def _av_part(
+    audio: AudioFile, start_seconds: float, duration_seconds: float | None, seek: bool
+) -> tuple[np.ndarray, int] | None:
+    """As `_av_samples`; None if there is nothing, or if seeking did not lead to a place before the start."""
+    with _av_open(audio) as (container, stream):
+        frames = _av_frames(audio, container, stream)
+        frame = next(frames, None)
+        position = 0.0  # of the frame's first sample, in seconds after the stream's first sample
+        if seek and frame is not None and frame.time is not None:
+            origin = frame.time
+            container.seek(round((origin + start_seconds - PREROLL_SECONDS) / stream.time_base), stream=stream)
+            frames = _av_frames(audio, container, stream)
+            frame = next(frames, None)
+            position = math.inf if frame is None or frame.time is None else frame.time - origin
+        if frame is None or position > start_seconds:
+            return None
+        rate = frame.sample_rate
+        skipped = round((start_seconds - position) * rate)
+        wanted = math.inf if duration_seconds is None else skipped + round(duration_seconds * rate)
+        chunks, count = [], 0
+        for part in itertools.chain([frame], frames):
+            if part.sample_rate != rate:
+                raise ValueError(f"{_name(audio)}: the sampling rate changes from {rate} to {part.sample_rate} Hz")
+            if count + part.samples > skipped:
+                chunks.append(_mono(part)[max(0, skipped - count) :])
+            count += part.samples
+            if count >= wanted:
+                chunks[-1] = chunks[-1][: len(chunks[-1]) - int(count - wanted)]
+                break
+        return (np.concatenate(chunks) if chunks else np.zeros(0)), rate
+
+
+def _av_frames(audio: AudioFile, container: Any, stream: Any) -> Iterator[Any]:
+    """Decodes to the end of the file, which must be where its header says."""
+    end = 0.0  # in seconds, of all streams: the sound may be shorter than the picture
+    for packet in container.demux():
+        if packet.pts is not None:
+            end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+        if packet.stream_index == stream.index:
+            if packet.is_corrupt:
+                raise ValueError(f"{_name(audio)}: the file is damaged or cut off at {end:.1f} s")
+            yield from packet.decode()
+    stated = (container.duration or 0) / 1e6 if container.format.name in LENGTH_IN_HEADER else 0.0
+    if 0.0 < end < stated - LENGTH_TOLERANCE_SECONDS:
+        raise ValueError(f"{_name(audio)}: the file is cut off: it ends at {end:.1f} s of {stated:.1f} s")
+
+
+def _mono(frame: Any) -> np.ndarray:
+    """The samples of an av frame as float32 `(samples,)`, channels averaged."""
+    samples = frame.to_ndarray()
+    if not frame.format.is_planar:
+        samples = samples.reshape(frame.samples, -1).T
+    if samples.dtype.kind != "f":
+        limits = np.iinfo(samples.dtype)
+        half = (int(limits.max) - int(limits.min) + 1) / 2
+        samples = (samples.astype(np.float64) - (limits.max - half + 1)) / half
+    return samples.mean(axis=0).astype(np.float32)
 
 
 def _name(audio: AudioFile) -> str:
-    return os.fspath(audio) if isinstance(audio, str | os.PathLike) else "audio given as bytes"
+    if isinstance(audio, str | os.PathLike):
+        return os.fspath(audio)
+    return str(getattr(audio, "name", "audio given as bytes"))
 
 
 def _require_audio_libraries() -> None:

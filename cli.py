@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         kind.add_argument("--revision", help="commit, branch or tag of the Hub repo")
         kind.set_defaults(run=run)
 
+    _add_corpora(commands)
     options = parser.parse_args(arguments)
     return options.run(options)
 
@@ -76,6 +78,59 @@ def entry_point() -> int:
     return run_with_one_line_errors(main)
 
 
+def _add_corpora(commands: Any) -> None:
+    """The parsers of `exhubert corpora ...`."""
+    corpora = commands.add_parser("corpora", help="list, prepare and check emotion corpora")
+    actions = corpora.add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    listed = actions.add_parser("list", help="the known corpora", description="Lists the registry of corpora.")
+    listed.add_argument("--language", default="", help="a language's code, such as de")
+    listed.add_argument("--licence", default="", help="a part of the licence's name, such as CC BY")
+    listed.add_argument("--kind", default="", help="acted, elicited, natural or synthetic")
+    listed.add_argument("--part", default="", help="emoset (26 corpora), emoset++ (37), unseen (6) or none")
+    listed.set_defaults(run=_corpora_list)
+
+    shown = actions.add_parser("show", help="all that is known of one corpus")
+    shown.add_argument("key", metavar="KEY", help="key or alias of a corpus, such as emodb")
+    shown.set_defaults(run=_corpora_show)
+
+    labels = actions.add_parser("labels", help="emotion words and their six classes")
+    labels.add_argument("--corpus", metavar="KEY", help="only the words of this corpus, as they are meant there")
+    labels.add_argument("--label-file", metavar="YAML", help="a file whose words add to these or replace them")
+    labels.set_defaults(run=_corpora_labels)
+
+    prepare = actions.add_parser(
+        "prepare",
+        help="make a corpus folder of a corpus as it is distributed",
+        description="Makes a folder that is ready for training of a corpus as it is distributed; downloads nothing.",
+    )
+    prepare.add_argument("key", metavar="KEY", help="key or alias of a corpus; with --table any name")
+    prepare.add_argument("raw", metavar="RAW_DIR", help="folder into which the corpus was unpacked, at any depth")
+    prepare.add_argument("output", metavar="OUT_DIR", help="folder to write; must not exist")
+    prepare.add_argument(
+        "--audio", default="link", choices=("link", "copy", "flac"), help="flac is 16 kHz mono (default: link)"
+    )
+    prepare.add_argument("--table", metavar="CSV", help="file_name, label, speaker, ... instead of the naming scheme")
+    prepare.add_argument("--protocol", default="auto", help="how to split; see docs/corpora.md (default: auto)")
+    prepare.add_argument("--fold", type=int, help="which fold, from 1, of a protocol that has folds")
+    prepare.add_argument("--seed", type=int, default=0, help="of the split (default: 0)")
+    prepare.set_defaults(run=_corpora_prepare)
+
+    check = actions.add_parser("check", help="look for bad audio and labels in a corpus folder")
+    check.add_argument("directory", metavar="DIR", help="corpus folder")
+    check.add_argument("--shortest", type=float, default=0.1, help="seconds (default: 0.1)")
+    check.add_argument("--longest", type=float, default=60.0, help="seconds (default: 60)")
+    check.add_argument("--output", metavar="CSV", help="file for all findings")
+    check.add_argument("--label-file", metavar="YAML", help="a file with further emotion words")
+    check.set_defaults(run=_corpora_check)
+
+    stats = actions.add_parser("stats", help="tables and durations of corpus folders")
+    stats.add_argument("directories", metavar="DIR", nargs="+", help="corpus folders")
+    stats.add_argument("--output", metavar="DIR", help="folder for statistics.md and durations.png")
+    stats.add_argument("--label-file", metavar="YAML", help="a file with further emotion words")
+    stats.set_defaults(run=_corpora_stats)
+
+
 def _convert_hubert(options: argparse.Namespace) -> int:
     from exhubert.convert.hubert import convert_hubert
 
@@ -97,4 +152,56 @@ def _convert_contract(options: argparse.Namespace) -> int:
 
     quiet_transformers()
     convert_contract(options.source, options.destination, options.revision)
+    return 0
+
+
+def _corpora_list(options: argparse.Namespace) -> int:
+    from exhubert.corpora.registry import corpora_table, select
+
+    chosen = select(options.language, options.licence, options.kind, options.part)
+    print(corpora_table(chosen))
+    print(f"{len(chosen)} corpora; * not confirmed by a source at hand; `exhubert corpora show KEY` says more")
+    return 0
+
+
+def _corpora_show(options: argparse.Namespace) -> int:
+    from exhubert.corpora.registry import describe, find_corpus
+
+    print(describe(find_corpus(options.key)))
+    return 0
+
+
+def _corpora_labels(options: argparse.Namespace) -> int:
+    from exhubert.corpora.labels import label_table
+
+    print(label_table(options.label_file, options.corpus))
+    return 0
+
+
+def _corpora_prepare(options: argparse.Namespace) -> int:
+    from exhubert.corpora.prepare import prepare_corpus
+
+    bad = prepare_corpus(
+        options.key,
+        options.raw,
+        options.output,
+        options.audio,
+        options.table,
+        options.protocol,
+        options.fold,
+        options.seed,
+    )
+    return 2 if bad else 0
+
+
+def _corpora_check(options: argparse.Namespace) -> int:
+    from exhubert.corpora.check import run_check
+
+    return run_check(options.directory, options.shortest, options.longest, options.output, options.label_file)
+
+
+def _corpora_stats(options: argparse.Namespace) -> int:
+    from exhubert.corpora.statistics import write_statistics
+
+    print(write_statistics(options.directories, options.output, options.label_file))
     return 0

@@ -38,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--label_file", help="YAML file with further emotion words")
     parser.add_argument("--skip_bad_audio", action="store_true", help="leave out clips whose audio does not decode")
     parser.add_argument("--clips_per_corpus", type=int, help="use a random part of each corpus, always the same")
+    parser.add_argument("--protocol", default="auto", help="how each corpus is split; see docs/corpora.md")
+    parser.add_argument("--fold", type=int, help="which fold, from 1, of a protocol that has folds")
     parser.add_argument("--batch_size", type=int, default=8)
     options = parser.parse_args(arguments)
     if (options.output / "recipe.yaml").exists():
@@ -67,6 +69,8 @@ def evaluate(name_or_path: str, output: Path, options: argparse.Namespace) -> di
         label_file=options.label_file,
         skip_bad_audio=options.skip_bad_audio,
         clips_per_corpus=options.clips_per_corpus,
+        protocol=options.protocol,
+        fold=options.fold,
     )
     with tempfile.TemporaryDirectory() as scratch:
         training = TrainingArguments(

@@ -46,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         recipe.label_file,
         recipe.skip_bad_audio,
         recipe.clips_per_corpus,
+        recipe.protocol,
+        recipe.fold,
     )
     for name, splits in corpora.items():
         counts = ", ".join(f"{len(splits[split])} {split}" for split in SPLITS)

@@ -8,56 +8,104 @@ from __future__ import annotations
 
 import difflib
 import os
+import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from exhubert.configuration_exhubert import SIX_CLASSES
+from exhubert.corpora.registry import corpus_or_none, find_corpus
+from exhubert.reports.tables import markdown_table
 
 LABEL_FILE = Path(__file__).with_name("labels.yaml")
 
 
-def load_label_map(label_file: str | os.PathLike[str] | None = None) -> dict[str, int]:
-    """Returns every known word, aliases included, with its class 0 to 5.
+def load_label_map(
+    label_file: str | os.PathLike[str] | None = None, corpus: str | None = None
+) -> dict[str, int | None]:
+    """Returns every known word, aliases included, with its class 0 to 5, or None where it names no emotion.
+
+    Args:
+        label_file: a table of the same form whose entries add to the shipped ones or replace them.
+        corpus: the corpus that the words are of, by its registry key or an alias; what a word means there wins.
 
     Raises:
         ValueError: if `label_file` is not a table of words with arousal and valence.
     """
-    shipped = _read(LABEL_FILE)
-    own = {} if label_file is None else _read(Path(label_file))
-    # A word's own entry keeps its shipped aliases, and its place wins over that of a shipped alias.
-    shipped = {word: entry | own.get(word, {}) for word, entry in shipped.items()}
+    shipped, own = _tables(label_file, corpus)
     return _classes(shipped, LABEL_FILE if label_file is None else label_file) | _classes(own, label_file)
 
 
-def map_labels(labels: Sequence[str], corpus: str, label_map: dict[str, int]) -> list[int]:
-    """Returns the class of each label of a corpus.
+def label_table(label_file: str | os.PathLike[str] | None = None, corpus: str | None = None) -> str:
+    """Returns every word with its place, class and source as a table; `*` marks disputed ones, explained below it."""
+    shipped, own = _tables(label_file, corpus)
+    classes = _classes(shipped, LABEL_FILE) | _classes(own, label_file)
+    added = {word: {"source": str(label_file)} | entry for word, entry in own.items() if word not in shipped}
+    entries = dict(sorted((shipped | added).items()))
+    if corpus is not None:
+        wanted = {plain_word(label) for label in find_corpus(corpus).labels}
+        names = {word: {word, *map(plain_word, entry.get("aliases") or [])} for word, entry in entries.items()}
+        entries = {word: entry for word, entry in entries.items() if wanted & names[word]}
+    rows, notes = [], []
+    for word, entry in entries.items():
+        mark = "*" if entry.get("disputed") else ""
+        number = classes[word]
+        arousal, valence = ("-", "-") if number is None else SIX_CLASSES[number].split("/")
+        others = ", ".join(entry.get("aliases") or [])
+        cells = [word + mark, arousal, valence, "-" if number is None else str(number)]
+        rows.append([*cells, str(entry.get("source", "")), others])
+        if entry.get("note"):
+            notes.append(f"{word}{mark}: {entry['note']}")
+        for name, place in (entry.get("corpora") or {}).items():
+            notes.append(f"{word} in {name}: {place['arousal']}/{place['valence']}")
+    table = markdown_table(["word", "arousal", "valence", "class", "source", "aliases"], rows, left=(0, 1, 2, 4, 5))
+    disputed = sum(bool(entry.get("disputed")) for entry in entries.values())
+    aliases = sum(len(entry.get("aliases") or []) for entry in entries.values())
+    counts = f"{len(rows)} words, {aliases} aliases; * {disputed} disputed. Classes: "
+    counts += ", ".join(f"{index} {name}" for index, name in enumerate(SIX_CLASSES))
+    return "\n".join([table, counts, *notes])
+
+
+def map_labels(labels: Sequence[str], corpus: str, label_map: Mapping[str, int | None]) -> list[int | None]:
+    """Returns the class of each label of a corpus; None for words that name no emotion.
 
     Raises:
         ValueError: for the most frequent label that is not in `label_map`; names the nearest known word and
             how to add it.
     """
-    unknown = Counter(label for label in labels if _key(label) not in label_map)
+    unknown = Counter(label for label in labels if plain_word(label) not in label_map)
     if unknown:
         label, count = unknown.most_common(1)[0]
-        nearest = difflib.get_close_matches(_key(label), label_map, n=1, cutoff=0.0)[0]
+        nearest = difflib.get_close_matches(plain_word(label), label_map, n=1, cutoff=0.0)[0]
         raise ValueError(
             f"corpus {corpus!r}: label {label!r} ({count} clips) has no arousal and valence; the nearest known word "
             f"is {nearest!r}. Correct it in metadata.csv, or add it in a YAML file, e.g. "
             f"`{label}: {{arousal: high, valence: negative}}`, and name that file as `label_file`"
         )
-    return [label_map[_key(label)] for label in labels]
+    return [label_map[plain_word(label)] for label in labels]
 
 
-def _key(word: object) -> str:
-    return str(word).strip().lower()
+def _tables(
+    label_file: str | os.PathLike[str] | None, corpus: str | None
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """The shipped entries, changed by those of `label_file`; and the entries of `label_file`."""
+    entry = None if corpus is None else corpus_or_none(corpus)
+    key = entry.key if entry else corpus
+    own = {} if label_file is None else _read(Path(label_file), key)
+    # A word's own entry keeps its shipped aliases, and its place wins over that of a shipped alias.
+    return {word: entry | own.get(word, {}) for word, entry in _read(LABEL_FILE, key).items()}, own
 
 
-def _read(path: Path) -> dict[str, dict[str, Any]]:
-    """The entries of a label file by word."""
+def plain_word(word: object) -> str:
+    """A label as it is looked up: lower case, blanks for underscores, accents composed."""
+    return unicodedata.normalize("NFC", str(word)).strip().lower().replace("_", " ")
+
+
+def _read(path: Path, corpus: str | None) -> dict[str, dict[str, Any]]:
+    """The entries of a label file by word, as they hold for a corpus."""
     if not path.is_file():
         raise ValueError(f"{path}: no such label file")
     try:
@@ -66,23 +114,26 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
         raise ValueError(f"{path}: a table `word: {{arousal: ..., valence: ...}}` is needed")
-    return {_key(word): entry for word, entry in entries.items()}
+    return {plain_word(word): entry | (entry.get("corpora") or {}).get(corpus, {}) for word, entry in entries.items()}
 
 
-def _classes(entries: dict[str, dict[str, Any]], path: object) -> dict[str, int]:
+def _classes(entries: dict[str, dict[str, Any]], path: object) -> dict[str, int | None]:
     """The class of every word and alias."""
-    words: dict[str, int] = {}
+    words: dict[str, int | None] = {}
     for word, entry in entries.items():
-        place = f"{entry.get('arousal')}/{entry.get('valence')}"
-        if place not in SIX_CLASSES:
-            raise ValueError(
-                f"{path}: {word!r} is {place}; arousal must be low or high, valence negative, neutral or positive"
-            )
+        for where in (entry, *(entry.get("corpora") or {}).values()):
+            place = f"{where.get('arousal')}/{where.get('valence')}"
+            if place not in (*SIX_CLASSES, "none/none"):
+                raise ValueError(
+                    f"{path}: {word!r} is {place}; arousal must be low or high, valence negative, neutral or positive, "
+                    "or both none where the word names no emotion"
+                )
+        place = f"{entry['arousal']}/{entry['valence']}"
         aliases = entry.get("aliases") or []
         if not isinstance(aliases, list):
             raise ValueError(f"{path}: the aliases of {word!r} are {aliases!r}; a list in [ ] is needed")
-        for name in map(_key, (word, *aliases)):
+        for name in map(plain_word, (word, *aliases)):
             if name in words:
                 raise ValueError(f"{path}: the word {name!r} stands there twice")
-            words[name] = SIX_CLASSES.index(place)
+            words[name] = SIX_CLASSES.index(place) if place in SIX_CLASSES else None
     return words

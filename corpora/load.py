@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,9 +11,9 @@ import numpy as np
 from datasets import Dataset
 
 from exhubert.configuration_exhubert import SIX_CLASSES
-from exhubert.corpora.labels import load_label_map, map_labels
+from exhubert.corpora.labels import load_label_map, map_labels, plain_word
 from exhubert.corpora.readers import check_audio, read_corpus
-from exhubert.corpora.splits import split_corpus
+from exhubert.corpora.splits import relabel, split_corpus
 
 
 def load_corpora(
@@ -22,11 +23,13 @@ def load_corpora(
     label_file: str | None = None,
     skip_bad_audio: bool = False,
     clips_per_corpus: int | None = None,
+    protocol: str = "auto",
+    fold: int | None = None,
 ) -> tuple[dict[str, dict[str, Dataset]], list[str]]:
     """Reads, labels and splits corpora.
 
     Args:
-        entries: corpus folders, below `root` or as paths of their own.
+        entries: corpus folders, below `root` or as paths of their own, or whatever else `read_corpus` reads.
         root: where `entries` are looked for first.
         labels: six for the arousal/valence classes, native for the corpora's own words (in lower case), or the
             class names of a model, which are either.
@@ -34,6 +37,8 @@ def load_corpora(
         skip_bad_audio: leave out clips whose audio does not decode.
         clips_per_corpus: use about so many clips of each corpus, the same share of each split, chosen at random
             but always the same.
+        protocol: how each corpus is split, and which of its labels are used; see `exhubert.corpora.splits`.
+        fold: which fold, from 1, for protocols that have folds.
 
     Returns:
         For each corpus, by the name of its folder, the splits train, validation and test, with the class index
@@ -47,29 +52,34 @@ def load_corpora(
     read: dict[str, Dataset] = {}
     for entry in entries:
         below = Path(root) / entry
-        directory = Path(entry) if not below.is_dir() and Path(entry).is_dir() else below
-        name = Path(os.path.abspath(directory)).name
+        source = below if below.exists() else Path(entry) if Path(entry).exists() else entry
+        name = Path(os.path.abspath(source)).name.removesuffix(".csv")
         if name in read or name == "average":  # what results call the mean over corpora
-            raise ValueError(f"{directory}: the name {name!r} is taken; rename the folder")
-        read[name] = read_corpus(directory)
+            raise ValueError(f"{source}: the name {name!r} is taken; rename the folder")
+        read[name] = relabel(read_corpus(source), name, protocol)
 
     if labels == "native":
-        class_names = sorted({label.lower() for dataset in read.values() for label in dataset["label"]})
+        class_names = sorted({label.lower() for dataset in read.values() for label in dataset.unique("label")})
     else:
         class_names = list(SIX_CLASSES if labels == "six" else labels)
-    if class_names == list(SIX_CLASSES):
-        words = load_label_map(label_file)
-    else:
-        words = {name.lower(): index for index, name in enumerate(class_names)}
-    corpora = {}
+    six = class_names == list(SIX_CLASSES)
+    native: dict[str, int | None] = {plain_word(name): index for index, name in enumerate(class_names)}
+    corpora: dict[str, dict[str, Dataset]] = {}
     for name, dataset in read.items():
-        indices = map_labels(dataset["label"], name, words)
-        splits = split_corpus(dataset.add_column("labels", indices), name)
+        found = dataset["label"][:]
+        mapped = map_labels(found, name, load_label_map(label_file, name) if six else native)
+        without = Counter(label for label, index in zip(found, mapped, strict=True) if index is None)
+        if without:
+            which = f"{without.total()} of {len(found)} clips are left out"
+            print(f"corpus {name!r}: {which}, their labels name no emotion: {', '.join(without)}")
         # The split comes first: what is left out afterwards must not move speakers from one part to another.
+        splits = split_corpus(dataset.add_column("labels", mapped), name, protocol, fold)
         share = min(1.0, (clips_per_corpus or len(dataset)) / len(dataset))
-        corpora[name] = {split: check_audio(_part(part, share), skip_bad_audio) for split, part in splits.items()}
-        for split, part in corpora[name].items():
-            if not len(part):
+        corpora[name] = {}
+        for split, part in splits.items():
+            placed = [row for row, index in enumerate(part["labels"][:]) if index is not None]
+            corpora[name][split] = check_audio(_part(part.select(placed), share), skip_bad_audio)
+            if not len(corpora[name][split]):
                 raise ValueError(f"corpus {name!r}: no clips with good audio in its {split} split")
     return corpora, class_names
 
@@ -78,7 +88,7 @@ def _part(dataset: Dataset, share: float) -> Dataset:
     """A random part of a split, the same whatever the order of its rows."""
     if share == 1.0:
         return dataset
-    names = dataset["file_name"]
+    names = dataset["file_name"][:]
     by_name = sorted(range(len(names)), key=lambda index: names[index])
     chosen = np.random.RandomState(0).permutation(len(names))[: max(1, round(share * len(names)))]
     return dataset.select(sorted(by_name[index] for index in chosen))

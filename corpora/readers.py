@@ -1,17 +1,33 @@
-"""Reads a corpus folder into a `datasets.Dataset`; audio is decoded when a batch is made, not here."""
+"""Reads a corpus, in whichever form a user has it, into a `datasets.Dataset`.
+
+Only metadata is read here: audio is looked at by `check_audio` and decoded when a batch is made. What a row keeps is
+in Arrow: a few hundred bytes a clip; the audio of `datasets` folders and Hub datasets stays memory-mapped on disk.
+"""
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Callable
+import posixpath
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
+from functools import partial
+from pathlib import Path
+from typing import Any
 
+import datasets
+import numpy as np
 import pandas
-from datasets import Audio, Dataset
+import pyarrow
+import pyarrow.compute
+import yaml
+from datasets import Audio, ClassLabel, Dataset, DatasetDict
 from tqdm.auto import tqdm
 
-from exhubert.audio_exhubert import audio_seconds, read_audio
+from exhubert.audio_exhubert import AudioFile, audio_seconds, read_audio
 
 METADATA_READERS: dict[str, Callable[[Path], pandas.DataFrame]] = {
     "metadata.csv": lambda path: pandas.read_csv(path, dtype=str, keep_default_na=False),
@@ -20,95 +36,428 @@ METADATA_READERS: dict[str, Callable[[Path], pandas.DataFrame]] = {
 }
 NEEDED_COLUMNS = ("file_name", "label", "speaker")
 RESERVED_COLUMNS = {"audio", "labels", "crop"}  # added on the way to the model
+SEGMENT_COLUMNS = ("start_seconds", "duration_seconds")
+# What the needed columns are called where the user chose the names; the first that is there counts.
+COLUMN_NAMES = {
+    "file_name": ("file_name", "file", "path", "filename", "audio"),
+    "label": ("label", "emotion"),
+    "speaker": ("speaker", "speaker_id", "spk"),
+}
+SPLIT_NAMES = {"dev": "validation", "valid": "validation", "val": "validation"}
+HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?")
+# Absolute, with a drive or an address before it, or out of the folder; also as Windows writes them.
+OUTSIDE = r"^[/\\]|^[^/\\]*:|(?:^|[/\\])\.\.(?:[/\\]|$)|\x00"
+CLIPS_AT_ONCE = 256
 
 
-def read_corpus(directory: str | os.PathLike[str]) -> Dataset:
-    """Reads `metadata.csv` (or .jsonl, .parquet) of a corpus folder.
+def read_corpus(source: str | os.PathLike[str]) -> Dataset:
+    """Reads a corpus's metadata; the audio files need not be there yet.
+
+    Args:
+        source: a corpus folder with `metadata.csv` (or .jsonl, .parquet); a plain CSV file (or .jsonl, .parquet)
+            with paths relative to its folder; a folder that `datasets` saved; an audformat database; or the id of
+            a Hub dataset, `user/name` or `user/name:config`. A plain file's and a dataset's columns may be called
+            as in `COLUMN_NAMES`.
 
     Returns:
-        One row a clip: `audio` (path, undecoded), `file_name` (relative), `label` (the corpus's own word),
-        `speaker` (a string; empty where it is unknown), and the metadata's other columns as they stand.
+        One row a clip: `audio` (undecoded: path, or bytes where a dataset holds them), `file_name` (relative),
+        `label` (the corpus's own word), `speaker` (a string; empty where it is unknown), and the other columns as
+        they stand; from a dataset's parts or an audformat database's split tables `split`. A clip that is part of
+        a file has `start_seconds` and `duration_seconds` (null: to the end).
 
     Raises:
-        ValueError: if the folder, a needed column, a label or an audio file is missing, or a path leaves the
-            folder; names what was found.
+        ValueError: for whatever is wrong with the source; says what was found.
     """
-    directory = Path(directory)
-    if not directory.is_dir():
-        raise ValueError(f"{directory}: no such corpus folder")
-    path = next((directory / name for name in METADATA_READERS if (directory / name).is_file()), None)
-    if path is None:
-        raise ValueError(f"{directory}: no {', '.join(METADATA_READERS)} there; a corpus folder has one of these")
-    try:
-        table = METADATA_READERS[path.name](path)
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
-    for column in NEEDED_COLUMNS:
-        if column not in table.columns:
-            raise ValueError(f"{path}: no column {column!r}; it has {', '.join(map(str, table.columns))}")
-    for column in RESERVED_COLUMNS & set(table.columns):
-        raise ValueError(f"{path}: the column name {column!r} is taken; rename it")
-    if table.empty:
-        raise ValueError(f"{path} has no rows")
-    for column in NEEDED_COLUMNS:
-        table[column] = [_text(value) for value in table[column]]
-    _check_rows(path, table)
-    dataset = Dataset.from_pandas(table, preserve_index=False)
-    paths = [str(directory / name) for name in table["file_name"]]
-    return dataset.add_column("audio", paths).cast_column("audio", Audio(decode=False))
+    path = Path(source)
+    if path.is_file():
+        return _read_table(path, plain=True)
+    if path.is_dir():
+        for name in METADATA_READERS:
+            if (path / name).is_file():
+                return _read_table(path / name, plain=False)
+        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+            return _read_datasets_folder(path)
+        if (path / "db.yaml").is_file():
+            return _read_audformat(path)
+        raise ValueError(
+            f"{path}: no {', '.join(METADATA_READERS)} there; a corpus folder has one of these, or is a folder that "
+            "`datasets` saved, or an audformat database (db.yaml)"
+        )
+    if path.is_symlink():
+        raise ValueError(f"{path}: the link leads nowhere or in a circle")
+    hub_id = HUB_ID.fullmatch(source) if isinstance(source, str) else None
+    if hub_id is None or path.parent.is_dir():
+        raise ValueError(f"{path}: no such corpus folder")
+    return _read_hub(hub_id["name"], hub_id["config"])
+
+
+def locate_clip(row: Mapping[str, Any]) -> tuple[AudioFile, float, float | None]:
+    """Returns a row's audio, a path or a binary file, and where in it the clip is: start and duration in seconds.
+
+    A duration of None means: to the end of the file.
+    """
+    audio: AudioFile = row["audio"]["path"]
+    if row["audio"].get("bytes") is not None:
+        audio = io.BytesIO(row["audio"]["bytes"])
+        audio.name = row["file_name"]  # for messages
+    start, duration = (row.get(column) for column in SEGMENT_COLUMNS)
+    if start is None or start != start:
+        return audio, 0.0, None
+    return audio, start, None if duration is None or duration != duration else duration
 
 
 def check_audio(dataset: Dataset, skip_bad: bool = False) -> Dataset:
     """Looks at every clip's audio before training begins.
 
-    Without `skip_bad` only headers are read, and the first bad file is an error. With it, every file is decoded
-    from beginning to end, and clips whose audio is bad are left out, each named.
+    Without `skip_bad` only headers are read, and a bad file is an error. With it, every clip is decoded from
+    beginning to end, and those whose audio is bad are left out, each named. Missing files are an error in any case.
 
     Raises:
-        ValueError, FileNotFoundError: for the first bad file, without `skip_bad`.
+        ValueError: for missing files, says how many and the first; for the first bad file, without `skip_bad`.
     """
-    paths = [audio["path"] for audio in dataset["audio"]]
-    if not skip_bad:
-        with ThreadPoolExecutor() as pool:
-            try:
-                list(pool.map(audio_seconds, paths))
-            except ValueError as error:
-                raise ValueError(f"{error}; repair it, or set skip_bad_audio to leave such clips out") from error
+    problems: list[Exception | None] = []
+    bar = tqdm(total=len(dataset), desc="decoding", unit="clip", disable=not skip_bad)
+    with ThreadPoolExecutor() as pool, bar:
+        for rows in _rows(dataset):
+            problems += pool.map(partial(_problem, decode=skip_bad), rows)
+            bar.update(len(rows))
+    missing = [problem for problem in problems if isinstance(problem, FileNotFoundError)]
+    if missing:
+        first = str(missing[0]).removesuffix(": no such audio file")
+        raise ValueError(f"{len(missing)} of {len(dataset)} audio files are missing, first {first}")
+    bad = [problem for problem in problems if problem is not None]
+    if bad and not skip_bad:
+        raise ValueError(f"{bad[0]}; repair it, or set skip_bad_audio to leave such clips out") from bad[0]
+    if not bad:
         return dataset
-    with ThreadPoolExecutor() as pool:
-        problems = list(tqdm(pool.map(_problem, paths), total=len(paths), desc="decoding", unit="clip"))
-    for problem in filter(None, problems):
+    for problem in bad:
         print(f"skipped: {problem}")
     return dataset.select([index for index, problem in enumerate(problems) if problem is None])
 
 
-def _problem(path: str) -> str | None:
+def _rows(dataset: Dataset) -> Iterator[list[dict[str, Any]]]:
+    """What `locate_clip` needs of the rows, some at a time: they may hold their audio."""
+    columns = [name for name in ("audio", "file_name", *SEGMENT_COLUMNS) if name in dataset.column_names]
+    # In Arrow, for the Python form makes an object of every value of the batch, one by one.
+    narrow = dataset.select_columns(columns).with_format("arrow")
+    for batch in narrow.iter(CLIPS_AT_ONCE):
+        yield batch.to_pylist()
+
+
+def _problem(row: Mapping[str, Any], decode: bool) -> Exception | None:
+    """What is wrong with a clip's audio."""
+    audio, start, duration = locate_clip(row)
     try:
-        read_audio(path)
+        if decode:
+            read_audio(audio, start, duration)
+        else:
+            seconds = audio_seconds(audio)
+            if start >= seconds:
+                raise ValueError(f"{row['file_name']}: a clip begins at {start} s, but the file has {seconds:.2f} s")
     except (ValueError, OSError) as error:
-        return str(error)
+        if isinstance(audio, str) and os.path.islink(audio) and not os.path.exists(audio):
+            return FileNotFoundError(f"{audio} (a link that leads nowhere or in a circle)")
+        return error.with_traceback(None)  # which would keep the clip's bytes
     return None
 
 
-def _text(value: object) -> str:
-    return "" if value is None or value != value else str(value).strip()
+def _read_table(path: Path, plain: bool) -> Dataset:
+    """A metadata file; `plain`: the user's own, whose columns may be called otherwise and which may lack speakers."""
+    reader = METADATA_READERS.get(f"metadata{path.suffix.lower()}")
+    if reader is None:
+        raise ValueError(f"{path}: a folder or a file .csv, .jsonl or .parquet is needed")
+    try:
+        table = reader(path)
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise ValueError(f"{path} is not UTF-8 text (byte 0x{byte:02x} in it is not); save it as UTF-8") from error
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{path}: {error.object!r} cannot be written as UTF-8; rename the file") from error
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path} cannot be read: {_first_line(error)}") from error
+    if not isinstance(table.index, pandas.RangeIndex):
+        raise ValueError(f"{path}: there are rows with more fields than the first line has columns")
+    if plain:
+        table = table.rename(columns=_found_columns(path, list(table.columns)))
+        if "speaker" not in table.columns:
+            table["speaker"] = ""
+    return _dataset_of(path, table, path.parent)
 
 
-def _check_rows(path: Path, table: pandas.DataFrame) -> None:
-    for row, (name, label) in enumerate(zip(table["file_name"], table["label"], strict=True), start=1):
-        parts = PurePosixPath(name.replace("\\", "/"))
-        if not name or parts.is_absolute() or ".." in parts.parts or ":" in name.split("/")[0]:
-            raise ValueError(f"{path}, row {row}: file_name {name!r} must be a path inside the corpus folder")
-        if not label:
-            raise ValueError(f"{path}, row {row}: {name} has no label")
-    repeated = table["file_name"][table["file_name"].duplicated()]
-    if len(repeated):
-        raise ValueError(f"{path}: {repeated.iloc[0]} stands there more than once ({len(repeated)} such rows)")
-    missing = [name for name in table["file_name"] if not (path.parent / name).is_file()]
-    if missing:
-        raise ValueError(f"{path}: {len(missing)} of {len(table)} audio files are missing, first {missing[0]}")
-    known = sum(bool(speaker) for speaker in table["speaker"])
-    if 0 < known < len(table):
+def _dataset_of(origin: Path, table: pandas.DataFrame, root: Path) -> Dataset:
+    """A table of files below `root`, checked."""
+    table = _checked(origin, table)
+    try:
+        # As objects, of which Arrow makes its plain strings: `datasets` cannot turn large ones into audio.
+        table["audio"] = (os.path.join(root, "") + table["file_name"]).astype(object)
+        return Dataset.from_pandas(table, preserve_index=False).cast_column("audio", Audio(decode=False))
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{str(root)!r}: the folder's name cannot be written as UTF-8; rename it") from error
+
+
+def _read_datasets_folder(directory: Path) -> Dataset:
+    try:
+        loaded = datasets.load_from_disk(str(directory))
+    except IndexError as error:  # it has no files of rows
+        raise ValueError(f"{directory} has no rows") from error
+    except (OSError, pyarrow.ArrowException, KeyError, TypeError) as error:
+        raise ValueError(f"{directory}: the dataset cannot be read: {_first_line(error)}") from error
+    return _dataset_of_parts(directory, loaded)
+
+
+def _read_hub(name: str, config: str | None) -> Dataset:
+    try:
+        loaded = datasets.load_dataset(name, config)
+    except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(
-            f"{path}: {len(table) - known} of {len(table)} clips have no speaker; fill them in, or leave all empty"
+            f"{name} is neither a folder nor a dataset that can be had from the Hub: {_first_line(error)}"
+        ) from error
+    return _dataset_of_parts(name, loaded)
+
+
+def _dataset_of_parts(origin: str | Path, loaded: Dataset | DatasetDict) -> Dataset:
+    """A dataset, or the parts of one, with the audio left where it is: in memory-mapped files."""
+    parts = loaded if isinstance(loaded, DatasetDict) else {"": loaded}
+    parts = {name: part for name, part in parts.items() if len(part)}
+    if not parts:
+        raise ValueError(f"{origin} has no rows")
+    try:
+        dataset = datasets.concatenate_datasets(list(parts.values()))
+    except ValueError as error:
+        raise ValueError(f"{origin}: its parts {', '.join(parts)} have different columns") from error
+    audio = [name for name, feature in dataset.features.items() if isinstance(feature, Audio)]
+    if len(audio) != 1 and "audio" not in audio:
+        found = f"audio columns {', '.join(audio)}" if audio else f"columns {', '.join(dataset.column_names)}"
+        raise ValueError(f"{origin}: one column of type Audio, or one called `audio`, is needed; it has the {found}")
+    column = "audio" if "audio" in audio else audio[0]
+    others = [name for name in dataset.column_names if name != column]
+    renamed = _found_columns(origin, others, needed=("label",)) | ({} if column == "audio" else {column: "audio"})
+    dataset = dataset.cast_column(column, Audio(decode=False)).rename_columns(renamed)
+
+    table = pandas.DataFrame({"label": _words(dataset, "label")})
+    table["speaker"] = _words(dataset, "speaker") if "speaker" in dataset.column_names else ""
+    if len(parts) > 1:  # one part is the whole
+        table["split"] = np.repeat([SPLIT_NAMES.get(name, name) for name in parts], [len(p) for p in parts.values()])
+    for name in SEGMENT_COLUMNS:
+        if name in dataset.column_names:
+            table[name] = _column(dataset, name).to_pandas()
+    if "file_name" in dataset.column_names:
+        table["file_name"] = _words(dataset, "file_name")
+    else:
+        table["file_name"] = _numbered(pyarrow.compute.struct_field(_column(dataset, "audio"), "path").to_pandas())
+    rest = dataset.remove_columns([name for name in table.columns if name in dataset.column_names])
+    table = _checked(origin, table, [name for name in rest.column_names if name != "audio"])
+    return datasets.concatenate_datasets([Dataset.from_pandas(table, preserve_index=False), rest], axis=1)
+
+
+def _column(dataset: Dataset, name: str) -> pyarrow.ChunkedArray:
+    """A column as it lies on disk."""
+    return dataset.select_columns(name).with_format("arrow")[:].column(name)
+
+
+def _words(dataset: Dataset, column: str) -> pandas.Series:
+    values = _column(dataset, column).to_pandas()
+    feature = dataset.features[column]
+    if isinstance(feature, ClassLabel):
+        return values.map(dict(enumerate(feature.names)))
+    return values
+
+
+def _numbered(paths: pandas.Series) -> pandas.Series:
+    """File names of a dataset's audio, with the row's number where they do not tell the rows apart."""
+    names = paths.fillna("").str.replace("\\", "/").str.rsplit("/", n=1).str[-1]
+    if names.all() and names.is_unique:
+        return names
+    return pandas.Series([f"{row:06d}_{name}" if name else f"{row:06d}" for row, name in enumerate(names)])
+
+
+def _found_columns(
+    origin: str | Path, columns: Sequence[str], needed: Sequence[str] = ("file_name", "label")
+) -> dict[str, str]:
+    """The columns that are called otherwise, with the names that we give them."""
+    renamed = {}
+    for name, known in COLUMN_NAMES.items():
+        found = next((column for column in known if column in columns), None)
+        if found is None and name in needed:
+            raise ValueError(f"{origin}: no column {' or '.join(known)}; it has {', '.join(map(str, columns))}")
+        if found is not None and found != name and (name in needed or name == "speaker"):
+            renamed[found] = name
+    return renamed
+
+
+def _read_audformat(directory: Path) -> Dataset:
+    try:
+        import audformat
+    except ImportError as error:
+        raise ValueError(
+            f"{directory} is an audformat database; reading it needs the library audformat: pip install audformat "
+            "(or exhubert[audformat])"
+        ) from error
+    header = directory / "db.yaml"
+    try:
+        # audformat's own loader would also make Python objects that the file names.
+        yaml.load(header.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{header} is not YAML: {' '.join(str(error).split())}") from error
+    # audformat prefers tables as pickles, which can run code when they are read.
+    for pickle in directory.glob("db.*.pkl"):
+        if not any(pickle.with_suffix(form).exists() for form in (".csv", ".parquet")):
+            raise ValueError(f"{pickle}: pickles are not read; save the table as csv or parquet")
+    with tempfile.TemporaryDirectory() as copy:
+        try:
+            for file in (header, *directory.glob("db.*.csv"), *directory.glob("db.*.parquet")):
+                shutil.copy(file, copy)
+            database = audformat.Database.load(copy, load_data=True)
+        except (OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+            reason = _first_line(error).replace(copy, str(directory))
+            raise ValueError(f"{directory}: the database cannot be read: {reason}") from error
+    table = _audformat_table(directory, audformat, database)
+    return _dataset_of(header, table, directory)
+
+
+def _audformat_table(directory: Path, audformat: Any, database: Any) -> pandas.DataFrame:
+    """One row a file or segment, of the table `emotion`, else of all tables with a column or scheme `emotion`."""
+    labelled = {}
+    for name in database.tables:
+        columns = database[name].columns
+        found = [key for key in columns if key == "emotion" or columns[key].scheme_id == "emotion"]
+        if len(found) > 1 and "emotion" not in found:
+            raise ValueError(f"{directory}: table {name} has several columns of emotions: {', '.join(found)}")
+        if found:
+            labelled[name] = "emotion" if "emotion" in found else found[0]
+    if not labelled:
+        tables = "; ".join(f"{name} ({', '.join(database[name].columns)})" for name in database.tables)
+        raise ValueError(f"{directory}: no table with a column or scheme `emotion`; it has {tables or 'no tables'}")
+    if "emotion" in labelled:
+        labelled = {"emotion": labelled["emotion"]}
+
+    segmented = audformat.utils.to_segmented_index
+    frames = []
+    for name, column in labelled.items():
+        frame = segmented(database[name].get())
+        scheme = database.schemes.get(database[name].columns[column].scheme_id)
+        values = frame.pop(column).astype(object)
+        if scheme is not None and isinstance(scheme.labels, dict):  # e.g. {W: anger}
+            values = values.replace({key: word for key, word in scheme.labels.items() if isinstance(word, str)})
+        frames.append(frame.assign(label=values))
+    rows = pandas.concat(frames)
+    # A clip may be in several tables, if they agree on it.
+    twice = rows.index.duplicated(keep=False)
+    disagree = rows[twice].groupby(level=[0, 1, 2], dropna=False)["label"].nunique() > 1
+    if disagree.any():
+        file = disagree.index[disagree][0][0]
+        words = rows.loc[[file], "label"].unique()
+        raise ValueError(
+            f"{directory}: the tables {', '.join(labelled)} have different labels for {file} "
+            f"({', '.join(map(str, words))}); one called `emotion` would be taken alone"
         )
+    rows = rows[~rows.index.duplicated()]
+    try:
+        speakers = segmented(database.get("speaker"))
+    except (ValueError, TypeError) as error:
+        reason = _first_line(error).rstrip(":")
+        raise ValueError(f"{directory}: the tables do not agree on the speakers ({reason})") from error
+    rows["speaker"] = _of_clips(rows.index, speakers, "speaker")
+    split = _audformat_splits(directory, database, segmented, rows.index)
+    if split is not None:
+        rows["split"] = split
+    start, end = (rows.index.get_level_values(level).total_seconds() for level in ("start", "end"))
+    if (start > 0).any() or end.notna().any():
+        rows["start_seconds"], rows["duration_seconds"] = start, end - start
+    rows.insert(0, "file_name", rows.index.get_level_values("file").astype(object))
+    for name in rows.columns:  # categories, dates and durations as text
+        if rows[name].dtype.kind not in "biuf":
+            rows[name] = rows[name].astype(object).map(str, na_action="ignore")
+    return rows.reset_index(drop=True)
+
+
+def _of_clips(clips: pandas.MultiIndex, table: pandas.DataFrame, column: str) -> pandas.Series:
+    """Each clip's value in a table of clips or of whole files, empty where it has none."""
+    values = table[column].astype(object).dropna()
+    own = values.reindex(clips)
+    whole = values[values.index.get_level_values("end").isna()]
+    of_file = whole.groupby(level="file").first()
+    by_file = of_file.reindex(clips.get_level_values("file")).set_axis(clips)
+    return own.where(own.notna(), by_file).fillna("")
+
+
+def _audformat_splits(directory: Path, database: Any, segmented: Any, clips: pandas.MultiIndex) -> pandas.Series | None:
+    """The split of each clip, by the tables that a header or their name assigns to one; None where there is none."""
+    found = []
+    for name in database.tables:
+        header = database.splits.get(database[name].split_id)
+        for part in [header.type] if header else name.split("."):
+            if part in ("train", "dev", "test"):
+                table = segmented(database[name].get())
+                found.append(pandas.DataFrame({"split": SPLIT_NAMES.get(part, part)}, index=table.index))
+    if not found:
+        return None
+    table = pandas.concat(found)
+    table = table[~table.reset_index().duplicated().to_numpy()]
+    repeated = table.index[table.index.duplicated()]
+    if len(repeated):
+        raise ValueError(f"{directory}: {repeated[0][0]} is in the tables of two splits")
+    split = _of_clips(clips, table, "split")
+    without = int((split == "").sum())
+    if without:
+        print(f"{directory}: its split leaves {without} of {len(clips)} clips out, so it is not used")
+        return None
+    return split
+
+
+def _checked(origin: str | Path, table: pandas.DataFrame, others: Sequence[str] = ()) -> pandas.DataFrame:
+    """The table with its needed columns as text and its segments as numbers; ValueError for what cannot be used.
+
+    All columns at once: a corpus may have some 100,000 rows.
+    """
+    for column in NEEDED_COLUMNS:
+        if column not in table.columns:
+            raise ValueError(f"{origin}: no column {column!r}; it has {', '.join(map(str, table.columns))}")
+    for column in RESERVED_COLUMNS & {*table.columns, *others}:
+        raise ValueError(f"{origin}: the column name {column!r} is taken; rename it")
+    if table.empty:
+        raise ValueError(f"{origin} has no rows")
+    for column in NEEDED_COLUMNS:
+        table[column] = _text(table[column])
+    names, labels = table["file_name"], table["label"]
+    _refuse(origin, names, (names == "") | names.str.contains(OUTSIDE), "must be a path inside the corpus folder")
+    indirect = names.str.contains(r"//|(?:^|/)\./")  # the same file by another name
+    if indirect.any():
+        table.loc[indirect, "file_name"] = names[indirect].map(posixpath.normpath)
+    _refuse(origin, names, labels == "", "has no label")
+
+    same = ["file_name"]
+    if "start_seconds" in table.columns:
+        for column in [name for name in SEGMENT_COLUMNS if name in table.columns]:
+            given, numbers = _text(table[column]), pandas.to_numeric(table[column], errors="coerce").astype(float)
+            wrong = (numbers.isna() & (given != "")) | np.isinf(numbers) | (numbers < 0)
+            _refuse(origin, names, wrong, f"needs a number, 0 or more, as {column}")
+            table[column] = numbers
+            same.append(column)
+    repeated = table[table.duplicated(same, keep=False)]
+    if len(repeated):
+        labels_of_clip = repeated.groupby(same, sort=False, dropna=False)["label"]
+        differing = repeated[labels_of_clip.transform("nunique") > 1]
+        clips = (differing if len(differing) else repeated).groupby(same, sort=False, dropna=False)
+        clip = next(iter(clips))[1]
+        name, words = clip["file_name"].iloc[0], clip["label"].unique()
+        if len(words) > 1:
+            raise ValueError(f"{origin}: {name} stands there with two labels, {words[0]!r} and {words[1]!r}")
+        extra = int(table.duplicated(same).sum())
+        raise ValueError(f"{origin}: {name} stands there more than once ({extra} such rows)")
+    return table
+
+
+def _refuse(origin: str | Path, names: pandas.Series, wrong: pandas.Series, why: str) -> None:
+    if wrong.any():
+        row = int(wrong.to_numpy().argmax())
+        raise ValueError(f"{origin}, row {row + 1}: file_name {names.iloc[row]!r} {why}")
+
+
+def _text(values: pandas.Series) -> pandas.Series:
+    """As stripped text, empty where there is nothing."""
+    return values.astype(object).where(values.notna(), "").map(str).str.strip()
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -1,9 +1,14 @@
-"""Speaker-independent train, validation and test splits (paper, section 2)."""
+"""Splits of a corpus: official, speaker-independent, by file, and folds (paper, section 2).
+
+Everything depends on file names, labels, speakers, audio hashes and the seed alone: not on the order of the rows, nor
+on the machine.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -12,36 +17,38 @@ SPLITS = ("train", "validation", "test")
 SPEAKER_SHARE = 0.15  # of the speakers, for validation and for test
 FILE_SHARE = 0.10  # of the clips, where no speakers are known (paper, section 2)
 CANDIDATES = 200
+FOLDS = 5
+USABLE = {"folds", "splits", "labels"}  # what makes a registry entry's protocol more than a mark
+PROTOCOLS = {
+    "auto": "the corpus's own split; else by speaker; else, with fewer than three speakers, by file",
+    "official": "the corpus's own split even where it shares speakers; else as auto",
+    "speakers": "by speaker, whatever the corpus's own split: 15 % of them validation, 15 % test",
+    "files": "10 % and 10 % of the clips, speakers shared",
+    "leave_one_speaker_out": "fold N: the N-th speaker is test, the next one validation",
+    "speaker_folds": f"fold N of K by speaker, labels balanced; speaker_folds:K, K = {FOLDS} if not given",
+    "session_folds": "fold N: the N-th session is test, the next one validation",
+}
 
 
-def split_corpus(dataset: Dataset, corpus: str, seed: int = 0) -> dict[str, Dataset]:
+def split_corpus(
+    dataset: Dataset, corpus: str, protocol: str = "auto", fold: int | None = None, seed: int = 0
+) -> dict[str, Dataset]:
     """Splits a corpus into train, validation and test.
 
-    The corpus's own `split` column where it has one; else by speaker, so that nobody is in two splits, with
-    classes as evenly spread as the speakers allow; else, where no speaker is known, 10 % and 10 % of the clips.
-    The result depends on file names, labels, speakers and `seed` alone: not on the order of the rows or on the
-    machine.
+    Args:
+        dataset: rows with `file_name`, `label`, `speaker`, and where known `split`, `session` and `content_hash`.
+        corpus: its name, for messages; protocols of its registry entry are found by it.
+        protocol: one of `PROTOCOLS`, or a protocol of the corpus's registry entry.
+        fold: which fold, from 1, for protocols that have folds.
+        seed: of the splits that are made here.
 
     Raises:
-        ValueError: for fewer than three speakers, an unknown split name, or a split without clips.
+        ValueError: for an unknown protocol or fold, too few speakers or sessions, a split without clips, or one
+            that shares speakers or identical audio with another (but see `official`).
     """
-    if "split" in dataset.column_names and any(dataset["split"]):
-        assigned = [str(split) for split in dataset["split"]]
-        for split in assigned:
-            if split not in SPLITS:
-                raise ValueError(f"corpus {corpus!r}: split {split!r} in the metadata; it must be {', '.join(SPLITS)}")
-        parts = Counter(speaker for speaker, _ in set(zip(dataset["speaker"], assigned, strict=True)) if speaker)
-        shared = [speaker for speaker, count in parts.items() if count > 1]
-        if shared:
-            print(
-                f"corpus {corpus!r}: in its own split {len(shared)} of {len(parts)} speakers are in more than one part"
-            )
-    elif any(dataset["speaker"]):
-        of_speaker = split_speakers(dataset["speaker"], dataset["label"], corpus, seed)
-        assigned = [of_speaker[speaker] for speaker in dataset["speaker"]]
-    else:
-        print(f"corpus {corpus!r}: no speakers known; 10 % + 10 % of the clips are validation and test")
-        assigned = _split_files(dataset["file_name"], seed)
+    names = ("file_name", "label", "speaker", "split", "session", "content_hash")
+    columns = {name: list(map(_text, dataset[name][:])) for name in names if name in dataset.column_names}
+    assigned = assign_splits(columns, corpus, protocol, fold, seed)
     rows: dict[str, list[int]] = {split: [] for split in SPLITS}
     for index, split in enumerate(assigned):
         rows[split].append(index)
@@ -51,40 +58,263 @@ def split_corpus(dataset: Dataset, corpus: str, seed: int = 0) -> dict[str, Data
     return {split: dataset.select(indices) for split, indices in rows.items()}
 
 
-def split_speakers(speakers: Sequence[str], labels: Sequence[str], corpus: str, seed: int = 0) -> dict[str, str]:
-    """Returns the split of each speaker: of many random assignments, the one that spreads the labels best.
-
-    15 % of the speakers, at least one, go to validation and as many to test.
+def relabel(dataset: Dataset, corpus: str, protocol: str) -> Dataset:
+    """Renames labels, and leaves out clips, as the protocol of that name says for this corpus, if it does.
 
     Raises:
-        ValueError: for fewer than three speakers.
+        ValueError: for an unknown protocol, or if none of the labels is among its own.
     """
-    names, words = sorted(set(speakers)), sorted(set(labels))
-    if len(names) < len(SPLITS):
-        raise ValueError(
-            f"corpus {corpus!r} has {len(names)} speaker(s) ({', '.join(names)}); a speaker-independent split needs "
-            f"at least {len(SPLITS)}. Give it a `split` column, or leave `speaker` empty to split by file"
-        )
-    counted = Counter(zip(speakers, labels, strict=True))
-    counts = np.array([[counted[name, word] for word in words] for name in names], dtype=float)
+    labels = _named_protocol(corpus, protocol).get("labels")
+    if labels is None:
+        return dataset
+    lower = [str(label).strip().lower() for label in dataset["label"][:]]
+    kept = [row for row, label in enumerate(lower) if label in labels]
+    if not kept:
+        raise ValueError(f"corpus {corpus!r}: none of its labels is in the protocol {protocol!r}: {', '.join(labels)}")
+    renamed = dataset.remove_columns("label").add_column("label", [labels.get(label, "") for label in lower])
+    return renamed.select(kept)
+
+
+def assign_splits(
+    columns: Mapping[str, Sequence[str]], corpus: str, protocol: str = "auto", fold: int | None = None, seed: int = 0
+) -> list[str]:
+    """Returns the split of each row; see `split_corpus`, whose dataset's columns `columns` are, as text."""
+    speakers = columns.get("speaker") or [""] * len(columns["file_name"])
+    hashes = columns.get("content_hash") or [""] * len(speakers)
+    own = columns.get("split") or []
+    named = _named_protocol(corpus, protocol)
+    kind, _, folds_wanted = protocol.partition(":")
+    has_folds = bool(named.get("folds")) or kind in ("leave_one_speaker_out", "speaker_folds", "session_folds")
+    if fold is not None and not has_folds:
+        raise ValueError(f"corpus {corpus!r}: the protocol {protocol!r} has no folds; leave `fold` out")
+
+    if "labels" in named and not {"folds", "splits"} & set(named):
+        kind = "official"  # its labels on the corpus's own split
+    if kind in ("auto", "official") and any(own):
+        for split in own:
+            if split not in SPLITS:
+                raise ValueError(f"corpus {corpus!r}: split {split!r} in the metadata; it must be {', '.join(SPLITS)}")
+        if set(own) == {"train", "test"}:
+            own = _add_validation(own, columns["label"], speakers, hashes, columns["file_name"], seed)
+            print(f"corpus {corpus!r}: its own split has no validation part; it is taken from train")
+        problem = overlap(own, speakers, hashes)
+        if problem and kind == "auto" and len(set(_groups(speakers, hashes))) >= len(SPLITS):
+            raise ValueError(
+                f"corpus {corpus!r}: in its own split {problem}. `protocol: official` takes it as it is; "
+                "`protocol: speakers` makes one in which nobody is in two parts"
+            )
+        if problem:
+            print(f"corpus {corpus!r}: in its own split {problem}")
+        return list(own)
+    if has_folds:
+        assigned = _fold(columns, corpus, protocol, named, int(folds_wanted or FOLDS), fold)
+    elif "splits" in named:
+        of_speaker = {speaker: split for split, group in named["splits"].items() for speaker in group}
+        assigned = [of_speaker.get(speaker, "") for speaker in speakers]
+        if not all(assigned):
+            unknown = speakers[assigned.index("")]
+            raise ValueError(f"corpus {corpus!r}: the protocol {protocol!r} knows no speaker {unknown!r}")
+    else:
+        known = sum(map(bool, speakers))
+        if kind != "files" and 0 < known < len(speakers):
+            raise ValueError(
+                f"corpus {corpus!r}: {len(speakers) - known} of {len(speakers)} clips have no speaker; fill them in, "
+                "leave all empty, or use `protocol: files`"
+            )
+        groups = _groups(speakers, hashes) if known else []
+        if kind != "files" and len(set(groups)) >= len(SPLITS):
+            of_group = split_speakers(groups, columns["label"], corpus, seed)
+            assigned = [of_group[group] for group in groups]
+        elif kind == "speakers":
+            names = sorted(set(filter(None, speakers)))
+            raise ValueError(
+                f"corpus {corpus!r} has {len(names)} speaker(s) ({', '.join(names[:3])}); a speaker-independent split "
+                f"needs at least {len(SPLITS)}. `protocol: files` splits by file"
+            )
+        else:
+            few = len(set(filter(None, speakers)))
+            why = "the protocol shares speakers" if kind == "files" else f"{few or 'no'} speaker(s) known"
+            print(f"corpus {corpus!r}: {why}; 10 % + 10 % of the clips are validation and test")
+            return _split_files(columns["file_name"], hashes, seed)
+    problem = overlap(assigned, speakers, hashes)
+    if problem:
+        raise ValueError(f"corpus {corpus!r}: in the protocol {protocol!r} {problem}")
+    return assigned
+
+
+def overlap(splits: Sequence[str], speakers: Sequence[str], hashes: Sequence[str]) -> str | None:
+    """Says which speakers or identical audio (equal non-empty hashes) are in more than one split; None if none."""
+    for what, values in (("speakers", speakers), ("recordings (identical audio)", hashes)):
+        parts = Counter(value for value, _ in set(zip(values, splits, strict=True)) if value)
+        shared = sorted(value for value, count in parts.items() if count > 1)
+        if shared:
+            return f"{len(shared)} of {len(parts)} {what} are in more than one part, e.g. {shared[0]}"
+    return None
+
+
+def split_speakers(
+    speakers: Sequence[str], labels: Sequence[str], corpus: str, seed: int = 0, held_out_parts: int = 2
+) -> dict[str, str]:
+    """Returns the split of each speaker: of many random assignments, the one that spreads the labels best.
+
+    15 % of the speakers, at least one, go to test and as many to validation; with `held_out_parts` 1 to validation
+    only.
+
+    Raises:
+        ValueError: for fewer speakers than parts.
+    """
+    names, counts = _counts(speakers, labels)
+    if len(names) <= held_out_parts:
+        raise ValueError(f"corpus {corpus!r} has {len(names)} speaker(s); {held_out_parts + 1} are needed")
     held_out = max(1, round(SPEAKER_SHARE * len(names)))
     wanted = counts.sum(axis=0) * held_out / len(names)  # clips of each label in validation, and in test
     generator = np.random.RandomState(seed)  # its stream is frozen, a Generator's is not
 
     def imbalance(order: np.ndarray) -> float:
-        parts = counts[order[:held_out]], counts[order[held_out : 2 * held_out]]
-        return sum(float(np.abs(part.sum(axis=0) - wanted).sum()) for part in parts)
+        parts = order[: held_out_parts * held_out].reshape(held_out_parts, held_out)
+        return float(np.abs(counts[parts].sum(axis=1) - wanted).sum())
 
     order = min((generator.permutation(len(names)) for _ in range(CANDIDATES)), key=imbalance)
-    splits = ["test"] * held_out + ["validation"] * held_out + ["train"] * (len(names) - 2 * held_out)
+    splits = ["validation"] * held_out if held_out_parts == 1 else ["test"] * held_out + ["validation"] * held_out
+    splits += ["train"] * (len(names) - len(splits))
     return {names[index]: split for index, split in zip(order, splits, strict=True)}
 
 
-def _split_files(file_names: Sequence[str], seed: int) -> list[str]:
-    order = np.random.RandomState(seed).permutation(len(file_names))
-    held_out = max(1, round(FILE_SHARE * len(file_names)))
-    ordered = sorted(file_names)
-    split_of = {ordered[index]: "train" for index in order}
+def _add_validation(
+    own: Sequence[str],
+    labels: Sequence[str],
+    speakers: Sequence[str],
+    hashes: Sequence[str],
+    file_names: Sequence[str],
+    seed: int,
+) -> list[str]:
+    """A split into train and test, with a part of train as validation: 15 % of its speakers, or 10 % of its clips."""
+    train = [index for index, split in enumerate(own) if split == "train"]
+    groups = _groups(speakers, hashes) if all(speakers) else []
+    names = sorted({groups[index] for index in train}) if groups else []
+    if len(names) >= 2:
+        of_group = split_speakers([groups[i] for i in train], [labels[i] for i in train], "", seed, held_out_parts=1)
+        moved = [of_group[groups[index]] != "train" for index in train]
+    else:
+        parts = _split_files([file_names[i] for i in train], [hashes[i] for i in train], seed)
+        moved = [part == "test" for part in parts]
+    completed = list(own)
+    for index, away in zip(train, moved, strict=True):
+        if away:
+            completed[index] = "validation"
+    return completed
+
+
+def _fold(
+    columns: Mapping[str, Sequence[str]],
+    corpus: str,
+    protocol: str,
+    named: Mapping[str, Any],
+    folds_wanted: int,
+    fold: int | None,
+) -> list[str]:
+    """The split of each row: fold number `fold` is test, the one after it validation, the others train."""
+    speakers = columns.get("speaker") or []
+    kind = protocol.partition(":")[0]
+    folds = named.get("folds")
+    if folds == "session" or kind == "session_folds":
+        values = columns.get("session") or []
+        if not all(values) or not values:
+            raise ValueError(f"corpus {corpus!r}: the protocol {protocol!r} needs a `session` in every row")
+        numbers = {value: number for number, value in enumerate(sorted(set(values)))}
+        of_row = [numbers[value] for value in values]
+    elif not any(speakers):
+        raise ValueError(f"corpus {corpus!r}: the protocol {protocol!r} needs speakers, and none is known")
+    elif isinstance(folds, list):
+        numbers = {speaker: number for number, group in enumerate(folds) for speaker in group}
+        unknown = sorted(set(speakers) - set(numbers))
+        if unknown:
+            raise ValueError(f"corpus {corpus!r}: the protocol {protocol!r} knows no speaker {unknown[0]!r}")
+        of_row = [numbers[speaker] for speaker in speakers]
+    else:
+        groups = _groups(speakers, columns.get("content_hash") or [""] * len(speakers))
+        if folds == "speaker" or kind == "leave_one_speaker_out":
+            numbers = {group: number for number, group in enumerate(sorted(set(groups)))}
+        else:
+            numbers = _speaker_folds(groups, columns["label"], folds_wanted)
+        of_row = [numbers[group] for group in groups]
+    count = len(set(of_row))
+    if count < len(SPLITS):
+        raise ValueError(f"corpus {corpus!r}: the protocol {protocol!r} gives {count} folds; at least 3 are needed")
+    if fold is None or not 1 <= fold <= count:
+        raise ValueError(f"corpus {corpus!r}: fold is {fold}; the protocol {protocol!r} has the folds 1 to {count}")
+    part = {(fold - 1) % count: "test", fold % count: "validation"}
+    return [part.get(number, "train") for number in of_row]
+
+
+def _speaker_folds(groups: Sequence[str], labels: Sequence[str], folds: int) -> dict[str, int]:
+    """The fold of each group: the largest first, each to the fold that it leaves the most even."""
+    names, counts = _counts(groups, labels)
+    filled = np.zeros((folds, counts.shape[1]))
+    wanted = counts.sum(axis=0) / folds
+    fold_of = {}
+    for index in sorted(range(len(names)), key=lambda index: (-counts[index].sum(), names[index])):
+        # What a fold has beyond its share of a label counts, what it still lacks does not.
+        excess = [np.square(np.maximum(0, row + counts[index] - wanted)).sum() for row in filled]
+        best = min(range(folds), key=lambda number: (excess[number], filled[number].sum(), number))
+        filled[best] += counts[index]
+        fold_of[names[index]] = best
+    return fold_of
+
+
+def _split_files(file_names: Sequence[str], hashes: Sequence[str], seed: int) -> list[str]:
+    units = [content_hash or name for name, content_hash in zip(file_names, hashes, strict=True)]
+    # Sorted by name, so that the split is that of the names alone where nothing is identical.
+    ordered = list(dict.fromkeys(unit for _, unit in sorted(zip(file_names, units, strict=True))))
+    order = np.random.RandomState(seed).permutation(len(ordered))
+    held_out = max(1, round(FILE_SHARE * len(ordered)))
+    split_of = dict.fromkeys(ordered, "train")
     split_of |= {ordered[index]: "test" for index in order[:held_out]}
     split_of |= {ordered[index]: "validation" for index in order[held_out : 2 * held_out]}
-    return [split_of[name] for name in file_names]
+    return [split_of[unit] for unit in units]
+
+
+def _groups(speakers: Sequence[str], hashes: Sequence[str]) -> list[str]:
+    """What must stay together, by row: speakers, and speakers who share identical audio; named by the first."""
+    first: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        while first.get(name, name) != name:
+            name = first[name]
+        return name
+
+    having: dict[str, set[str]] = defaultdict(set)
+    for speaker, content_hash in zip(speakers, hashes, strict=True):
+        if content_hash:
+            having[content_hash].add(speaker)
+    for together in having.values():
+        lowest, *others = sorted({root(speaker) for speaker in together})
+        first |= dict.fromkeys(others, lowest)
+    roots = {speaker: root(speaker) for speaker in set(speakers)}
+    return [roots[speaker] for speaker in speakers]
+
+
+def _counts(groups: Sequence[str], labels: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """The sorted groups, and the clips of each group (rows) and label (columns)."""
+    names, words = sorted(set(groups)), sorted(set(labels))
+    counted = Counter(zip(groups, labels, strict=True))
+    return names, np.array([[counted[name, word] for word in words] for name in names], dtype=float)
+
+
+def _named_protocol(corpus: str, protocol: str) -> Mapping[str, Any]:
+    """The registry's protocol of that name for this corpus; empty for one of `PROTOCOLS`."""
+    from exhubert.corpora.registry import corpus_or_none
+
+    kind, colon, folds = protocol.partition(":")
+    if kind in PROTOCOLS and (not colon or (kind == "speaker_folds" and folds.isdigit() and int(folds) > 0)):
+        return {}
+    entry = corpus_or_none(corpus)
+    own = {name: value for name, value in (entry.protocols if entry else {}).items() if set(value) & USABLE}
+    if protocol in own:
+        return own[protocol]
+    known = ", ".join([*PROTOCOLS, *own])
+    raise ValueError(f"corpus {corpus!r}: no protocol {protocol!r}; there are {known}")
+
+
+def _text(value: object) -> str:
+    return "" if value is None else str(value)

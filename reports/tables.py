@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Returns a markdown table; the first column is left-aligned, the others right-aligned."""
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> str:
+    """Returns a markdown table; the columns whose numbers are in `left` are left-aligned, the others right-aligned."""
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:
-        first, *others = cells
-        return " | ".join([first.ljust(widths[0]), *(c.rjust(w) for c, w in zip(others, widths[1:], strict=True))])
+        padded = zip(cells, widths, strict=True)
+        return " | ".join(c.ljust(w) if number in left else c.rjust(w) for number, (c, w) in enumerate(padded))
 
-    rule = "|".join(["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])])
+    rule = "|".join("-" * (w + 2) if number in left else "-" * (w + 1) + ":" for number, w in enumerate(widths))
     return "\n".join([f"| {line(header)} |", f"|{rule}|", *(f"| {line(row)} |" for row in rows)])
 
 

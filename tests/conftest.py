@@ -106,6 +106,18 @@ def make_corpus(tmp_path: Path) -> Callable[..., Path]:
     return lambda name="corpus", **options: write_corpus(tmp_path / name, **options)
 
 
+def write_video(path: Path, samples: np.ndarray, rate: int = 16_000) -> None:
+    """Writes mono samples as the sound of a container that FFmpeg knows, without pictures; needs av."""
+    av = pytest.importorskip("av", reason="reading video needs PyAV, in the extra `video`")
+    with av.open(str(path), "w") as container:
+        codec = {".webm": "libopus", ".avi": "pcm_s16le"}.get(path.suffix, "aac")
+        stream = container.add_stream(codec, rate=rate, layout="mono")
+        frame = av.AudioFrame.from_ndarray((32767 * samples[None]).astype(np.int16), format="s16", layout="mono")
+        frame.sample_rate = rate
+        for packet in [*stream.encode(frame), *stream.encode()]:
+            container.mux(packet)
+
+
 # Run first in the other process: the package cannot be imported there, nor anything be asked of the Hub.
 WITHOUT_PACKAGE = """
 import sys

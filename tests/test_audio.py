@@ -1,9 +1,13 @@
-"""From audio files to model input: decoding, resampling, windows, normalisation, the feature extractor.
+"""From audio files to model input: decoding, resampling, windows, normalisation, the feature extractor; also video.
 
 python -m pytest tests/test_audio.py
 """
 
 from __future__ import annotations
+
+import io
+import os
+import sys
 
 import numpy as np
 import pytest
@@ -101,3 +105,155 @@ def test_a_missing_file_is_named(tmp_path):
 def test_bad_samples_are_refused(samples):
     with pytest.raises(ValueError, match="audio"):
         prepare_input(samples)
+
+
+def test_a_binary_file_reads_as_its_path_does_and_more_than_once(tmp_path):
+    path = tmp_path / "tone.flac"
+    soundfile.write(path, tone(1.0), 16_000)
+    file = io.BytesIO(path.read_bytes())
+    assert audio_seconds(file) == 1.0
+    for _ in range(2):
+        assert np.array_equal(read_audio(file, 0.25, 0.5), read_audio(path, 0.25, 0.5))
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="the file system refuses names that are not UTF-8")
+@pytest.mark.parametrize("suffix", ["wav", "m4a"])
+def test_names_that_are_not_utf8_are_read(tmp_path, suffix):
+    plain = tmp_path / f"plain.{suffix}"
+    if suffix == "wav":
+        soundfile.write(plain, tone(1.0), 16_000)
+    else:
+        write_av(plain, "aac", tone(1.0))
+    odd = os.fsdecode(os.path.join(os.fsencode(tmp_path), b"caf\xe9." + suffix.encode()))
+    os.rename(plain, odd)
+    assert len(read_audio(odd)) == pytest.approx(16_000, abs=2048)
+
+
+def write_av(path, codec: str, samples: np.ndarray, rate: int = 16_000, channels: int = 1, video_seconds: float = 0):
+    """Writes samples, and pictures if asked for, by the library av, into what the file is called after."""
+    av = pytest.importorskip("av", reason="needs av: pip install av")
+    layout = {1: "mono", 2: "stereo"}[channels]
+    with av.open(str(path), "w") as container:
+        if codec:
+            stream = container.add_stream(codec, rate=rate, layout=layout)
+        if video_seconds:
+            video = container.add_stream("mpeg4", rate=10)
+            video.width = video.height = 32
+            video.pix_fmt = "yuv420p"
+            for number in range(round(10 * video_seconds)):
+                picture = av.VideoFrame.from_ndarray(np.full((32, 32, 3), number % 256, np.uint8), format="rgb24")
+                picture.pts = number
+                container.mux(video.encode(picture))
+            container.mux(video.encode())
+        if codec:
+            convert = av.AudioResampler(format=stream.format.name, layout=layout, rate=rate)
+            for begin in range(0, len(samples), 4096):
+                block = np.tile(samples[begin : begin + 4096], (channels, 1))
+                frame = av.AudioFrame.from_ndarray(block, format="fltp", layout=layout)
+                frame.sample_rate, frame.pts = rate, begin
+                for part in convert.resample(frame):
+                    container.mux(stream.encode(part))
+            container.mux(stream.encode())
+    return path
+
+
+def sweep(seconds: float, rate: int) -> np.ndarray:
+    """A tone that rises from 200 Hz by 60 Hz a second: its pitch tells the time."""
+    time = np.arange(round(seconds * rate)) / rate
+    return (0.5 * np.sin(2 * np.pi * (200 + 30 * time) * time)).astype(np.float32)
+
+
+# name, codec, rate, channels, with pictures; the formats of phones, browsers and video corpora
+AV_FORMATS = [
+    ("clip.mp4", "aac", 44_100, 2, True),
+    ("clip.m4a", "aac", 16_000, 1, False),
+    ("clip.mov", "aac", 48_000, 1, True),
+    ("clip.webm", "libopus", 48_000, 1, False),
+    ("clip.mkv", "aac", 44_100, 1, True),
+    ("clip.avi", "pcm_s16le", 48_000, 2, True),
+    ("clip2.avi", "libmp3lame", 44_100, 1, True),
+    ("clip.aac", "aac", 16_000, 1, False),
+]
+
+
+@pytest.mark.parametrize(("name", "codec", "rate", "channels", "pictures"), AV_FORMATS)
+def test_sound_of_video_and_compressed_files(tmp_path, name, codec, rate, channels, pictures):
+    """As long as what was written, at its pitch; a part is what it is in the whole."""
+    path = write_av(tmp_path / name, codec, sweep(6.0, rate), rate, channels, video_seconds=7.0 if pictures else 0)
+    whole = read_audio(path)
+    assert whole.dtype == np.float32
+    assert len(whole) / 16_000 == pytest.approx(6.0, abs=0.13)  # AAC's two blocks of padding
+    assert audio_seconds(path) == pytest.approx(6.0, abs=0.13)
+    for start in (0.2, 0.9, 3.0, 4.9):
+        part = read_audio(path, start, 1.0)
+        assert len(part) == 16_000
+        begin = round(start * 16_000)
+        lags = range(-32, 33)  # the pitch makes a lag of a few samples visible
+        errors = [np.abs(part[100:-100] - whole[begin + lag + 100 : begin + lag + 15_900]).mean() for lag in lags]
+        assert abs(lags[int(np.argmin(errors))]) <= 16  # 1 ms: what Matroska rounds to
+        pitch = np.abs(np.fft.rfft(part * np.hanning(16_000))).argmax()
+        assert pitch == pytest.approx(200 + 60 * (start + 0.5), abs=25)
+    with pytest.raises(ValueError, match="no audio at 60 s"):
+        read_audio(path, 60, 1.0)
+    assert np.array_equal(read_audio(io.BytesIO(path.read_bytes()), 3.0, 1.0), read_audio(path, 3.0, 1.0))
+
+
+def test_a_stream_that_begins_late_is_counted_from_its_own_beginning(tmp_path):
+    """Where the picture comes first, second 0 is still the first sound, as in a file of the sound alone."""
+    av = pytest.importorskip("av", reason="needs av: pip install av")
+    path = write_av(tmp_path / "early.mkv", "pcm_s16le", sweep(4.0, 16_000), video_seconds=4.0)
+    with av.open(str(path)) as source, av.open(str(tmp_path / "late.mkv"), "w") as target:
+        streams = {stream.index: target.add_stream_from_template(stream) for stream in source.streams}
+        for packet in source.demux():
+            if packet.pts is not None:
+                if packet.stream.type == "audio":
+                    packet.pts += 500  # ms
+                    packet.dts += 500
+                packet.stream = streams[packet.stream_index]
+                target.mux(packet)
+    assert np.array_equal(read_audio(tmp_path / "late.mkv"), read_audio(path))
+    assert np.array_equal(read_audio(tmp_path / "late.mkv", 2.0, 1.0), read_audio(path)[32_000:48_000])
+
+
+def test_a_video_without_sound_is_named(tmp_path):
+    path = write_av(tmp_path / "mute.mp4", "", sweep(1.0, 16_000), video_seconds=1.0)
+    for read in (read_audio, audio_seconds):
+        with pytest.raises(ValueError, match=r"mute\.mp4: there is no sound in this file"):
+            read(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "message"),
+    [
+        ("cut.mp4", "aac", "does not decode"),  # its index was at its end
+        ("cut.mkv", "pcm_s16le", r"the file is cut off: it ends at \d\.\d s of 4\.0 s"),
+        ("cut.avi", "pcm_s16le", r"the file is damaged or cut off at \d\.\d s"),
+    ],
+)
+def test_a_cut_off_video_is_named(tmp_path, name, codec, message):
+    path = write_av(tmp_path / name, codec, sweep(4.0, 16_000), video_seconds=4.0)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ValueError, match=message) as error:
+        read_audio(path)
+    assert str(path) in str(error.value)
+
+
+def test_without_av_the_error_says_what_is_read_and_what_to_install(tmp_path, monkeypatch):
+    path = write_av(tmp_path / "clip.mp4", "aac", tone(0.5))
+    monkeypatch.setitem(sys.modules, "av", None)
+    for read in (read_audio, audio_seconds):
+        with pytest.raises(ValueError, match=r"clip\.mp4.*wav, flac, ogg, mp3.*pip install av.*exhubert\[video\].*mp4"):
+            read(path)
+
+
+def test_a_playlist_called_video_leads_nowhere(tmp_path):
+    """FFmpeg would open what the list names."""
+    pytest.importorskip("av", reason="needs av: pip install av")
+    soundfile.write(tmp_path / "secret.wav", tone(0.5), 16_000)
+    for name, text in (
+        ("list.mp4", "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nsecret.wav\n#EXT-X-ENDLIST\n"),
+        ("list.avi", "ffconcat version 1.0\nfile secret.wav\n"),
+    ):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ValueError, match="does not decode"):
+            read_audio(tmp_path / name)

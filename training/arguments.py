@@ -16,7 +16,7 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 FREEZABLE = ("feature_encoder", "originals", "base")
-OPTIONAL = {"label_file": str, "clips_per_corpus": int}  # keys that may be empty
+OPTIONAL = {"label_file": str, "clips_per_corpus": int, "fold": int}  # keys that may be empty
 SHORTEST_WINDOW_SECONDS = 0.1  # below it a HuBERT has no frames to mask in training
 
 
@@ -33,6 +33,8 @@ class Recipe:
     label_file: str | None = field(default=None, metadata={"help": "YAML file with further emotion words"})
     skip_bad_audio: bool = field(default=False, metadata={"help": "leave out clips whose audio does not decode"})
     clips_per_corpus: int | None = field(default=None, metadata={"help": "use a random part of each corpus"})
+    protocol: str = field(default="auto", metadata={"help": "how each corpus is split; see docs/corpora.md"})
+    fold: int | None = field(default=None, metadata={"help": "which fold, from 1, of a protocol that has folds"})
     window_seconds: float = field(default=3.0, metadata={"help": "length of the model's input in seconds"})
     crop: str = field(default="random", metadata={"help": "random, start or center: which window, in training"})
     sampling: str = field(default="round_robin", metadata={"help": "round_robin or proportional"})

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from exhubert.audio_exhubert import WINDOW_SECONDS, audio_seconds, prepare_input, read_audio
+from exhubert.corpora.readers import locate_clip
 
 
 @dataclass
@@ -17,7 +18,7 @@ class AudioCollator:
     """Makes `input_values` `(batch, samples)` and `labels` `(batch,)` of dataset rows.
 
     Of a clip longer than the window only the window is read: where `crop` says, in training; its start, in
-    evaluation, as the feature extractor does.
+    evaluation, as the feature extractor does. A clip that is part of a file is never left.
 
     Args:
         window_seconds: length of the model's input in seconds.
@@ -35,9 +36,12 @@ class AudioCollator:
         }
 
     def _read(self, row: dict[str, Any]) -> np.ndarray:
-        path = row["audio"]["path"]
-        start = 0.0
+        audio, start, duration = locate_clip(row)
         if "crop" in row and self.crop != "start":
-            spare = max(0.0, audio_seconds(path) - self.window_seconds)
-            start = spare * (0.5 if self.crop == "center" else row["crop"])
-        return read_audio(path, start, self.window_seconds)
+            seconds = audio_seconds(audio) - start
+            if duration is not None:
+                seconds = min(seconds, duration)
+            spare = max(0.0, seconds - self.window_seconds)
+            offset = spare * (0.5 if self.crop == "center" else row["crop"])
+            start, duration = start + offset, None if duration is None else duration - offset
+        return read_audio(audio, start, self.window_seconds if duration is None else min(duration, self.window_seconds))

@@ -1,0 +1,276 @@
+"""From a corpus as it is distributed to rows: file names by the scheme of the registry, joined to its text files."""
+
+from __future__ import annotations
+
+import csv
+import filecmp
+import os
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from exhubert.corpora.registry import Corpus, patterns_of
+
+# In the order of preference, where a folder holds the same clip in several forms.
+AUDIO_SUFFIXES = (
+    *(".wav", ".flac", ".aiff", ".aif", ".au", ".sph", ".caf", ".w64"),
+    *(".ogg", ".oga", ".opus", ".mp3"),
+)
+VIDEO_SUFFIXES = (".m4a", ".aac", ".wma", ".webm", ".mp4", ".avi", ".mkv", ".mov", ".flv", ".mpg")  # by PyAV
+STANDARD_COLUMNS = ("speaker", "sex", "session", "language", "split", "text", "intensity", "take")
+SHOWN = 3  # examples in messages
+
+
+@dataclass
+class Tree:
+    """The files below a folder: relative path, readable and with `/`, to the path on disk."""
+
+    root: Path
+    audio: dict[str, Path] = field(default_factory=dict)
+    texts: dict[str, Path] = field(default_factory=dict)
+
+
+@dataclass
+class Clips:
+    """The rows of a corpus, and what was left out.
+
+    Each row has `path` (relative to the tree), `label`, `speaker` and the columns that the corpus has. `left_out`
+    and `bad` have the paths by reason; what is in `bad` should have become a row.
+    """
+
+    rows: list[dict[str, str]] = field(default_factory=list)
+    left_out: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    bad: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+
+def list_tree(root: str | os.PathLike[str]) -> Tree:
+    """Lists audio and other files below `root`, following links, each folder once.
+
+    Raises:
+        ValueError: if `root` is no folder or holds no audio.
+    """
+    tree = Tree(Path(root))
+    if not tree.root.is_dir():
+        raise ValueError(f"{root}: no such folder")
+    seen = set()
+    for folder, folders, names in os.walk(root, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:  # a link that leads back
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
+        for name in sorted(names):
+            path = Path(folder, name)
+            if name.startswith(".") or not path.is_file():
+                continue
+            suffix = path.suffix.lower()
+            files = tree.audio if suffix in (*AUDIO_SUFFIXES, *VIDEO_SUFFIXES) else tree.texts
+            files[_readable(path.relative_to(tree.root))] = path
+    if not tree.audio:
+        formats = " ".join(suffix[1:] for suffix in (*AUDIO_SUFFIXES, *VIDEO_SUFFIXES))
+        raise ValueError(f"{root}: no audio there; files that end in {formats} count as audio")
+    return tree
+
+
+def read_clips(corpus: Corpus, tree: Tree) -> Clips:
+    """Returns the rows of a corpus whose naming scheme the registry has.
+
+    Raises:
+        ValueError: if no file follows the scheme (names what was expected and what was found), a text file that it
+            needs is missing, or a text file gives a clip two labels.
+    """
+    scheme = corpus.scheme
+    patterns = [re.compile(f"(?:.*/)?(?:{pattern})", re.IGNORECASE) for pattern in patterns_of(scheme, "clips")]
+    others = [re.compile(f"(?:.*/)?(?:{pattern})", re.IGNORECASE) for pattern in patterns_of(scheme, "leave_out")]
+    columns = {name: _rule(rule) for name, rule in scheme.get("columns", {}).items()}
+    sources = {name for rule in scheme.get("columns", {}).values() for name in _names_in(rule)}
+    joins = [_read_table(corpus, tree, table) for table in scheme.get("tables", [])]
+    clips = Clips()
+    matched = 0
+    for path in tree.audio:
+        stem = str(PurePosixPath(path).with_suffix(""))
+        if any(pattern.fullmatch(stem) for pattern in others):
+            clips.left_out["not clips of the corpus"].append(path)
+            continue
+        match = next(filter(None, (pattern.fullmatch(stem) for pattern in patterns)), None)
+        if match is None:
+            clips.left_out["names outside the scheme"].append(path)
+            continue
+        matched += 1
+        groups = {name: value or "" for name, value in match.groupdict().items()}
+        place = PurePosixPath(stem)
+        values = {"stem": place.name, "parent": place.parent.name, "path": stem} | groups
+        row = {
+            name: value
+            for name, value in groups.items()
+            if name in STANDARD_COLUMNS or (name not in sources and not name.startswith("_"))
+        }
+        try:
+            given: dict[str, str] = {}
+            for match_key, cells in joins:
+                found = cells.get(match_key(values).lower(), {})
+                given |= {name: value for name, value in found.items() if value}
+                values |= given
+            for name, rule in columns.items():
+                if not given.get(name):
+                    row[name] = values[name] = rule(values)
+            row |= given
+        except LookupError as error:
+            clips.bad[str(error.args[0])].append(path)
+            continue
+        if not row.get("label"):
+            clips.left_out["without an emotion label"].append(path)
+            continue
+        if len(corpus.languages) == 1:
+            row.setdefault("language", corpus.languages[0])
+        clips.rows.append({"path": path, **row})
+    if not matched:
+        raise ValueError(
+            f"{tree.root}: none of its {len(tree.audio)} audio files is named as in {corpus.name}; expected names such "
+            f"as {corpus.scheme['example']}, found {', '.join(list(tree.audio)[:SHOWN])}. If this is another edition "
+            "of the corpus, give a table of its files: --table labels.csv"
+        )
+    _leave_out_copies(tree, clips)
+    return clips
+
+
+def _leave_out_copies(tree: Tree, clips: Clips) -> None:
+    """Keeps one of several forms of a clip in a folder, and one of several copies with equal cells."""
+    order = {suffix: number for number, suffix in enumerate((*AUDIO_SUFFIXES, *VIDEO_SUFFIXES))}
+    forms: dict[PurePosixPath, list[dict[str, str]]] = defaultdict(list)
+    for row in clips.rows:
+        forms[PurePosixPath(row["path"]).with_suffix("")].append(row)
+    same: dict[object, list[dict[str, str]]] = defaultdict(list)
+    for rows in forms.values():
+        row, *others = sorted(rows, key=lambda row: order[Path(row["path"]).suffix.lower()])
+        clips.left_out["other forms of a clip that is there"] += [other["path"] for other in others]
+        cells = tuple(sorted((name, value) for name, value in row.items() if name != "path"))
+        path = tree.audio[row["path"]]
+        same[path.name.lower(), path.stat().st_size, cells].append(row)
+    clips.rows = []
+    for rows in same.values():
+        kept: list[dict[str, str]] = []
+        for row in sorted(rows, key=lambda row: (row["path"].count("/"), row["path"])):
+            path = tree.audio[row["path"]]
+            if any(filecmp.cmp(path, tree.audio[other["path"]], shallow=False) for other in kept):
+                clips.left_out["copies of a clip that is there"].append(row["path"])
+            else:
+                kept.append(row)
+        clips.rows += kept
+    clips.rows.sort(key=lambda row: row["path"])
+
+
+def _read_table(
+    corpus: Corpus, tree: Tree, table: Mapping[str, Any]
+) -> tuple[Callable[[Mapping[str, str]], str], dict[str, dict[str, str]]]:
+    """How a clip is looked up in a table of the distribution, and the table's cells by that key."""
+    pattern = re.compile(f"(?:.*/)?(?:{table['files']})", re.IGNORECASE)
+    columns = {name: _rule(rule) for name, rule in table.get("columns", {}).items()}
+    votes = table.get("votes")
+    vote = _rule({"of": "{vote}", "table": votes["table"]} if votes else "")
+    cells: dict[str, dict[str, str]] = defaultdict(dict)
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    files = {path: match for path in tree.texts if (match := pattern.fullmatch(path))}
+    if not files and table.get("required", True):
+        raise ValueError(
+            f"{tree.root}: no file named like {table['files']}, which {corpus.name} needs beside its audio"
+        )
+    for path, match in files.items():
+        for number, row in enumerate(_rows(tree.texts[path], table), start=1):
+            values = {name: value or "" for name, value in match.groupdict().items()} | row
+            try:
+                key = _without_suffix(_fill(table["clip"], values)).lower()
+                if not key:
+                    continue
+                for name, rule in columns.items():
+                    value = rule(values)
+                    before = cells[key].get(name)
+                    if name == "label" and before and value and before != value:
+                        raise ValueError(f"{path}, row {number}: {key} is {value!r} there, and {before!r} before")
+                    if value:
+                        cells[key][name] = value
+                if votes:
+                    words = _fill(votes["of"], values)
+                    for word in words.split(votes["separator"]) if "separator" in votes else [words]:
+                        if word.strip():
+                            counts[key][vote({"vote": word})] += 1
+            except LookupError as error:
+                raise ValueError(f"{path}, row {number}: {error.args[0]}") from error
+    for key, counted in counts.items():
+        cells[key] |= {f"votes_{word}": str(count) for word, count in counted.items() if word}
+    template = table.get("match", "{stem}")
+    return (lambda values: _without_suffix(_fill(template, values))), cells
+
+
+def _rows(path: Path, table: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+    """The rows of a text file, as text."""
+    with path.open(encoding=table.get("encoding", "utf-8-sig"), errors="replace", newline="") as file:
+        if "lines" in table:
+            pattern = re.compile(table["lines"])
+            carried: dict[str, str] = {}
+            for match in (pattern.fullmatch(line.rstrip("\r\n")) for line in file):
+                if match:
+                    row = {name: value or carried.get(name, "") for name, value in match.groupdict().items()}
+                    carried = {name: row[name] for name in table.get("carry", [])}
+                    yield row
+            return
+        separator = table.get("separator", ",")
+        lines: Iterable[list[str]]
+        lines = (line.split() for line in file) if separator == " " else csv.reader(file, delimiter=separator)
+        header = table.get("header")
+        for line in lines:
+            if not any(line):
+                continue
+            if header is None:
+                header = [name.strip() for name in line]
+                continue
+            yield {name: cell.strip() for name, cell in zip(header, line, strict=False)}
+
+
+def _rule(rule: str | Mapping[str, Any]) -> Callable[[Mapping[str, str]], str]:
+    """A column's rule as a function of a clip's values; a code that is not in its table is a LookupError."""
+    if isinstance(rule, str):
+        return lambda values: _fill(rule, values)
+    words = {code.strip().lower(): value or "" for key, value in rule["table"].items() for code in key.split(",")}
+
+    def look_up(values: Mapping[str, str]) -> str:
+        code = _fill(rule["of"], values)
+        word = words.get(code.strip().lower(), words.get("*"))
+        if word is None:
+            raise LookupError(f"the code {code!r} is none of {', '.join(rule['table'])}")
+        return _fill(word, values)
+
+    return look_up
+
+
+def _fill(template: str, values: Mapping[str, str]) -> str:
+    def value(match: re.Match[str]) -> str:
+        if match[1] not in values:
+            raise LookupError(f"no value {match[1]!r} for {template!r}; there are {', '.join(values)}")
+        return values[match[1]]
+
+    return re.sub(r"\{([^{}]+)\}", value, template).strip()
+
+
+def _names_in(rule: str | Mapping[str, Any]) -> list[str]:
+    return re.findall(r"\{([^{}]+)\}", rule if isinstance(rule, str) else rule["of"])
+
+
+def _without_suffix(name: str) -> str:
+    known = name.lower().endswith((*AUDIO_SUFFIXES, *VIDEO_SUFFIXES))
+    return name.rpartition(".")[0] if known else name
+
+
+def _readable(path: Path) -> str:
+    """A path with `/`, its accents composed; names that are not UTF-8 are read as Latin-1."""
+    name = path.as_posix()
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        name = os.fsencode(name).decode("latin-1")
+    return unicodedata.normalize("NFC", name)

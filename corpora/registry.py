@@ -1,0 +1,276 @@
+"""The registry of corpora: one data file each in `known/`, with its facts, labels, protocols and naming scheme."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from exhubert.reports.tables import markdown_table
+
+FOLDER = Path(__file__).with_name("known")
+PARTS = {
+    "emoset": "one of EmoSet's 26 corpora, so of EmoSet++'s 37",
+    "emoset++": "one of EmoSet++'s 37 corpora, not of EmoSet's 26",
+    "unseen": "one of the paper's six unseen corpora",
+    "none": "in none of them",
+}
+KINDS = ("acted", "elicited", "natural", "synthetic")
+SCHEME_FIELDS = {"source", "example", "clips", "leave_out", "columns", "tables"}
+TABLE_FIELDS = {
+    *("files", "separator", "header", "lines", "carry", "encoding"),
+    *("clip", "match", "columns", "votes", "required"),
+}
+PROTOCOL_FIELDS = {"labels", "folds", "splits", "speakers", "source", "rule"}
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What is known of a corpus, and how its files say it; the fields are those of its data file.
+
+    `labels` are the corpus's own words, `published` its published counts (clips, speakers, hours), `unverified` the
+    fields that no source at hand confirmed. `scheme` is empty where no naming scheme could be established.
+    """
+
+    key: str
+    name: str
+    part: str
+    citation: str
+    languages: list[str]
+    kind: str
+    licence: str
+    access: str
+    labels: list[str]
+    sources: list[str]
+    unverified: list[str]
+    aliases: list[str] = field(default_factory=list)
+    published: dict[str, float] = field(default_factory=dict)
+    annotations: dict[str, str] = field(default_factory=dict)
+    official_split: dict[str, str] = field(default_factory=dict)
+    protocols: dict[str, dict[str, Any]] = field(default_factory=dict)
+    notes: str = ""
+    scheme: dict[str, Any] = field(default_factory=dict)
+    scheme_unknown: str = ""
+
+
+@cache
+def load_registry() -> dict[str, Corpus]:
+    """Returns every known corpus by its key, in alphabetical order.
+
+    Raises:
+        ValueError: if a data file is not as it must be; names the file and the field.
+    """
+    corpora = {path.stem: read_entry(path) for path in sorted(FOLDER.glob("*.yaml"))}
+    owner = {key: key for key in corpora}
+    for key, corpus in corpora.items():
+        for alias in corpus.aliases:
+            if owner.setdefault(alias, key) != key:
+                raise ValueError(f"{FOLDER / key}.yaml: the alias {alias!r} is {owner[alias]}'s")
+    return corpora
+
+
+def find_corpus(key: str) -> Corpus:
+    """Returns the corpus of a key or alias; upper case, hyphens and blanks do not matter.
+
+    Raises:
+        ValueError: for an unknown key; names the nearest.
+    """
+    corpus = corpus_or_none(key)
+    if corpus is None:
+        names = _names()
+        nearest = names[difflib.get_close_matches(_plain(key), names, n=1, cutoff=0.0)[0]]
+        raise ValueError(
+            f"no corpus {key!r} in the registry; the nearest is {nearest!r} (`exhubert corpora list` shows all). "
+            "A corpus of your own is prepared with --table labels.csv"
+        )
+    return corpus
+
+
+def corpus_or_none(key: str) -> Corpus | None:
+    """As `find_corpus`, with None for an unknown key."""
+    name = _names().get(_plain(key))
+    return load_registry()[name] if name else None
+
+
+def select(language: str = "", licence: str = "", kind: str = "", part: str = "") -> list[Corpus]:
+    """Returns the corpora that have this language (a code), licence (a part of its name), kind and part.
+
+    The part `emoset++` has those of `emoset` as well: all 37.
+
+    Raises:
+        ValueError: for a kind or part that there is not, or if nothing is left.
+    """
+    for value, legal in ((kind, KINDS), (part, PARTS)):
+        if value and value not in legal:
+            raise ValueError(f"{value!r} is none of {', '.join(legal)}")
+    chosen = [
+        corpus
+        for corpus in load_registry().values()
+        if (not language or language.lower() in corpus.languages)
+        and licence.lower() in corpus.licence.lower()
+        and kind in corpus.kind
+        and (not part or corpus.part == part or (part == "emoset++" and corpus.part == "emoset"))
+    ]
+    if not chosen:
+        known = sorted({code for corpus in load_registry().values() for code in corpus.languages})
+        raise ValueError(f"no corpus is like that; languages are given by their codes: {', '.join(known)}")
+    return chosen
+
+
+def corpora_table(corpora: Sequence[Corpus]) -> str:
+    """Returns a table of corpora, one a line; `*` marks fields that no source at hand confirmed."""
+    rows = []
+    for corpus in corpora:
+        cells = {
+            "languages": " ".join(corpus.languages),
+            "kind": corpus.kind,
+            "clips": _number(corpus.published.get("clips")),
+            "speakers": _number(corpus.published.get("speakers")),
+            "licence": textwrap.shorten(corpus.licence, 30, placeholder=" ..."),
+        }
+        for name in cells:
+            if _unverified(corpus, name) and cells[name] != "-":
+                cells[name] += "*"
+        names = "yes" if corpus.scheme else "by table"
+        rows.append([corpus.key, corpus.name, corpus.part, *cells.values(), names])
+    header = ["key", "name", "part", "languages", "kind", "clips", "speakers", "licence", "file names"]
+    return markdown_table(header, rows, left=(0, 1, 2, 3, 4, 7, 8))
+
+
+def describe(corpus: Corpus) -> str:
+    """Returns everything known of a corpus, for people; `*` marks what no source at hand confirmed."""
+    published = ", ".join(f"{_number(value)} {name}" for name, value in corpus.published.items())
+    split = corpus.official_split
+    lines = {
+        "key": ", ".join([corpus.key, *(f"or {alias}" for alias in corpus.aliases)]),
+        "part": f"{corpus.part}: {PARTS[corpus.part]}",
+        "citation": corpus.citation,
+        "languages": ", ".join(corpus.languages),
+        "kind": corpus.kind,
+        "licence": corpus.licence,
+        "access": corpus.access,
+        "published": published or "no counts known",
+        "labels": ", ".join(corpus.labels) or "unknown",
+        "annotations": "; ".join(f"{name}: {scale}" for name, scale in corpus.annotations.items()),
+        "official_split": "none known",
+    }
+    if split:
+        lines["official_split"] = f"speaker-{split['speakers']}; {split['rule']} ({split['source']})"
+    for name, protocol in corpus.protocols.items():
+        usable = "" if {"folds", "splits", "labels"} & set(protocol) else ", marked only"
+        lines[f"protocol {name}"] = f"speaker-{protocol['speakers']}{usable} ({protocol['source']})"
+    if corpus.scheme:
+        lines["file names"] = f"{corpus.scheme['example']} ({corpus.scheme['source']})"
+        tables = [table["files"] for table in corpus.scheme.get("tables", [])]
+        if tables:
+            lines["tables read"] = ", ".join(tables)
+    else:
+        lines["file names"] = f"not established: {corpus.scheme_unknown}; give a table (--table labels.csv)"
+    lines["notes"] = corpus.notes
+    lines["sources"] = "; ".join(corpus.sources)
+    width = max(map(len, lines)) + 1
+    text = [corpus.name]
+    for name, value in lines.items():
+        if value:
+            title = f"{name}{'*' if _unverified(corpus, name) else ''}".ljust(width + 1)
+            text.append(textwrap.fill(value, 116, initial_indent=title, subsequent_indent=" " * (width + 1)))
+    if corpus.unverified:
+        text.append(f"* not confirmed by a source at hand: {', '.join(corpus.unverified)}")
+    return "\n".join(text)
+
+
+def read_entry(path: Path) -> Corpus:
+    """Reads one data file of the registry.
+
+    Raises:
+        ValueError: for an unknown or missing field, a value of the wrong form, or a pattern that is none.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    _check_fields(path, "the file", values, {spec.name for spec in fields(Corpus)} - {"key"})
+    try:
+        corpus = Corpus(key=path.stem, **values)
+    except TypeError as error:
+        raise ValueError(f"{path}: {str(error).removeprefix('Corpus.__init__() ')}") from error
+    if corpus.part not in PARTS:
+        raise ValueError(f"{path}: part is {corpus.part!r}; it must be one of {', '.join(PARTS)}")
+    if not set(corpus.kind.split(" and ")) <= set(KINDS):
+        raise ValueError(f"{path}: kind is {corpus.kind!r}; it must be of {', '.join(KINDS)}, joined by `and`")
+    for name in corpus.unverified:
+        if name.partition(".")[0] not in {spec.name for spec in fields(Corpus)}:
+            raise ValueError(f"{path}: unverified names {name!r}, which is no field")
+    if bool(corpus.scheme) == bool(corpus.scheme_unknown):
+        raise ValueError(f"{path}: give either a scheme, or `scheme_unknown` with the reason")
+    for name, protocol in corpus.protocols.items():
+        _check_fields(path, f"protocol {name}", protocol, PROTOCOL_FIELDS, needed={"speakers", "source"})
+    if corpus.scheme:
+        _check_scheme(path, corpus.scheme)
+    return corpus
+
+
+def _check_scheme(path: Path, scheme: dict[str, Any]) -> None:
+    _check_fields(path, "scheme", scheme, SCHEME_FIELDS, needed={"source", "example", "clips"})
+    for table in scheme.get("tables", []):
+        _check_fields(path, "a table", table, TABLE_FIELDS, needed={"files", "clip"})
+    patterns = [*patterns_of(scheme, "clips"), *patterns_of(scheme, "leave_out")]
+    for table in scheme.get("tables", []):
+        patterns += [table[name] for name in ("files", "lines") if name in table]
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"{path}: {pattern!r} is no regular expression ({error})") from error
+    for owner in (scheme, *scheme.get("tables", [])):
+        for name, rule in (owner.get("columns", {}) | {"votes": owner.get("votes", "")}).items():
+            if isinstance(rule, str):
+                continue
+            _check_fields(path, name, rule, {"of", "table", "separator"}, needed={"of", "table"})
+            for code, value in rule["table"].items():
+                if not isinstance(code, str) or not isinstance(value, str | None):
+                    raise ValueError(f"{path}: quote {code!r}: {value!r} in the table of {name!r}; codes are text")
+
+
+def patterns_of(scheme: dict[str, Any], name: str) -> list[str]:
+    """The regular expressions of `clips` or `leave_out`, which may be one or a list."""
+    value = scheme.get(name, [])
+    return [value] if isinstance(value, str) else value
+
+
+def _check_fields(path: Path, what: str, values: Any, known: set[str], needed: set[str] | None = None) -> None:
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: {what} is {values!r}; a table `name: value` is needed")
+    for name in values:
+        if name not in known:
+            raise ValueError(f"{path}: {what} has the unknown field {name!r}; there are {', '.join(sorted(known))}")
+    for name in sorted((needed or set()) - set(values)):
+        raise ValueError(f"{path}: {what} lacks the field {name!r}")
+
+
+@cache
+def _names() -> dict[str, str]:
+    """Every key, alias and name in plain form, and the key that it stands for."""
+    names: dict[str, str] = {}
+    for key, corpus in load_registry().items():
+        names |= {_plain(name): key for name in (corpus.name, *corpus.aliases, key)}
+    return names
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9+]", "", name.lower())
+
+
+def _unverified(corpus: Corpus, name: str) -> bool:
+    return any(name in unverified.split(".") for unverified in corpus.unverified)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:,}"

@@ -1,0 +1,471 @@
+"""Readers: every form of corpus as one kind of dataset, its clips through the collator, and what is said of bad ones.
+
+python -m pytest tests/test_readers.py
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+import datasets
+import numpy as np
+import pandas
+import pytest
+import soundfile
+from datasets import Audio, ClassLabel, Dataset, DatasetDict
+
+from exhubert.audio_exhubert import read_audio
+from exhubert.corpora.readers import check_audio, read_corpus
+from exhubert.training.collator import AudioCollator
+
+
+def edit(folder, change) -> None:
+    """Rewrites metadata.csv by `change`, a function of its table."""
+    path = folder / "metadata.csv"
+    change(pandas.read_csv(path, dtype=str)).to_csv(path, index=False)
+
+
+def drop(column):
+    return lambda table: table.drop(columns=column)
+
+
+def first(column, value):
+    def change(table):
+        table.loc[0, column] = value
+        return table
+
+    return change
+
+
+def write_manifest(folder, text: str | bytes, name: str = "metadata.csv"):
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    return folder
+
+
+def write_steps(path, seconds: int, rate: int = 16_000) -> None:
+    """A recording whose every second is a tone of its own: 100 Hz, 200 Hz, ..."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    time_ = np.arange(rate) / rate
+    steps = [0.5 * np.sin(2 * np.pi * 100 * (number + 1) * time_) for number in range(seconds)]
+    soundfile.write(path, np.concatenate(steps), rate)
+
+
+def hertz(samples: np.ndarray) -> float:
+    """The frequency of 16 kHz samples."""
+    return float(np.abs(np.fft.rfft(samples)).argmax() * 16_000 / len(samples))
+
+
+def test_a_corpus_is_read_with_its_own_words(make_corpus):
+    dataset = read_corpus(make_corpus())
+    assert len(dataset) == 24
+    assert dataset[0]["speaker"] == "01"  # not the number 1
+    assert dataset[0]["language"] == "xx"
+    assert dataset[0]["audio"]["bytes"] is None
+    assert dataset[0]["audio"]["path"].endswith(dataset[0]["file_name"])
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet", "plain csv", "csv with a byte order mark"])
+def test_other_forms_of_metadata_read_the_same(make_corpus, form):
+    folder = make_corpus()
+    expected = read_corpus(folder).to_list()
+    table = pandas.read_csv(folder / "metadata.csv", dtype=str)
+    (folder / "metadata.csv").unlink()
+    source = folder
+    if form == "jsonl":
+        table.to_json(folder / "metadata.jsonl", orient="records", lines=True)
+    elif form == "parquet":
+        table.to_parquet(folder / "metadata.parquet")
+    elif form == "plain csv":
+        source = folder / "mine.csv"
+        table.rename(columns={"file_name": "path", "label": "emotion", "speaker": "spk"}).to_csv(source, index=False)
+    else:
+        table.to_csv(folder / "metadata.csv", index=False, encoding="utf-8-sig")
+    assert [dict(sorted(row.items())) for row in read_corpus(source).to_list()] == [
+        dict(sorted(row.items())) for row in expected
+    ]
+
+
+def test_a_plain_csv_needs_no_speakers(make_corpus):
+    folder = make_corpus()
+    table = pandas.read_csv(folder / "metadata.csv", dtype=str)
+    table[["file_name", "label"]].to_csv(folder / "mine.csv", index=False)
+    assert set(read_corpus(folder / "mine.csv")["speaker"]) == {""}
+    table[["file_name"]].to_csv(folder / "mine.csv", index=False)
+    with pytest.raises(ValueError, match=r"mine\.csv: no column label or emotion; it has file_name"):
+        read_corpus(folder / "mine.csv")
+    with pytest.raises(ValueError, match=r"a folder or a file \.csv, \.jsonl or \.parquet is needed"):
+        read_corpus(folder / "audio" / "01_anger_0.wav")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (drop("speaker"), "no column 'speaker'; it has file_name, label, language"),
+        (drop("label"), "no column 'label'"),
+        (lambda table: table.iloc[:0], "has no rows"),
+        (first("file_name", "../secret.wav"), r"row 1: file_name '\.\./secret\.wav' must be a path inside"),
+        (first("file_name", "audio/../../secret.wav"), "must be a path inside"),
+        (first("file_name", "/etc/passwd"), "must be a path inside"),
+        (first("file_name", "C:\\secret.wav"), "must be a path inside"),
+        (first("file_name", "\\\\host\\secret.wav"), "must be a path inside"),
+        (first("file_name", "audio\\..\\..\\secret.wav"), "must be a path inside"),
+        (first("file_name", "https://host/secret.wav"), "must be a path inside"),
+        (first("file_name", ""), "must be a path inside"),
+        (first("label", ""), "has no label"),
+        (lambda table: pandas.concat([table, table.iloc[:1]]), r"01_anger_0\.wav stands there more than once \(1 such"),
+        (
+            lambda table: pandas.concat([table, table.iloc[:1].assign(label="joy")]),
+            r"01_anger_0\.wav stands there with two labels, 'anger' and 'joy'",
+        ),
+        (first("file_name", "./audio//01_anger_1.wav"), r"01_anger_1\.wav stands there more than once"),
+        (lambda table: table.assign(labels="1"), "the column name 'labels' is taken"),
+        (lambda table: table.assign(start_seconds="soon"), "needs a number, 0 or more, as start_seconds"),
+        (lambda table: table.assign(start_seconds="-1"), "needs a number, 0 or more, as start_seconds"),
+    ],
+)
+def test_bad_metadata_is_explained(make_corpus, change, message):
+    folder = make_corpus()
+    edit(folder, change)
+    with pytest.raises(ValueError, match=message):
+        read_corpus(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("metadata.csv", b"", "cannot be read: No columns"),
+        ("metadata.csv", "file_name,label,speaker\ncaf\xe9.wav,joy,1\n".encode("latin-1"), "not UTF-8 text.*0xe9"),
+        ("metadata.csv", "file_name,label,speaker\na.wav,joy,1,2\n", "more fields than the first line"),
+        ("metadata.jsonl", '{"file_name": "caf\\udce9.wav", "label": "joy", "speaker": 1}', "cannot be written as"),
+        ("metadata.jsonl", "{", "cannot be read"),
+        ("metadata.parquet", b"PAR1 broken", "cannot be read"),
+    ],
+)
+def test_broken_metadata_is_explained(tmp_path, name, content, message):
+    with pytest.raises(ValueError, match=message):
+        read_corpus(write_manifest(tmp_path / "corpus", content, name))
+
+
+def test_missing_folders_are_named(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"nowhere: no such corpus folder"):
+        read_corpus(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"no metadata\.csv, metadata\.jsonl, metadata\.parquet there"):
+        read_corpus(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "corpora").mkdir()
+    with pytest.raises(ValueError, match="corpora/emodb: no such corpus folder"):  # not taken for a Hub id
+        read_corpus("corpora/emodb")
+
+
+def test_missing_audio_is_counted_when_audio_is_checked(make_corpus):
+    folder = make_corpus()
+    for take in (0, 1):
+        (folder / "audio" / f"01_anger_{take}.wav").unlink()
+    dataset = read_corpus(folder)
+    for skip_bad in (False, True):
+        with pytest.raises(ValueError, match=r"2 of 24 audio files are missing, first .*01_anger_0\.wav$"):
+            check_audio(dataset, skip_bad)
+
+
+def test_a_bad_audio_file_is_an_error_unless_skipping_was_asked_for(make_corpus, capsys):
+    folder = make_corpus()
+    bad = folder / "audio" / "01_anger_0.wav"
+    bad.write_text("not audio")
+    with pytest.raises(ValueError, match=r"01_anger_0\.wav: the audio does not decode"):
+        check_audio(read_corpus(folder))
+    kept = check_audio(read_corpus(folder), skip_bad=True)
+    assert len(kept) == 23
+    assert "01_anger_0.wav" in capsys.readouterr().out
+
+
+def test_links_are_followed_and_circles_named(make_corpus, tmp_path):
+    """`prepare` links audio to where the user unpacked a corpus."""
+    folder = make_corpus()
+    (folder / "audio").rename(tmp_path / "unpacked")
+    (folder / "audio").symlink_to(tmp_path / "unpacked")
+    dataset = read_corpus(folder)
+    assert len(check_audio(dataset)) == 24
+    clip = tmp_path / "unpacked" / "01_anger_0.wav"
+    clip.unlink()
+    clip.symlink_to(clip)
+    with pytest.raises(ValueError, match=r"1 of 24 audio files are missing, first .*_0\.wav \(a link that leads nowhe"):
+        check_audio(dataset)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(ValueError, match="loop: the link leads nowhere or in a circle"):
+        read_corpus(tmp_path / "loop")
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="the file system refuses names that are not UTF-8")
+def test_a_folder_whose_name_is_not_utf8_is_refused(make_corpus, tmp_path):
+    odd = os.path.join(os.fsencode(tmp_path), b"caf\xe9")
+    os.rename(make_corpus(), odd)
+    with pytest.raises(ValueError, match="the folder's name cannot be written as UTF-8"):
+        read_corpus(os.fsdecode(odd))
+
+
+def test_many_rows_are_read_without_touching_audio(tmp_path):
+    rows = [f"audio/{number:06d}.flac,{('joy', 'anger')[number % 2]},{number % 500}" for number in range(150_000)]
+    folder = write_manifest(tmp_path / "many", "\n".join(["file_name,label,speaker", *rows]))
+    began = time.perf_counter()
+    dataset = read_corpus(folder)
+    assert time.perf_counter() - began < 10  # 0.7 s on two idle cores
+    assert len(dataset) == 150_000
+    assert dataset[149_999]["file_name"] == "audio/149999.flac"
+    assert dataset.data.nbytes < 300 * 150_000
+
+
+def test_parts_of_a_file_are_clips_of_their_own(tmp_path):
+    write_steps(tmp_path / "talk" / "long.flac", 8)
+    write_manifest(
+        tmp_path / "talk",
+        "file_name,label,speaker,start_seconds,duration_seconds\n"
+        "long.flac,joy,1,2,1\nlong.flac,anger,2,3.0,4\nlong.flac,fear,3,7,\n",
+    )
+    dataset = check_audio(read_corpus(tmp_path / "talk"))
+    assert [(row["start_seconds"], row["duration_seconds"]) for row in dataset] == [(2, 1), (3, 4), (7, None)]
+    rows = [{**row, "labels": 0} for row in dataset]
+
+    batch = AudioCollator(window_seconds=2.0)(rows)["input_values"].numpy()
+    assert hertz(batch[0][:16_000]) == 300
+    assert np.ptp(batch[0][16_000:]) == 0  # padding, not the next clip
+    assert [hertz(batch[1][:16_000]), hertz(batch[1][16_000:])] == [400, 500]
+    assert hertz(batch[2][:16_000]) == 800
+
+    for crop, expected in ((0.0, [400, 500]), (0.5, [500, 600]), (1.0, [600, 700])):
+        (samples,) = AudioCollator(window_seconds=2.0)([{**rows[1], "crop": crop}])["input_values"].numpy()
+        assert [hertz(samples[:16_000]), hertz(samples[16_000:])] == expected
+    short = AudioCollator(window_seconds=2.0)([{**rows[2], "crop": 0.7}])["input_values"].numpy()[0]
+    assert np.ptp(short[16_000:]) == 0
+
+
+def test_a_part_behind_the_end_of_its_file_is_refused(tmp_path):
+    write_steps(tmp_path / "talk" / "long.flac", 1)
+    write_manifest(tmp_path / "talk", "file_name,label,speaker,start_seconds\nlong.flac,joy,1,1.5\n")
+    with pytest.raises(ValueError, match=r"long\.flac: a clip begins at 1\.5 s, but the file has 1\.00 s"):
+        check_audio(read_corpus(tmp_path / "talk"))
+
+
+@pytest.fixture
+def parts(tmp_path) -> DatasetDict:
+    """A dataset in two parts, with labels as classes; the file names are the same in both."""
+
+    def part(name: str, offset: int) -> Dataset:
+        paths = [tmp_path / "raw" / name / f"{number}.wav" for number in range(3)]
+        for number, path in enumerate(paths):
+            write_steps(path, offset + number)
+        columns = {
+            "recording": list(map(str, paths)),
+            "emotion": [0, 1, 0],
+            "speaker_id": [offset, offset, offset + 1],
+            "note": ["a", "b", "c"],
+        }
+        dataset = Dataset.from_dict(columns).cast_column("emotion", ClassLabel(names=["anger", "joy"]))
+        return dataset.cast_column("recording", Audio())
+
+    return DatasetDict(train=part("train", 1), dev=part("dev", 4))
+
+
+def test_a_saved_dataset_holds_its_audio_to_the_end(tmp_path, parts):
+    parts.save_to_disk(tmp_path / "saved")
+    for file in (tmp_path / "raw").glob("*/*"):
+        file.unlink()
+    dataset = read_corpus(tmp_path / "saved")
+    assert list(dataset["label"]) == ["anger", "joy", "anger"] * 2
+    assert list(dataset["speaker"]) == ["1", "1", "2", "4", "4", "5"]
+    assert list(dataset["split"]) == ["train"] * 3 + ["validation"] * 3
+    assert list(dataset["file_name"])[2:4] == ["000002_2.wav", "000003_0.wav"]
+    assert list(dataset["note"]) == list("abcabc")
+    assert dataset.cache_files  # memory-mapped
+
+    dataset = check_audio(dataset)
+    assert len(check_audio(dataset, skip_bad=True)) == 6
+    rows = [{**row, "labels": number} for number, row in enumerate(dataset)]
+    batch = AudioCollator(window_seconds=1.0)([{**row, "crop": 1.0} for row in rows])
+    assert [hertz(samples) for samples in batch["input_values"].numpy()] == [100, 200, 300, 400, 500, 600]
+    assert batch["labels"].tolist() == list(range(6))
+    assert [hertz(samples) for samples in AudioCollator(1.0)(rows)["input_values"].numpy()] == [100] * 6
+
+
+def test_what_was_read_can_be_saved_and_read_again(make_corpus, tmp_path):
+    read = read_corpus(make_corpus())
+    read.save_to_disk(tmp_path / "saved")
+    again = read_corpus(tmp_path / "saved")
+    for column in ("file_name", "label", "speaker", "language"):
+        assert list(again[column]) == list(read[column])
+    assert "split" not in again.column_names  # one part is the whole
+
+
+def with_second_audio(part: Dataset) -> Dataset:
+    return datasets.concatenate_datasets(
+        [part, part.select_columns("recording").rename_column("recording", "second")], axis=1
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda part: part.remove_columns("recording"), "one column of type Audio.*columns emotion, speaker_id"),
+        (lambda part: part.remove_columns("emotion"), "no column label or emotion; it has speaker_id, note"),
+        (with_second_audio, "one column of type Audio, or one called `audio`.*audio columns recording, second"),
+        (lambda part: part.rename_column("note", "crop"), "the column name 'crop' is taken"),
+        (lambda part: part.select([]), "has no rows"),
+        (lambda part: part.remove_columns("emotion").add_column("label", ["", "b", "c"]), "0.wav' has no label"),
+    ],
+)
+def test_bad_datasets_are_explained(tmp_path, parts, change, message):
+    part = parts["train"].cast_column("recording", Audio(decode=False))
+    change(part).save_to_disk(tmp_path / "saved")
+    with pytest.raises(ValueError, match=message):
+        read_corpus(tmp_path / "saved")
+
+
+def test_a_damaged_dataset_folder_is_named(tmp_path, parts):
+    parts["train"].save_to_disk(tmp_path / "saved")
+    next((tmp_path / "saved").glob("*.arrow")).write_bytes(b"broken")
+    with pytest.raises(ValueError, match="saved: the dataset cannot be read"):
+        read_corpus(tmp_path / "saved")
+
+
+def test_bad_audio_in_a_dataset_is_named_by_its_file(tmp_path, parts):
+    (tmp_path / "raw" / "train" / "1.wav").write_text("not audio")
+    parts["train"].save_to_disk(tmp_path / "saved")  # which copies the files as they are
+    with pytest.raises(ValueError, match=r"^1\.wav: the audio does not decode"):
+        check_audio(read_corpus(tmp_path / "saved"))
+
+
+def test_a_hub_dataset_is_read_as_a_saved_one(monkeypatch, parts):
+    asked = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda *arguments: asked.append(arguments) or parts)
+    assert len(read_corpus("user/name")) == len(read_corpus("user/name:speech")) == 6
+    assert asked == [("user/name", None), ("user/name", "speech")]
+
+
+def test_a_hub_id_without_the_hub_is_a_plain_error(monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match="user/name is neither a folder nor a dataset that can be had from the Hub"):
+        read_corpus("user/name")
+
+
+@pytest.fixture
+def audformat():
+    return pytest.importorskip("audformat", reason="needs audformat: pip install audformat")
+
+
+def add_table(audformat, database, name, index, **columns) -> None:
+    table = database[name] = audformat.Table(index)
+    for column, values in columns.items():
+        scheme = column if column in database.schemes else None
+        table[column] = audformat.Column(scheme_id=scheme)
+        table[column].set(values)
+
+
+@pytest.fixture
+def database(audformat):
+    """Six files, two of each speaker, with emotions as letters and the speaker in a table of its own."""
+    database = audformat.Database("mini")
+    database.schemes["emotion"] = audformat.Scheme(labels={"W": "anger", "F": "joy"})
+    database.schemes["speaker"] = audformat.Scheme("int", labels={number: {"sex": "female"} for number in (3, 8, 9)})
+    files = audformat.filewise_index([f"wav/{number}.wav" for number in range(6)])
+    add_table(audformat, database, "files", files, speaker=[3, 3, 8, 8, 9, 9])
+    add_table(audformat, database, "emotion", files, emotion=list("WFWFWF"), confidence=[0.5] * 6)
+    return database
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_an_audformat_database_of_files(audformat, database, tmp_path, form):
+    files = database["files"].index
+    for name, part in (("train", files[:2]), ("dev", files[2:4]), ("test", files[4:])):
+        add_table(audformat, database, f"categories.{name}.gold", part, emotion=["F", "F"])  # `emotion` counts
+    for file in files:
+        write_steps(tmp_path / "db" / file, 1)
+    database.save(tmp_path / "db", storage_format=form)
+    dataset = check_audio(read_corpus(tmp_path / "db"))
+    assert list(dataset["file_name"]) == list(files)
+    assert list(dataset["label"]) == ["anger", "joy"] * 3
+    assert list(dataset["speaker"]) == list("338899")
+    assert list(dataset["split"]) == ["train"] * 2 + ["validation"] * 2 + ["test"] * 2
+    assert [float(value) for value in dataset["confidence"]] == [0.5] * 6
+    assert "start_seconds" not in dataset.column_names
+
+
+def test_an_audformat_database_of_segments(audformat, tmp_path):
+    database = audformat.Database("talks")
+    index = audformat.segmented_index(["a.wav", "a.wav", "b.wav"], ["0s", "1s", "2s"], ["1s", "2.5s", pandas.NaT])
+    add_table(audformat, database, "turns", index, emotion=["anger", "joy", "fear"])
+    add_table(audformat, database, "files", audformat.filewise_index(["a.wav", "b.wav"]), speaker=["x", "y"])
+    database.save(tmp_path / "db")
+    for name in "ab":
+        write_steps(tmp_path / "db" / f"{name}.wav", 4)
+    dataset = check_audio(read_corpus(tmp_path / "db"))
+    assert list(dataset["speaker"]) == ["x", "x", "y"]
+    assert list(dataset["start_seconds"]) == [0, 1, 2]
+    assert list(dataset["duration_seconds"]) == [1, 1.5, None]
+    batch = AudioCollator(window_seconds=1.0)([{**row, "labels": 0} for row in dataset])
+    assert [hertz(samples) for samples in batch["input_values"].numpy()] == [100, 200, 300]
+
+
+def test_audformat_tables_are_put_together_where_they_agree(audformat, tmp_path):
+    database = audformat.Database("parts")
+    for name, numbers in (("one.train", (0, 1)), ("two.test", (1, 2))):
+        index = audformat.filewise_index([f"{number}.wav" for number in numbers])
+        add_table(audformat, database, name, index, emotion=[f"word {number}" for number in numbers])
+    with pytest.raises(ValueError, match=r"1\.wav is in the tables of two splits"):
+        database.save(tmp_path / "db")
+        read_corpus(tmp_path / "db")
+    add_table(audformat, database, "two.test", audformat.filewise_index(["1.wav"]), emotion=["other"])
+    database.save(tmp_path / "db")
+    with pytest.raises(ValueError, match=r"one\.train, two\.test have different labels for 1\.wav \(word 1, other\)"):
+        read_corpus(tmp_path / "db")
+    add_table(audformat, database, "two.test", audformat.filewise_index(["2.wav"]), emotion=["other"])
+    database.save(tmp_path / "db")
+    dataset = read_corpus(tmp_path / "db")
+    assert list(dataset["split"]) == ["train", "train", "test"]
+    assert set(dataset["speaker"]) == {""}
+
+
+def test_unclear_audformat_databases_name_the_choices(audformat, database, tmp_path):
+    database.save(tmp_path / "db")
+    text = (tmp_path / "db" / "db.yaml").read_text()
+    for change, message in (
+        (lambda text: "a: [", "is not YAML"),
+        (lambda text: text + "\nx: !!python/object/apply:os.getcwd []", "is not YAML"),
+        (lambda text: "name: x", "the database cannot be read"),
+    ):
+        (tmp_path / "db" / "db.yaml").write_text(change(text))
+        with pytest.raises(ValueError, match=message):
+            read_corpus(tmp_path / "db")
+    add_table(audformat, database, "emotion", database["files"].index, mood=["W"] * 6)
+    database.save(tmp_path / "db")
+    with pytest.raises(ValueError, match=r"no table with .* `emotion`; it has emotion \(mood\); files \(spe"):
+        read_corpus(tmp_path / "db")
+    for column in ("first", "second"):
+        database["emotion"][column] = audformat.Column(scheme_id="emotion")
+        database["emotion"][column].set(list("WFWFWF"))
+    database.save(tmp_path / "db")
+    with pytest.raises(ValueError, match="table emotion has several columns of emotions: first, second"):
+        read_corpus(tmp_path / "db")
+
+
+def test_pickled_audformat_tables_are_not_read(database, tmp_path):
+    database.save(tmp_path / "db", storage_format="pkl")
+    with pytest.raises(ValueError, match=r"db\.[a-z]+\.pkl: pickles are not read; save the table as csv or parquet"):
+        read_corpus(tmp_path / "db")
+
+
+def test_without_audformat_the_error_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "audformat", None)
+    (tmp_path / "db.yaml").write_text("name: x")
+    with pytest.raises(ValueError, match=r"needs the library audformat: pip install audformat \(or exhubert\[audfo"):
+        read_corpus(tmp_path)
+
+
+def test_the_collator_reads_what_read_audio_reads(make_corpus):
+    (row,) = read_corpus(make_corpus(seconds=1.5)).select([0])
+    samples = AudioCollator(window_seconds=1.0)([{**row, "labels": 0, "crop": 1.0}])["input_values"][0].numpy()
+    expected = read_audio(row["audio"]["path"], 0.5, 1.0)
+    assert np.corrcoef(samples, expected)[0, 1] > 0.9999
