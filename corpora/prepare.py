@@ -64,6 +64,8 @@ def prepare_corpus(
         )
     if audio not in AUDIO_MODES:
         raise ValueError(f"audio is {audio!r}; it must be {', '.join(AUDIO_MODES)}")
+    if table is not None and not Path(table).is_file():
+        raise ValueError(f"{table}: no such table; a CSV file with file_name, label and speaker is needed")
     output = Path(output)
     if os.path.lexists(output):
         raise ValueError(f"{output} exists; give another folder, or remove it")

@@ -163,6 +163,7 @@ def test_a_tree_of_another_corpus_says_what_was_expected_and_found(tmp_path, cap
         (["own", "raw", "out", "--table", "twice.csv"], "wav/03a01Fa.wav .*(anger|joy).*(joy|anger)"),
         (["own", "raw", "out", "--table", "other.csv"], "none of its files is below raw; it names else.wav"),
         (["own", "raw", "out", "--table", "nothing.csv"], "no rows"),
+        (["own", "raw", "out", "--table", "no/where.csv"], "no/where.csv: no such table"),
     ],
 )
 def test_wrong_arguments_end_in_one_line(tmp_path, monkeypatch, capsys, arguments, message):
