@@ -35,6 +35,7 @@ FORMATS = (
 AV_CONTAINERS = "mov,matroska,avi,aac,asf,mpegts,mpeg,flv,amr,wav"
 LENGTH_IN_HEADER = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")  # in other containers FFmpeg estimates it
 LENGTH_TOLERANCE_SECONDS = 0.5
+GIT_LFS = b"version https://git-lfs"
 PREROLL_SECONDS = 0.5  # decoded before a part begins: AAC and Opus need what came before
 
 
@@ -138,11 +139,22 @@ def _open(audio: AudioFile) -> Any:
         raise ValueError(f"{_name(audio)}: the audio does not decode ({error})") from error
     except soundfile.LibsndfileError as error:
         problem = f"{_name(audio)}: the audio does not decode ({error.error_string})"
-        if error.code not in (1, 4):  # unrecognised format, unsupported encoding: all else is a broken file
+        if _begins_with(file, GIT_LFS):
+            raise ValueError(f"{_name(audio)}: no audio but a Git LFS pointer; fetch it by `git lfs pull`") from error
+        # Unrecognised format, unsupported encoding, a Mac's `._` file beside it: all else is a broken file.
+        if error.code not in (1, 4) and "resource fork" not in error.error_string:
             raise ValueError(problem) from error
         if _av() is None:
             raise ValueError(f"{problem}; {FORMATS}") from error
         return None
+
+
+def _begins_with(file: Any, text: bytes) -> bool:
+    if hasattr(file, "read"):
+        file.seek(0)
+        return file.read(len(text)) == text
+    with open(file, "rb") as opened:
+        return opened.read(len(text)) == text
 
 
 def _av() -> Any:

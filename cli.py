@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -75,6 +76,8 @@ def run_with_one_line_errors(command: Callable[[], int]) -> int:
 
 def entry_point() -> int:
     """The console script."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without the corpora's accents
     return run_with_one_line_errors(main)
 
 

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
 from transformers import Trainer, TrainingArguments
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 
@@ -63,6 +64,12 @@ def evaluate(name_or_path: str, output: Path, options: argparse.Namespace) -> di
     if new:
         raise ValueError(f"{name_or_path} has no trained classifier: it lacks {new[0]} ({len(new)} such weights)")
     class_names = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    recipe = Path(name_or_path).parent / "recipe.yaml"
+    trained = yaml.safe_load(recipe.read_text(encoding="utf-8")) if recipe.is_file() else {}
+    for name in ("protocol", "fold"):
+        value = trained.get(name, getattr(options, name))
+        if value != getattr(options, name):
+            print(f"note: {name_or_path} was trained with --{name} {value}; else its training clips may be tested")
     corpora, _ = load_corpora(
         options.corpora,
         labels=class_names,

@@ -18,6 +18,7 @@ from exhubert.audio_exhubert import SAMPLING_RATE
 from exhubert.corpora.labels import load_label_map, map_labels
 from exhubert.corpora.naming import AUDIO_SUFFIXES, VIDEO_SUFFIXES
 from exhubert.corpora.readers import METADATA_READERS, OUTSIDE, RESERVED_COLUMNS, SEGMENT_COLUMNS
+from exhubert.corpora.registry import corpus_key
 from exhubert.corpora.scan import ClipFacts, scan_clips
 from exhubert.corpora.splits import SPLITS
 
@@ -149,7 +150,7 @@ def _check(
     """The findings, and the facts of every file by its name."""
     path, table = _read_metadata(directory)
     corpus = Path(os.path.abspath(directory)).name
-    label_map = load_label_map(label_file, corpus)
+    label_map = load_label_map(label_file, corpus_key(sorted(set(_column(table, "corpus"))), corpus))
     rows, findings = _check_names(table)
     names = list(dict.fromkeys(row.file_name for row in rows))
     clips = dict(zip(names, scan_clips([directory / name for name in names], progress), strict=True))

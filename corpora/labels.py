@@ -20,6 +20,7 @@ from exhubert.configuration_exhubert import SIX_CLASSES
 from exhubert.corpora.registry import corpus_or_none, find_corpus
 from exhubert.reports.tables import markdown_table
 
+LABEL_FIELDS = {"arousal", "valence", "aliases", "source", "disputed", "note", "corpora"}
 LABEL_FILE = Path(__file__).with_name("labels.yaml")
 
 
@@ -96,7 +97,9 @@ def _tables(
     key = entry.key if entry else corpus
     own = {} if label_file is None else _read(Path(label_file), key)
     # A word's own entry keeps its shipped aliases, and its place wins over that of a shipped alias.
-    return {word: entry | own.get(word, {}) for word, entry in _read(LABEL_FILE, key).items()}, own
+    shipped = {word: entry | own.get(word, {}) for word, entry in _read(LABEL_FILE, key).items()}
+    placed = {word: {name: shipped.get(word, {}).get(name) for name in ("arousal", "valence")} for word in own}
+    return shipped, {word: placed[word] | entry for word, entry in own.items()}
 
 
 def plain_word(word: object) -> str:
@@ -114,7 +117,22 @@ def _read(path: Path, corpus: str | None) -> dict[str, dict[str, Any]]:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
         raise ValueError(f"{path}: a table `word: {{arousal: ..., valence: ...}}` is needed")
-    return {plain_word(word): entry | (entry.get("corpora") or {}).get(corpus, {}) for word, entry in entries.items()}
+    known = {}
+    for word, entry in entries.items():
+        for name in set(entry) - LABEL_FIELDS:
+            fields = ", ".join(sorted(LABEL_FIELDS))
+            raise ValueError(f"{path}: {word!r} has the unknown field {name!r}; there are {fields}")
+        here = {}
+        places = entry.get("corpora") or {}
+        if not isinstance(places, dict) or not all(isinstance(place, dict) for place in places.values()):
+            needed = "a table `key: {arousal: ..., valence: ...}` is needed"
+            raise ValueError(f"{path}: `corpora` of {word!r} is {places!r}; {needed}")
+        for name, place in places.items():
+            found = corpus_or_none(str(name))
+            if corpus is not None and corpus == (found.key if found else name):
+                here = place
+        known[plain_word(word)] = entry | here
+    return known
 
 
 def _classes(entries: dict[str, dict[str, Any]], path: object) -> dict[str, int | None]:

@@ -13,7 +13,8 @@ from datasets import Dataset
 from exhubert.configuration_exhubert import SIX_CLASSES
 from exhubert.corpora.labels import load_label_map, map_labels, plain_word
 from exhubert.corpora.readers import check_audio, read_corpus
-from exhubert.corpora.splits import relabel, split_corpus
+from exhubert.corpora.registry import corpus_key
+from exhubert.corpora.splits import PROTOCOLS, protocol_labels, split_corpus
 
 
 def load_corpora(
@@ -50,13 +51,20 @@ def load_corpora(
     if clips_per_corpus is not None and clips_per_corpus < 1:
         raise ValueError(f"clips_per_corpus is {clips_per_corpus}; it must be above 0")
     read: dict[str, Dataset] = {}
+    keys: dict[str, str] = {}
     for entry in entries:
         below = Path(root) / entry
         source = below if below.exists() else Path(entry) if Path(entry).exists() else entry
         name = Path(os.path.abspath(source)).name.removesuffix(".csv")
         if name in read or name == "average":  # what results call the mean over corpora
             raise ValueError(f"{source}: the name {name!r} is taken; rename the folder")
-        read[name] = relabel(read_corpus(source), name, protocol)
+        dataset = read_corpus(source)
+        keys[name] = corpus_key(dataset.unique("corpus") if "corpus" in dataset.column_names else [], name)
+        labels_used = protocol_labels(dataset["label"][:], keys[name], protocol)
+        used = [row for row, label in enumerate(labels_used) if label]
+        if len(used) < len(dataset) or labels_used != dataset["label"][:]:
+            dataset = dataset.remove_columns("label").add_column("label", labels_used).select(used)
+        read[name] = dataset
 
     if labels == "native":
         class_names = sorted({label.lower() for dataset in read.values() for label in dataset.unique("label")})
@@ -67,13 +75,23 @@ def load_corpora(
     corpora: dict[str, dict[str, Dataset]] = {}
     for name, dataset in read.items():
         found = dataset["label"][:]
-        mapped = map_labels(found, name, load_label_map(label_file, name) if six else native)
+        words = load_label_map(label_file, keys[name]) if six else native
+        if (
+            six
+            and protocol.partition(":")[0] not in PROTOCOLS
+            and not {plain_word(label) for label in found} <= set(words)
+        ):
+            raise ValueError(
+                f"corpus {name!r}: the protocol {protocol!r} has classes of its own ({', '.join(sorted(set(found)))}); "
+                "train with `labels: native`"
+            )
+        mapped = map_labels(found, name, words)
         without = Counter(label for label, index in zip(found, mapped, strict=True) if index is None)
         if without:
             which = f"{without.total()} of {len(found)} clips are left out"
             print(f"corpus {name!r}: {which}, their labels name no emotion: {', '.join(without)}")
         # The split comes first: what is left out afterwards must not move speakers from one part to another.
-        splits = split_corpus(dataset.add_column("labels", mapped), name, protocol, fold)
+        splits = split_corpus(dataset.add_column("labels", mapped), keys[name], protocol, fold)
         share = min(1.0, (clips_per_corpus or len(dataset)) / len(dataset))
         corpora[name] = {}
         for split, part in splits.items():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import filecmp
 import os
 import re
 import unicodedata
@@ -57,7 +56,7 @@ def list_tree(root: str | os.PathLike[str]) -> Tree:
     if not tree.root.is_dir():
         raise ValueError(f"{root}: no such folder")
     seen = set()
-    for folder, folders, names in os.walk(root, followlinks=True):
+    for folder, folders, names in os.walk(root, followlinks=True, onerror=_raise):
         status = os.stat(folder)
         if (status.st_dev, status.st_ino) in seen:  # a link that leads back
             folders.clear()
@@ -135,34 +134,21 @@ def read_clips(corpus: Corpus, tree: Tree) -> Clips:
             f"as {corpus.scheme['example']}, found {', '.join(list(tree.audio)[:SHOWN])}. If this is another edition "
             "of the corpus, give a table of its files: --table labels.csv"
         )
-    _leave_out_copies(tree, clips)
+    _leave_out_other_forms(clips)
     return clips
 
 
-def _leave_out_copies(tree: Tree, clips: Clips) -> None:
-    """Keeps one of several forms of a clip in a folder, and one of several copies with equal cells."""
+def _leave_out_other_forms(clips: Clips) -> None:
+    """Keeps one of several forms of a clip, such as .wav and .mp3, in a folder."""
     order = {suffix: number for number, suffix in enumerate((*AUDIO_SUFFIXES, *VIDEO_SUFFIXES))}
     forms: dict[PurePosixPath, list[dict[str, str]]] = defaultdict(list)
     for row in clips.rows:
         forms[PurePosixPath(row["path"]).with_suffix("")].append(row)
-    same: dict[object, list[dict[str, str]]] = defaultdict(list)
+    clips.rows = []
     for rows in forms.values():
         row, *others = sorted(rows, key=lambda row: order[Path(row["path"]).suffix.lower()])
         clips.left_out["other forms of a clip that is there"] += [other["path"] for other in others]
-        cells = tuple(sorted((name, value) for name, value in row.items() if name != "path"))
-        path = tree.audio[row["path"]]
-        same[path.name.lower(), path.stat().st_size, cells].append(row)
-    clips.rows = []
-    for rows in same.values():
-        kept: list[dict[str, str]] = []
-        for row in sorted(rows, key=lambda row: (row["path"].count("/"), row["path"])):
-            path = tree.audio[row["path"]]
-            if any(filecmp.cmp(path, tree.audio[other["path"]], shallow=False) for other in kept):
-                clips.left_out["copies of a clip that is there"].append(row["path"])
-            else:
-                kept.append(row)
-        clips.rows += kept
-    clips.rows.sort(key=lambda row: row["path"])
+        clips.rows.append(row)
 
 
 def _read_table(
@@ -177,9 +163,8 @@ def _read_table(
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     files = {path: match for path in tree.texts if (match := pattern.fullmatch(path))}
     if not files and table.get("required", True):
-        raise ValueError(
-            f"{tree.root}: no file named like {table['files']}, which {corpus.name} needs beside its audio"
-        )
+        name = table["files"].replace("\\", "")
+        raise ValueError(f"{tree.root}: no file {name} there, which {corpus.name} needs beside its audio")
     for path, match in files.items():
         for number, row in enumerate(_rows(tree.texts[path], table), start=1):
             values = {name: value or "" for name, value in match.groupdict().items()} | row
@@ -264,6 +249,10 @@ def _names_in(rule: str | Mapping[str, Any]) -> list[str]:
 def _without_suffix(name: str) -> str:
     known = name.lower().endswith((*AUDIO_SUFFIXES, *VIDEO_SUFFIXES))
     return name.rpartition(".")[0] if known else name
+
+
+def _raise(error: OSError) -> None:
+    raise error  # a folder that cannot be read, which `os.walk` would pass over
 
 
 def _readable(path: Path) -> str:

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import errno
+import io
 import os
 import shutil
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import soundfile
 from tqdm.auto import tqdm
 
 from exhubert.audio_exhubert import SAMPLING_RATE, read_audio
 from exhubert.corpora.naming import SHOWN, VIDEO_SUFFIXES, Clips, Tree, list_tree, read_clips
+from exhubert.corpora.readers import read_corpus
 from exhubert.corpora.registry import Corpus, corpus_or_none, find_corpus
 from exhubert.corpora.scan import scan_clips
-from exhubert.corpora.splits import SPLITS, assign_splits
+from exhubert.corpora.splits import SPLITS, assign_splits, protocol_labels
 from exhubert.model_folder import folder_beside
 
-AUDIO_MODES = {
-    "link": "symbolic links to the files where they are",
-    "copy": "copies of the files",
-    "flac": "16 kHz mono 16-bit FLAC",
-}
+AUDIO_MODES = ("link", "copy", "flac")
 FIRST_COLUMNS = ("file_name", "label", "speaker", "language", "split", "duration_seconds", "sex", "session")
 
 
@@ -43,9 +43,10 @@ def prepare_corpus(
         key: key or alias in the registry; any name with `table`.
         raw: folder into which the corpus was unpacked, at any depth.
         output: folder to write; must not exist. It appears when it is complete.
-        audio: one of `AUDIO_MODES`; what libsndfile cannot read (video, m4a, webm) becomes FLAC in any case.
+        audio: link (symbolic links to the files where they are), copy, or flac (16 kHz mono 16-bit); what libsndfile
+            cannot read (video, m4a, webm) becomes FLAC in any case.
         table: CSV file with file_name (relative to `raw`), label and speaker, used instead of the naming scheme.
-        protocol: how to split; see `exhubert.corpora.splits`. `auto` takes an official split as it is.
+        protocol: how to split, and which labels; see docs/corpora.md. `auto` takes an official split as it is.
         fold: which fold, from 1, for protocols that have folds.
         seed: of a split that is made here.
 
@@ -70,19 +71,33 @@ def prepare_corpus(
     if os.path.lexists(output):
         raise ValueError(f"{output} exists; give another folder, or remove it")
     tree = list_tree(raw)
-    if Path(os.path.abspath(raw)) in Path(os.path.abspath(output)).parents:
+    if Path(os.path.realpath(raw)) in Path(os.path.realpath(output)).parents:
         raise ValueError(f"{output} is inside {raw}; give a folder outside the corpus")
     if table is None:
         assert corpus is not None
         clips = read_clips(corpus, tree)
     else:
         clips = _read_table(Path(table), tree, corpus)
+    name = corpus.key if corpus else key
+    for row, label in zip(clips.rows, protocol_labels([r["label"] for r in clips.rows], name, protocol), strict=True):
+        row["label"] = label
+    clips.left_out["not in the protocol"] = [row["path"] for row in clips.rows if not row["label"]]
+    clips.rows = [row for row in clips.rows if row["label"]]
+    with contextlib.redirect_stdout(io.StringIO()):  # what is wrong with a split is found before the work is done
+        _split([{**row, "file_name": row["path"]} for row in clips.rows], Clips(), name, protocol, fold, seed)
     print(f"{corpus.name if corpus else key}: {len(clips.rows)} clips in {len(tree.audio)} audio files below {raw}")
 
     with folder_beside(output) as unfinished:
-        rows = _place_audio(clips, tree, unfinished, audio)
+        try:
+            rows = _place_audio(clips, tree, unfinished, audio)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise OSError(f"{output}: no space left on its disk; nothing was written") from error
+            raise
+        if table is None:
+            rows = _leave_out_copies(rows, clips, unfinished)
         if rows:
-            rows = _split(rows, clips, corpus.key if corpus else key, protocol, fold, seed)
+            rows = [{**row, "corpus": name} for row in _split(rows, clips, name, protocol, fold, seed)]
             _write_metadata(unfinished / "metadata.csv", rows)
             (unfinished / "README.md").write_text(_readme(key, corpus, len(rows), protocol, fold), encoding="utf-8")
             os.rename(unfinished, output)
@@ -102,8 +117,6 @@ def prepare_corpus(
 
 def _read_table(path: Path, tree: Tree, corpus: Corpus | None) -> Clips:
     """The rows of a user's table, whose files are below the tree's root."""
-    from exhubert.corpora.readers import read_corpus
-
     columns = read_corpus(path).remove_columns("audio").to_dict()
     clips = Clips()
     for values in zip(*columns.values(), strict=True):
@@ -129,44 +142,66 @@ def _read_table(path: Path, tree: Tree, corpus: Corpus | None) -> Clips:
 def _place_audio(clips: Clips, tree: Tree, folder: Path, audio: str) -> list[dict[str, str]]:
     """Puts the audio below `folder`/audio and returns the rows of the clips that decode; the others become bad."""
 
+    clips.rows.sort(key=lambda row: row["path"])
     shared = os.path.commonpath([os.path.dirname(row["path"]) for row in clips.rows]) if clips.rows else ""
 
-    def place(row: dict[str, str]) -> str | ValueError:
-        source = tree.audio[row["path"]].resolve()
-        convert = audio == "flac" or source.suffix.lower() in VIDEO_SUFFIXES
-        name = PurePosixPath("audio", os.path.relpath(row["path"], shared or "."))
-        name = name.with_suffix(".flac") if convert else name
-        target = folder / name
+    targets: dict[str, Path] = {}  # by the path in the tree: parts of a file share one
+    for row in clips.rows:
+        name = Path("audio", os.path.relpath(row["path"], shared or "."))
+        if audio == "flac" or name.suffix.lower() in VIDEO_SUFFIXES:
+            flac = name.with_suffix(".flac")
+            name = name.with_name(f"{name.name}.flac") if flac in targets.values() else flac
+        targets.setdefault(row["path"], name)
+
+    def place(path: str) -> str:
+        """Returns what is wrong, or nothing."""
+        source, target = tree.audio[path].resolve(), folder / targets[path]
         target.parent.mkdir(parents=True, exist_ok=True)
-        if convert:
-            try:
-                samples = read_audio(source)
-            except ValueError as error:  # of this clip alone
-                return error
-            soundfile.write(target, samples, SAMPLING_RATE, subtype="PCM_16")
-        elif audio == "copy":
-            shutil.copyfile(source, target)
-        else:
-            target.symlink_to(source)
-        return str(name)
+        try:
+            if audio == "flac" or source.suffix.lower() in VIDEO_SUFFIXES:
+                soundfile.write(target, read_audio(source), SAMPLING_RATE, subtype="PCM_16")
+            elif audio == "copy":
+                shutil.copyfile(source, target)
+            else:
+                target.symlink_to(source)
+        except (ValueError, PermissionError) as error:  # of this clip alone
+            return str(error)
+        return ""
 
     with ThreadPoolExecutor() as pool:
-        placed = list(tqdm(pool.map(place, clips.rows), total=len(clips.rows), desc=audio, unit="clip"))
-    files = [folder / name if isinstance(name, str) else None for name in placed]
-    facts = dict(zip(filter(None, files), scan_clips(list(filter(None, files))), strict=True))
+        placed = tqdm(pool.map(place, targets), total=len(targets), desc=audio, unit="clip")
+        problems = dict(zip(targets, placed, strict=True))
+    good = [path for path, problem in problems.items() if not problem]
+    facts = dict(zip(good, scan_clips([folder / targets[path] for path in good]), strict=True))
     rows = []
-    for row, name, file in zip(clips.rows, placed, files, strict=True):
-        fact = facts[file] if file else None
+    for row in clips.rows:
+        fact = facts.get(row["path"])
+        problem = problems[row["path"]] if fact is None else fact.error
         # What is cut off is kept, as training reads what is there; `exhubert corpora check` names it.
-        if fact is None or (fact.error and not fact.error.startswith("truncated")):
-            clips.bad[_reason(str(name) if fact is None else str(fact.error))].append(row["path"])
-            if file:
-                file.unlink()
+        if fact is None or (problem and not problem.startswith("truncated")):
+            clips.bad[_reason(problem)].append(row["path"])
+            (folder / targets[row["path"]]).unlink(missing_ok=True)
             continue
         cells = {column: value for column, value in row.items() if column != "path"}
-        measured = {"duration_seconds": f"{fact.duration_seconds:.4f}", "content_hash": fact.content_hash}
-        rows.append({"file_name": str(name), **cells, **measured})
+        if not cells.get("start_seconds"):
+            cells["duration_seconds"] = f"{fact.duration_seconds:.4f}"
+        rows.append({"file_name": targets[row["path"]].as_posix(), **cells, "content_hash": fact.content_hash})
     return rows
+
+
+def _leave_out_copies(rows: list[dict[str, str]], clips: Clips, folder: Path) -> list[dict[str, str]]:
+    """Keeps one of several clips with equal audio and cells in different folders, as some editions have them."""
+    first_of: dict[object, dict[str, str]] = {}
+    kept = []
+    for row in sorted(rows, key=lambda row: (row["file_name"].count("/"), row["file_name"])):
+        cells = frozenset((column, value) for column, value in row.items() if column != "file_name")
+        first = first_of.setdefault(cells, row)
+        if first is row or os.path.dirname(first["file_name"]) == os.path.dirname(row["file_name"]):
+            kept.append(row)
+        else:
+            clips.left_out["copies of a clip that is there"].append(row["file_name"].removeprefix("audio/"))
+            (folder / row["file_name"]).unlink()
+    return sorted(kept, key=lambda row: row["file_name"])
 
 
 def _split(
@@ -186,11 +221,13 @@ def _split(
 def _write_metadata(path: Path, rows: list[dict[str, str]]) -> None:
     found = list(dict.fromkeys(column for row in rows for column in row))
     first = [column for column in FIRST_COLUMNS if column in found or column == "speaker"]
-    no_votes = {column: "0" for column in found if column.startswith("votes_")}
+    votes = [column for column in found if column.startswith("votes_")]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [*first, *(column for column in found if column not in first)], restval="")
         writer.writeheader()
-        writer.writerows(no_votes | row for row in rows)
+        for row in rows:
+            voted = any(column in row for column in votes)
+            writer.writerow(dict.fromkeys(votes, "0" if voted else "") | row)
 
 
 def _counts(rows: list[dict[str, str]]) -> str:

@@ -28,6 +28,7 @@ from datasets import Audio, ClassLabel, Dataset, DatasetDict
 from tqdm.auto import tqdm
 
 from exhubert.audio_exhubert import AudioFile, audio_seconds, read_audio
+from exhubert.corpora.splits import SPLIT_NAMES
 
 METADATA_READERS: dict[str, Callable[[Path], pandas.DataFrame]] = {
     "metadata.csv": lambda path: pandas.read_csv(path, dtype=str, keep_default_na=False),
@@ -43,7 +44,6 @@ COLUMN_NAMES = {
     "label": ("label", "emotion"),
     "speaker": ("speaker", "speaker_id", "spk"),
 }
-SPLIT_NAMES = {"dev": "validation", "valid": "validation", "val": "validation"}
 HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?")
 # Absolute, with a drive or an address before it, or out of the folder; also as Windows writes them.
 OUTSIDE = r"^[/\\]|^[^/\\]*:|(?:^|[/\\])\.\.(?:[/\\]|$)|\x00"
@@ -421,9 +421,9 @@ def _checked(origin: str | Path, table: pandas.DataFrame, others: Sequence[str] 
         table[column] = _text(table[column])
     names, labels = table["file_name"], table["label"]
     _refuse(origin, names, (names == "") | names.str.contains(OUTSIDE), "must be a path inside the corpus folder")
-    indirect = names.str.contains(r"//|(?:^|/)\./")  # the same file by another name
+    indirect = names.str.contains(r"//|(?:^|/)\./|\\")  # the same file by another name
     if indirect.any():
-        table.loc[indirect, "file_name"] = names[indirect].map(posixpath.normpath)
+        table.loc[indirect, "file_name"] = names[indirect].str.replace("\\", "/").map(posixpath.normpath)
     _refuse(origin, names, labels == "", "has no label")
 
     same = ["file_name"]

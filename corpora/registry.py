@@ -85,10 +85,11 @@ def find_corpus(key: str) -> Corpus:
     corpus = corpus_or_none(key)
     if corpus is None:
         names = _names()
-        nearest = names[difflib.get_close_matches(_plain(key), names, n=1, cutoff=0.0)[0]]
+        nearest = difflib.get_close_matches(_plain(key), names, n=1, cutoff=0.4)
+        hint = f"; the nearest is {names[nearest[0]]!r}" if nearest else ""
         raise ValueError(
-            f"no corpus {key!r} in the registry; the nearest is {nearest!r} (`exhubert corpora list` shows all). "
-            "A corpus of your own is prepared with --table labels.csv"
+            f"no corpus {key!r} in the registry{hint} (`exhubert corpora list` shows all). A corpus of your own is "
+            "prepared with --table labels.csv"
         )
     return corpus
 
@@ -97,6 +98,15 @@ def corpus_or_none(key: str) -> Corpus | None:
     """As `find_corpus`, with None for an unknown key."""
     name = _names().get(_plain(key))
     return load_registry()[name] if name else None
+
+
+def corpus_key(values: Sequence[object], folder: str) -> str:
+    """Returns which corpus rows are of: what their column `corpus` (`values`) says, if it is one, else `folder`'s name.
+
+    By it are found what a label means in single corpora, and the protocols of the registry.
+    """
+    named = {str(value) for value in values}
+    return named.pop() if len(named) == 1 and corpus_or_none(next(iter(named))) else folder
 
 
 def select(language: str = "", licence: str = "", kind: str = "", part: str = "") -> list[Corpus]:
@@ -114,13 +124,16 @@ def select(language: str = "", licence: str = "", kind: str = "", part: str = ""
         corpus
         for corpus in load_registry().values()
         if (not language or language.lower() in corpus.languages)
-        and licence.lower() in corpus.licence.lower()
+        and _plain(licence) in _plain(corpus.licence)
         and kind in corpus.kind
         and (not part or corpus.part == part or (part == "emoset++" and corpus.part == "emoset"))
     ]
     if not chosen:
+        given = {"language": language, "licence": licence, "kind": kind, "part": part}
+        filters = ", ".join(f"{name} {value!r}" for name, value in given.items() if value)
         known = sorted({code for corpus in load_registry().values() for code in corpus.languages})
-        raise ValueError(f"no corpus is like that; languages are given by their codes: {', '.join(known)}")
+        hint = f"; languages are given by their codes: {', '.join(known)}" if language not in ("", *known) else ""
+        raise ValueError(f"no corpus has {filters}{hint}")
     return chosen
 
 

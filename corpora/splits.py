@@ -13,21 +13,17 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
+from exhubert.corpora.registry import corpus_or_none
+
 SPLITS = ("train", "validation", "test")
+SPLIT_NAMES = {"dev": "validation", "development": "validation", "valid": "validation", "val": "validation"}
 SPEAKER_SHARE = 0.15  # of the speakers, for validation and for test
 FILE_SHARE = 0.10  # of the clips, where no speakers are known (paper, section 2)
 CANDIDATES = 200
 FOLDS = 5
 USABLE = {"folds", "splits", "labels"}  # what makes a registry entry's protocol more than a mark
-PROTOCOLS = {
-    "auto": "the corpus's own split; else by speaker; else, with fewer than three speakers, by file",
-    "official": "the corpus's own split even where it shares speakers; else as auto",
-    "speakers": "by speaker, whatever the corpus's own split: 15 % of them validation, 15 % test",
-    "files": "10 % and 10 % of the clips, speakers shared",
-    "leave_one_speaker_out": "fold N: the N-th speaker is test, the next one validation",
-    "speaker_folds": f"fold N of K by speaker, labels balanced; speaker_folds:K, K = {FOLDS} if not given",
-    "session_folds": "fold N: the N-th session is test, the next one validation",
-}
+# docs/corpora.md says what each does; the last three have folds, and the number of speaker_folds follows as `:K`.
+PROTOCOLS = ("auto", "official", "speakers", "files", "leave_one_speaker_out", "speaker_folds", "session_folds")
 
 
 def split_corpus(
@@ -58,21 +54,20 @@ def split_corpus(
     return {split: dataset.select(indices) for split, indices in rows.items()}
 
 
-def relabel(dataset: Dataset, corpus: str, protocol: str) -> Dataset:
-    """Renames labels, and leaves out clips, as the protocol of that name says for this corpus, if it does.
+def protocol_labels(labels: Sequence[str], corpus: str, protocol: str) -> list[str]:
+    """Returns the labels as the protocol of that name renames them for this corpus; empty where a clip is left out.
 
     Raises:
         ValueError: for an unknown protocol, or if none of the labels is among its own.
     """
-    labels = _named_protocol(corpus, protocol).get("labels")
-    if labels is None:
-        return dataset
-    lower = [str(label).strip().lower() for label in dataset["label"][:]]
-    kept = [row for row, label in enumerate(lower) if label in labels]
-    if not kept:
-        raise ValueError(f"corpus {corpus!r}: none of its labels is in the protocol {protocol!r}: {', '.join(labels)}")
-    renamed = dataset.remove_columns("label").add_column("label", [labels.get(label, "") for label in lower])
-    return renamed.select(kept)
+    words = _named_protocol(corpus, protocol).get("labels")
+    if words is None:
+        return list(labels)
+    words = {word: word for word in words.values()} | words  # what was renamed before stays
+    renamed = [words.get(label.strip().lower(), "") for label in labels]
+    if not any(renamed):
+        raise ValueError(f"corpus {corpus!r}: none of its labels is in the protocol {protocol!r}: {', '.join(words)}")
+    return renamed
 
 
 def assign_splits(
@@ -81,7 +76,7 @@ def assign_splits(
     """Returns the split of each row; see `split_corpus`, whose dataset's columns `columns` are, as text."""
     speakers = columns.get("speaker") or [""] * len(columns["file_name"])
     hashes = columns.get("content_hash") or [""] * len(speakers)
-    own = columns.get("split") or []
+    own = [SPLIT_NAMES.get(split.lower(), split.lower()) for split in columns.get("split") or []]
     named = _named_protocol(corpus, protocol)
     kind, _, folds_wanted = protocol.partition(":")
     has_folds = bool(named.get("folds")) or kind in ("leave_one_speaker_out", "speaker_folds", "session_folds")
@@ -104,7 +99,7 @@ def assign_splits(
                 "`protocol: speakers` makes one in which nobody is in two parts"
             )
         if problem:
-            print(f"corpus {corpus!r}: in its own split {problem}")
+            print(f"corpus {corpus!r}: in its own split {problem}; training takes it with `protocol: official`")
         return list(own)
     if has_folds:
         assigned = _fold(columns, corpus, protocol, named, int(folds_wanted or FOLDS), fold)
@@ -135,8 +130,12 @@ def assign_splits(
             few = len(set(filter(None, speakers)))
             why = "the protocol shares speakers" if kind == "files" else f"{few or 'no'} speaker(s) known"
             print(f"corpus {corpus!r}: {why}; 10 % + 10 % of the clips are validation and test")
-            return _split_files(columns["file_name"], hashes, seed)
-    problem = overlap(assigned, speakers, hashes)
+            assigned = _split_files(columns["file_name"], hashes, seed)
+            speakers = []  # shared, as was said
+    missing = [split for split in SPLITS if split not in assigned]
+    if missing:
+        raise ValueError(f"corpus {corpus!r}: {len(assigned)} clip(s) are too few for a split; none is in {missing[0]}")
+    problem = overlap(assigned, speakers or [""] * len(hashes), hashes)
     if problem:
         raise ValueError(f"corpus {corpus!r}: in the protocol {protocol!r} {problem}")
     return assigned
@@ -235,6 +234,8 @@ def _fold(
         groups = _groups(speakers, columns.get("content_hash") or [""] * len(speakers))
         if folds == "speaker" or kind == "leave_one_speaker_out":
             numbers = {group: number for number, group in enumerate(sorted(set(groups)))}
+        elif len(set(groups)) < folds_wanted:
+            raise ValueError(f"corpus {corpus!r}: {folds_wanted} folds of {len(set(groups))} speakers; give fewer")
         else:
             numbers = _speaker_folds(groups, columns["label"], folds_wanted)
         of_row = [numbers[group] for group in groups]
@@ -303,8 +304,6 @@ def _counts(groups: Sequence[str], labels: Sequence[str]) -> tuple[list[str], np
 
 def _named_protocol(corpus: str, protocol: str) -> Mapping[str, Any]:
     """The registry's protocol of that name for this corpus; empty for one of `PROTOCOLS`."""
-    from exhubert.corpora.registry import corpus_or_none
-
     kind, colon, folds = protocol.partition(":")
     if kind in PROTOCOLS and (not colon or (kind == "speaker_folds" and folds.isdigit() and int(folds) > 0)):
         return {}

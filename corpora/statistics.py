@@ -16,6 +16,7 @@ from exhubert.audio_exhubert import audio_seconds
 from exhubert.configuration_exhubert import SIX_CLASSES
 from exhubert.corpora.labels import load_label_map, map_labels
 from exhubert.corpora.readers import SEGMENT_COLUMNS, locate_clip, read_corpus
+from exhubert.corpora.registry import corpus_key
 from exhubert.corpora.splits import SPLITS
 from exhubert.reports.plots import plot_durations
 from exhubert.reports.tables import markdown_table
@@ -60,6 +61,7 @@ def statistics_markdown(clips: pandas.DataFrame) -> str:
         "## Six classes",
         _count_table(clips, "six_class", SIX_CLASSES, "no class"),
     ]
+    parts += ["## Labels", _labels_table(clips)]
     if (clips["language"] != "").any():
         parts += ["## Languages", _languages_table(clips)]
     if (clips["split"] != "").any():
@@ -98,10 +100,11 @@ def _read_clips(
     directory: str | os.PathLike[str], corpus: str, label_file: str | os.PathLike[str] | None
 ) -> pandas.DataFrame:
     dataset = read_corpus(directory)
+    key = corpus_key(dataset.unique("corpus") if "corpus" in dataset.column_names else [], corpus)
     wanted = ("label", "speaker", "language", "split", "duration_seconds")
     table = dataset.select_columns([name for name in wanted if name in dataset.column_names]).to_pandas()
     columns = {name: _words(table, name) for name in wanted[:4]}
-    words = load_label_map(label_file, corpus)
+    words = load_label_map(label_file, key)
     class_of = {label: _six_class(label, corpus, words) for label in set(columns["label"])}
     seconds = np.full(len(table), np.nan)
     if "duration_seconds" in table.columns:
@@ -184,6 +187,14 @@ def _count_table(clips: pandas.DataFrame, column: str, values: Sequence[str], ot
         counts += [len(part) - sum(counts)] if others.any() else []
         rows.append([name, *(f"{count:,}" for count in counts)])
     return markdown_table(header, rows)
+
+
+def _labels_table(clips: pandas.DataFrame) -> str:
+    rows = []
+    for corpus, part in _by(clips, "corpus"):
+        counts = part["label"].value_counts()
+        rows.append([corpus, ", ".join(f"{label} {count:,}" for label, count in counts.items())])
+    return markdown_table(["corpus", "clips of each of its labels"], rows, left=(0, 1))
 
 
 def _languages_table(clips: pandas.DataFrame) -> str:

@@ -47,6 +47,11 @@ def test_own_label_file_adds_and_overrides(tmp_path):
         ("smug: low/negative", "a table `word:"),
         ("smug: {arousal: low", "is not YAML"),
         ("smug: {arousal: low, valence: positive, aliases: proud}", "aliases of 'smug' are 'proud'; a list"),
+        (
+            "smug: {arousal: low, valence: positive, corpra: {}}",
+            "'smug' has the unknown field 'corpra'; there are alias",
+        ),
+        ("smug: {arousal: low, valence: positive, corpora: {emodb: high}}", "`corpora` of 'smug' is .*a table `key:"),
     ],
 )
 def test_bad_label_files_are_explained(tmp_path, text, message):
@@ -59,6 +64,23 @@ def test_bad_label_files_are_explained(tmp_path, text, message):
 def test_an_unknown_label_is_named_with_the_nearest_and_the_remedy():
     with pytest.raises(ValueError, match=r"corpus 'emo': label 'hapiness' \(2 clips\).*'happiness'.*label_file"):
         map_labels(["anger", "hapiness", "hapiness"], "emo", load_label_map())
+
+
+def test_an_own_exception_alone_keeps_the_shipped_place(tmp_path):
+    own = tmp_path / "own.yaml"
+    own.write_text("disgust: {corpora: {emo_db: {arousal: high, valence: negative}}}\n")  # an alias of emodb
+    places = [SIX_CLASSES[load_label_map(own, corpus)["disgust"]] for corpus in (None, "EMO-DB", "ravdess")]
+    assert places == ["low/negative", "high/negative", "low/negative"]
+
+
+def test_the_classes_of_a_protocol_need_native_labels(make_corpus):
+    order = ("train", "validation", "test")
+    folder = make_corpus(
+        "aibo", labels=("anger", "neutral"), speakers=("1", "2", "3"), split=lambda row: order[row // 4]
+    )
+    with pytest.raises(ValueError, match=r"has classes of its own \(idle, negative\); train with `labels: native`"):
+        load_corpora([str(folder)], protocol="is09_two_classes")
+    assert load_corpora([str(folder)], labels="native", protocol="is09_two_classes")[1] == ["idle", "negative"]
 
 
 def test_native_labels_are_the_corpora_own(make_corpus):

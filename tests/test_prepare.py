@@ -21,6 +21,7 @@ from exhubert.audio_exhubert import read_audio
 from exhubert.cli import main, run_with_one_line_errors
 from exhubert.corpora import registry
 from exhubert.corpora.labels import load_label_map, map_labels
+from exhubert.corpora.load import load_corpora
 from exhubert.corpora.naming import VIDEO_SUFFIXES
 from exhubert.corpora.readers import check_audio, read_corpus
 from exhubert.corpora.splits import overlap, split_corpus
@@ -119,7 +120,8 @@ def test_copies_and_other_forms_of_a_clip_are_left_out(tmp_path, capsys):
     (raw / "__MACOSX").mkdir()
     (raw / "__MACOSX/03a01Fa.wav").write_bytes(b"not audio")
     assert prepare("emodb", raw, tmp_path / "out") == 0
-    assert sorted(read_rows(tmp_path / "out")) == sorted(f"audio/{Path(name).name}" for name in EMODB)
+    assert sorted(read_rows(tmp_path / "out")) == sorted(f"audio/{name}" for name in EMODB)
+    assert not list((tmp_path / "out/audio/again").rglob("*.wav"))
     said = capsys.readouterr().out
     assert "left out: 5 copies of a clip that is there: again/wav/03a01Fa.wav" in said
     assert "left out: 1 other forms of a clip that is there: wav/03a01Fa.flac" in said
@@ -156,8 +158,13 @@ def test_a_tree_of_another_corpus_says_what_was_expected_and_found(tmp_path, cap
         (["emodb", "raw", "raw/out"], "raw/out is inside raw; give a folder outside the corpus"),
         (["abc", "raw", "out"], "is not established .*--table labels.csv"),
         (["emodb", "raw", "out", "--protocol", "folds"], "no protocol 'folds'; there are auto, .*, autrainer"),
-        (["emodb", "raw", "out", "--protocol", "speaker_folds"], "fold is None; .* has the folds 1 to 4"),
+        (["emodb", "raw", "out", "--protocol", "speaker_folds:4"], "fold is None; .* has the folds 1 to 4"),
+        (["emodb", "raw", "out", "--protocol", "speaker_folds"], "5 folds of 4 speakers; give fewer"),
         (["emodb", "raw", "out", "--fold", "1"], "the protocol 'auto' has no folds"),
+        (["", "raw", "out"], "no corpus '' in the registry .`exhubert"),
+        (["emodb", "inside/raw", "raw/out"], "raw/out is inside inside/raw; give a folder outside"),
+        (["meld", "meld", "out"], "no file train_sent_emo.csv there, which MELD needs beside its audio"),
+        (["own", "raw", "out", "--table", "split.csv"], "split 'eval' in the metadata"),
         (["own", "raw", "out", "--table", "traversal.csv"], r"'\.\./x\.wav' must be a path inside"),
         (["own", "raw", "out", "--table", "absolute.csv"], "'/etc/passwd.wav' must be a path inside"),
         (["own", "raw", "out", "--table", "twice.csv"], "wav/03a01Fa.wav .*(anger|joy).*(joy|anger)"),
@@ -170,14 +177,17 @@ def test_wrong_arguments_end_in_one_line(tmp_path, monkeypatch, capsys, argument
     monkeypatch.chdir(tmp_path)
     write_tree(Path("raw"), EMODB)
     Path("empty").mkdir()
+    Path("inside").symlink_to(".")
+    write_tree(Path("meld"), [next(iter(TREES["meld"]["audio"]))])
     for name, rows in {
         "traversal": "../x.wav,joy,1",
         "absolute": "/etc/passwd.wav,joy,1",
         "twice": "wav/03a01Fa.wav,joy,1\nwav/03a01Fa.wav,anger,1",
         "other": "else.wav,joy,1",
         "nothing": "",
+        "split": "wav/03a01Fa.wav,joy,1,eval",
     }.items():
-        Path(f"{name}.csv").write_text(f"file_name,label,speaker\n{rows}\n")
+        Path(f"{name}.csv").write_text(f"file_name,label,speaker{',split' * (name == 'split')}\n{rows}\n")
     before = sorted(os.listdir())
     assert prepare(*arguments) == 1
     said = capsys.readouterr().err.splitlines()
@@ -195,6 +205,85 @@ def test_a_table_prepares_any_corpus(tmp_path, capsys):
     rows = read_rows(tmp_path / "out")
     assert {row["label"] for row in rows.values()} == {"joy"}
     assert {row["speaker"] for row in rows.values()} == {"s03", "s08", "s09", "s10"}
+
+
+def test_parts_of_a_file_stay_clips_of_their_own(tmp_path):
+    raw = write_tree(tmp_path / "raw", EMODB)
+    table = "file_name,label,speaker,start_seconds,duration_seconds\n"
+    table += "".join(f"{name},joy,{name[4:6]},{start},0.1\n" for name in EMODB for start in (0.0, 0.2))
+    (tmp_path / "labels.csv").write_text(table)
+    assert prepare("mine", raw, tmp_path / "out", "--table", tmp_path / "labels.csv", "--audio", "copy") == 0
+    dataset = read_corpus(tmp_path / "out")
+    assert len(dataset) == 10
+    assert set(dataset["duration_seconds"]) == {0.1}
+    assert len(check_audio(dataset)) == 10
+
+
+def test_two_forms_in_a_table_do_not_become_one_file(tmp_path):
+    raw = write_tree(tmp_path / "raw", ["a.wav", "b.wav", "c.wav", "a.ogg"])
+    (tmp_path / "labels.csv").write_text("file,label\na.wav,joy\na.ogg,sadness\nb.wav,joy\nc.wav,joy\n")
+    arguments = ["--table", tmp_path / "labels.csv", "--audio", "flac", "--protocol", "files"]
+    assert prepare("mine", raw, tmp_path / "out", *arguments) == 0
+    rows = read_rows(tmp_path / "out")
+    assert {name: row["label"] for name, row in rows.items() if name.startswith("audio/a.")} == {
+        "audio/a.flac": "sadness",
+        "audio/a.wav.flac": "joy",
+    }
+    assert len({row["content_hash"] for row in rows.values()}) == 4
+
+
+def test_a_macs_stub_beside_a_video_and_git_lfs_pointers(tmp_path, capsys):
+    raw = write_tree(tmp_path / "raw", list(TREES["meld"]["audio"]), TREES["meld"]["texts"])
+    videos = sorted(raw.rglob("*.mp4"))
+    for video in videos:
+        video.with_name(f"._{video.name}").write_bytes(bytes.fromhex("00051607 00020000") + bytes(204))
+    assert prepare("meld", raw, tmp_path / "meld") == 0, capsys.readouterr().out
+    assert len(read_rows(tmp_path / "meld")) == len(TREES["meld"]["audio"])
+    write_tree(tmp_path / "lfs", EMODB)
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    (tmp_path / "lfs" / EMODB[0]).write_text(pointer)
+    assert prepare("emodb", tmp_path / "lfs", tmp_path / "out") == 2
+    assert "Git LFS pointer; fetch it by `git lfs pull`: wav/03a01Fa.wav" in capsys.readouterr().out
+
+
+def test_two_editions_of_the_same_clips_are_one(tmp_path, capsys):
+    official = [f"AudioData/{speaker}/{take}.wav" for speaker in ("DC", "JE", "JK", "KL") for take in ("a01", "sa02")]
+    raw = write_tree(tmp_path / "raw", official)
+    (raw / "ALL").mkdir()
+    for name in official:
+        _, speaker, take = name.split("/")
+        (raw / "ALL" / f"{speaker}_{take}").write_bytes((raw / name).read_bytes())
+    assert prepare("savee", raw, tmp_path / "out") == 0
+    assert len(read_rows(tmp_path / "out")) == 8
+    assert "left out: 8 copies of a clip that is there" in capsys.readouterr().out
+
+
+def test_a_protocol_with_own_labels_is_prepared_with_them(tmp_path, capsys):
+    raw = write_tree(tmp_path / "raw", list(TREES["iemocap"]["audio"]), TREES["iemocap"]["texts"])
+    assert prepare("iemocap", raw, tmp_path / "iemocap", "--protocol", "four_classes", "--fold", "1") == 0
+    rows = read_rows(tmp_path / "iemocap").values()
+    assert {row["label"] for row in rows} <= {"neutral", "anger", "sadness", "happiness"}
+    assert {row["session"] for row in rows if row["split"] == "test"} == {"1"}
+    assert "not in the protocol" in capsys.readouterr().out
+
+
+def test_votes_are_empty_where_nobody_voted(tmp_path):
+    raw = write_tree(tmp_path / "raw", list(TREES["iemocap"]["audio"]), TREES["iemocap"]["texts"])
+    assert prepare("iemocap", raw, tmp_path / "iemocap", "--protocol", "files") == 0
+    votes = {Path(name).stem: row["votes_neutral"] for name, row in read_rows(tmp_path / "iemocap").items()}
+    assert votes["Ses01F_impro01_F000"] == "2"
+    assert votes["Ses01F_impro01_M013"] == "0"  # one vote, for another word
+    assert votes["Ses02F_impro05_M019"] == ""
+
+
+def test_a_renamed_folder_is_still_the_corpus(tmp_path):
+    raw = write_tree(tmp_path / "raw", list(TREES["vivae"]["audio"]))
+    assert prepare("vivae", raw, tmp_path / "other name", "--protocol", "files") == 0
+    corpora, _ = load_corpora([str(tmp_path / "other name")])
+    words = load_label_map(corpus="vivae")
+    assert words["pleasure"] != load_label_map()["pleasure"]
+    for part in corpora["other name"].values():
+        assert [words[label] for label in part["label"]] == part["labels"][:]
 
 
 def test_links_that_lead_back_and_names_that_are_not_utf8(tmp_path):

@@ -89,7 +89,11 @@ def test_list_filters(capsys):
     assert exhubert("list", "--kind", "sung") == 1
     assert "'sung' is none of acted, elicited, natural, synthetic" in capsys.readouterr().err
     assert exhubert("list", "--language", "tlh") == 1
-    assert "no corpus is like that; languages are given by their codes: " in capsys.readouterr().err
+    assert "no corpus has language 'tlh'; languages are given by their codes: " in capsys.readouterr().err
+    assert exhubert("list", "--licence", "CC BY-NC", "--language", "pl") == 0
+    assert "| nemo " in capsys.readouterr().out
+    assert exhubert("list", "--licence", "beerware") == 1
+    assert capsys.readouterr().err == "error: no corpus has licence 'beerware'\n"
 
 
 def test_show_says_what_is_not_confirmed(capsys):

@@ -11,7 +11,7 @@ import pytest
 from datasets import Dataset
 
 from exhubert.corpora.registry import load_registry
-from exhubert.corpora.splits import SPLITS, assign_splits, overlap, relabel, split_corpus, split_speakers
+from exhubert.corpora.splits import SPLITS, assign_splits, overlap, protocol_labels, split_corpus, split_speakers
 
 
 def rows(speakers: int = 10, labels: tuple[str, ...] = ("anger", "neutral", "sadness"), takes: int = 2) -> dict:
@@ -152,7 +152,8 @@ def test_iemocap_four_classes_leave_one_session_out():
     labels = ("anger", "happiness", "excitement", "neutral", "sadness", "frustration")
     columns = rows(10, labels, 1)
     columns["session"] = [str(int(speaker) // 2 + 1) for speaker in columns["speaker"]]
-    dataset = relabel(Dataset.from_dict(columns), "iemocap", "four_classes")
+    columns["label"] = protocol_labels(columns["label"], "iemocap", "four_classes")
+    dataset = Dataset.from_dict(columns).filter(lambda row: row["label"])
     splits = split_corpus(dataset, "iemocap", "four_classes", fold=5)
     assert {split: set(part["session"]) for split, part in splits.items()} == {
         "train": {"2", "3", "4"},

@@ -97,8 +97,9 @@ def test_without_language_and_split_those_tables_are_left_out(make_corpus):
     folder = make_corpus()
     edit(folder, lambda table: table.drop(columns="language").assign(speaker=""))
     found = tables(write_statistics([folder]))
-    assert list(found) == ["Corpora", "Six classes"]
+    assert list(found) == ["Corpora", "Six classes", "Labels"]
     assert found["Corpora"]["corpus"]["speakers"] == "-"
+    assert found["Labels"]["corpus"] == {"clips of each of its labels": "anger 8, neutral 8, sadness 8"}
     assert "no class" not in found["Six classes"]["total"]
 
 
