@@ -66,6 +66,30 @@ def prepare_input(samples: np.ndarray, window_seconds: float | None = WINDOW_SEC
     return (samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)
 
 
+def extract_features(samples: np.ndarray, extractor: Any, window_seconds: float = WINDOW_SECONDS) -> np.ndarray:
+    """Turns samples into the input of a model, as its feature extractor says.
+
+    Args:
+        samples: 16 kHz mono, `(samples,)`.
+        extractor: the model's feature extractor. For a model of waveforms (any `Wav2Vec2FeatureExtractor`) the result
+            is that of `prepare_input`; others, `WhisperFeatureExtractor` for one, get the window unnormalised.
+        window_seconds: the first `window_seconds` are kept, and shorter audio is zero-padded at its end.
+
+    Returns:
+        float32: `(window_seconds * 16000,)`, or `(mel bins, frames)` of the window padded to the 30 s of a Whisper.
+
+    Raises:
+        ValueError: as `prepare_input`.
+    """
+    normalised = prepare_input(samples, window_seconds)
+    if isinstance(extractor, Wav2Vec2FeatureExtractor):
+        return normalised
+    window = np.zeros_like(normalised)
+    window[: len(samples)] = samples[: len(window)]
+    features = extractor(window, sampling_rate=SAMPLING_RATE, return_tensors="np")
+    return np.asarray(features[extractor.model_input_names[0]][0], dtype=np.float32)
+
+
 def audio_seconds(audio: AudioFile) -> float:
     """Returns the length of an audio file in seconds, from its header where that says it; raises as `read_audio`."""
     sound = _open(audio)

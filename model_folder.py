@@ -14,19 +14,36 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForAudioClassification, PreTrainedModel
+from transformers import (
+    ASTFeatureExtractor,
+    AutoModelForAudioClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+    SeamlessM4TFeatureExtractor,
+    SequenceFeatureExtractor,
+    WhisperFeatureExtractor,
+)
 
 from exhubert.audio_exhubert import WINDOW_SECONDS, ExHuBERTFeatureExtractor
 from exhubert.configuration_exhubert import ExHuBERTConfig
+from exhubert.modeling_wav2vec2_emotion import Wav2Vec2EmotionConfig, Wav2Vec2EmotionForSequenceClassification
 from exhubert.pipeline_exhubert import CUSTOM_PIPELINES, PIPELINE_TASK
 
 CODE_FILES = ("configuration_exhubert.py", "modeling_exhubert.py", "audio_exhubert.py", "pipeline_exhubert.py")
+EMOTION_CODE_FILE = "modeling_wav2vec2_emotion.py"  # carried by the folders of that model alone
 
-AUTO_MAP = {
-    "AutoConfig": "configuration_exhubert.ExHuBERTConfig",
-    "AutoModel": "modeling_exhubert.ExHuBERTModel",
-    "AutoModelForAudioClassification": "modeling_exhubert.ExHuBERTForSequenceClassification",
+AUTO_MAPS = {  # by model type
+    ExHuBERTConfig.model_type: {
+        "AutoConfig": "configuration_exhubert.ExHuBERTConfig",
+        "AutoModel": "modeling_exhubert.ExHuBERTModel",
+        "AutoModelForAudioClassification": "modeling_exhubert.ExHuBERTForSequenceClassification",
+    },
+    Wav2Vec2EmotionConfig.model_type: {
+        "AutoConfig": "modeling_wav2vec2_emotion.Wav2Vec2EmotionConfig",
+        "AutoModelForAudioClassification": "modeling_wav2vec2_emotion.Wav2Vec2EmotionForSequenceClassification",
+    },
 }
 
 SHARD = re.compile(r"model(-\d{5}-of-\d{5}\.safetensors|\.safetensors(\.index\.json)?)")
@@ -51,7 +68,7 @@ classify = pipeline("{task}", model="<this folder, or its Hub id>", trust_remote
 print(classify("speech.wav"))
 ```
 
-Input: {window:g} s windows of 16 kHz mono, cut or zero-padded, then normalised to zero mean and unit variance.
+Input: {window:g} s windows of 16 kHz mono, cut or zero-padded, then {then}.
 """
 
 
@@ -72,7 +89,7 @@ def save_model_folder(
         model: any audio-classification model.
         directory: the target.
         window_seconds: length of the model's input in seconds.
-        state_dict: the weights, where they are not `model.state_dict()` (sharded training).
+        state_dict: the weights, where they are not `model.state_dict()` (sharded training). LoRA is merged into them.
         write_weights: writes the weights into the folder that it is given, where the model does not hold them (it is
             on the meta device).
 
@@ -154,18 +171,82 @@ def load_classifier(name_or_path: str, **kwargs: Any) -> tuple[PreTrainedModel, 
         OSError: if it is neither a folder nor to be had from the Hub.
         ValueError: if it is no audio classification model, or its weights cannot be read.
     """
+    loader: Any = AutoModelForAudioClassification
+    if read_config(name_or_path).get("architectures") == ["Wav2Vec2ForSpeechClassification"]:
+        loader = Wav2Vec2EmotionForSequenceClassification  # AutoModel would put a new head in the place of its own
     try:
-        model, report = AutoModelForAudioClassification.from_pretrained(
-            name_or_path, output_loading_info=True, **kwargs
-        )
+        model, report = loader.from_pretrained(name_or_path, output_loading_info=True, **kwargs)
     except OSError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise OSError(f"{name_or_path}: no such folder, and no such model on the Hub ({reason})") from error
+        raise _not_found(name_or_path, error) from error
     except SafetensorError as error:
         raise ValueError(f"{name_or_path}: the weights cannot be read ({error})") from error
+    if any(".gate_bb_linear." in key for key in report["unexpected_keys"]):
+        raise ValueError(f"{name_or_path} has the published ExHuBERT's layout; use `exhubert convert published` first")
     # Names with both shapes, but bare names before transformers 5.
     reshaped = [key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]]
     return model, sorted([*report["missing_keys"], *reshaped])
+
+
+def read_config(name_or_path: str) -> dict[str, Any]:
+    """Returns a checkpoint's configuration as its file has it.
+
+    Raises:
+        OSError: if it is neither a folder nor to be had from the Hub.
+    """
+    try:
+        return PretrainedConfig.get_config_dict(name_or_path)[0]
+    except OSError as error:
+        raise _not_found(name_or_path, error) from error
+
+
+def make_feature_extractor(
+    config: PretrainedConfig, window_seconds: float = WINDOW_SECONDS
+) -> SequenceFeatureExtractor:
+    """Returns the feature extractor of a model, with its window as `window_seconds`.
+
+    Models of waveforms get ours; a Whisper, an AST and a wav2vec 2.0 BERT the one that turns audio into their
+    spectrogram. Of these a bare call pads to the model's input, but does not cut to the window.
+
+    Raises:
+        ValueError: if the window is longer than the model's input.
+    """
+    longest = float("inf")
+    extractor: SequenceFeatureExtractor
+    if config.model_type == "whisper":
+        longest = config.max_source_positions / 50  # of 20 ms each
+        extractor = WhisperFeatureExtractor(feature_size=config.num_mel_bins, chunk_length=round(longest))
+    elif config.model_type == "audio-spectrogram-transformer":
+        longest = config.max_length / 100  # frames of 10 ms
+        extractor = ASTFeatureExtractor(num_mel_bins=config.num_mel_bins, max_length=config.max_length)
+    elif config.model_type == "wav2vec2-bert":
+        mel_bins = config.feature_projection_input_dim // 2  # two frames are one input
+        extractor = SeamlessM4TFeatureExtractor(feature_size=mel_bins, num_mel_bins=mel_bins)
+    else:
+        extractor = ExHuBERTFeatureExtractor()
+    if window_seconds > longest:
+        raise ValueError(f"window_seconds is {window_seconds}; the input of this {config.model_type} is {longest:g} s")
+    extractor.window_seconds = window_seconds
+    return extractor
+
+
+def merge_lora(model: torch.nn.Module, weights: dict[str, Any]) -> dict[str, Any]:
+    """Returns weights with what LoRA adds to a layer in its weight, under the names of the model without LoRA."""
+    merged = {}
+    for name, tensor in weights.items():
+        if ".lora_" in name:
+            continue
+        layer, base, rest = name.partition(".base_layer.")
+        if rest == "weight":
+            factors = [weights[f"{layer}.lora_{factor}.default.weight"] for factor in "BA"]
+            adapter: Any = model.get_submodule(layer)
+            tensor = tensor + adapter.scaling["default"] * (factors[0] @ factors[1])
+        merged[f"{layer}.{rest}" if base else name] = tensor
+    return merged
+
+
+def _not_found(name_or_path: str, error: OSError) -> OSError:
+    reason = str(error).strip().splitlines()[0]
+    return OSError(f"{name_or_path}: no such folder, and no such model on the Hub ({reason})")
 
 
 def _empty(directory: Path) -> bool:
@@ -181,6 +262,10 @@ def _write(
     write_weights: Callable[[Path], None] | None,
 ) -> None:
     if write_weights is None:
+        if any(".lora_" in parameter for parameter, _ in model.named_parameters()):
+            state_dict = merge_lora(model, model.state_dict() if state_dict is None else state_dict)
+        if type(model).__name__.startswith("FSDP"):
+            type(model)._auto_class = None  # FSDP2 made this class, and its code, torch's, would be saved
         model.save_pretrained(directory, state_dict=state_dict)
     else:
         config = copy.deepcopy(model.config)
@@ -190,21 +275,26 @@ def _write(
     config_file = directory / "config.json"
     config = json.loads(config_file.read_text(encoding="utf-8"))
     config["custom_pipelines"] = CUSTOM_PIPELINES
-    if config["model_type"] == ExHuBERTConfig.model_type:  # `save_pretrained` names the saved class alone
-        config["auto_map"] = AUTO_MAP
+    if config["model_type"] in AUTO_MAPS:  # `save_pretrained` names the saved class alone
+        config["auto_map"] = AUTO_MAPS[config["model_type"]]
     config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    ExHuBERTFeatureExtractor(window_seconds=window_seconds).save_pretrained(directory)
+    extractor = make_feature_extractor(model.config, window_seconds)
+    extractor.save_pretrained(directory)
     package = Path(__file__).parent
-    for code_file in CODE_FILES:
+    own = (EMOTION_CODE_FILE,) if config["model_type"] == Wav2Vec2EmotionConfig.model_type else ()
+    for code_file in (*CODE_FILES, *own):
         shutil.copyfile(package / code_file, directory / code_file)
     names = config.get("id2label", model.config.id2label)  # those saved: the head may be another than the model's first
     labels = ", ".join(f"{index} {names[index]}" for index in sorted(names, key=int))
     card = CARD.format(
         name=name,
-        architecture=type(model).__name__,
+        architecture=type(model).__name__.removeprefix("FSDP"),
         layers=getattr(model.config, "num_hidden_layers", "its"),
         labels=labels,
         task=PIPELINE_TASK,
         window=window_seconds,
+        then="normalised to zero mean and unit variance"
+        if isinstance(extractor, ExHuBERTFeatureExtractor)
+        else f"made a spectrogram by {type(extractor).__name__}",
     )
     (directory / "README.md").write_text(card, encoding="utf-8")

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers import Pipeline
 
-from .audio_exhubert import SAMPLING_RATE, WINDOW_SECONDS, prepare_input, read_audio, resample
+from .audio_exhubert import SAMPLING_RATE, WINDOW_SECONDS, extract_features, read_audio, resample
 
 PIPELINE_TASK = "speech-emotion-recognition"
 # What `config.json` says, for `transformers.pipeline` to find the class.
@@ -68,7 +68,7 @@ class ExHuBERTPipeline(Pipeline):
     def preprocess(
         self, inputs: Any, window_seconds: float | None = None, hop_seconds: float | None = None
     ) -> dict[str, Any]:
-        """Returns the windows `(windows, samples)` with their `spans` in seconds."""
+        """Returns the model's input of the windows, `(windows, ...)`, with their `spans` in seconds."""
         if window_seconds is None:
             window_seconds = getattr(self.feature_extractor, "window_seconds", WINDOW_SECONDS)
         hop_seconds = window_seconds / 2 if hop_seconds is None else hop_seconds
@@ -76,12 +76,13 @@ class ExHuBERTPipeline(Pipeline):
         seconds = len(samples) / SAMPLING_RATE
         count = 1 + max(0, math.ceil((seconds - window_seconds) / hop_seconds))
         starts = [index * hop_seconds for index in range(count) if index == 0 or index * hop_seconds < seconds]
-        windows = [prepare_input(samples[round(start * SAMPLING_RATE) :], window_seconds) for start in starts]
+        parts = [samples[round(start * SAMPLING_RATE) :] for start in starts]
+        windows = [extract_features(part, self.feature_extractor, window_seconds) for part in parts]
         spans = [(start, min(start + window_seconds, seconds)) for start in starts]
-        return {"input_values": torch.from_numpy(np.stack(windows)), "spans": spans}
+        return {"windows": torch.from_numpy(np.stack(windows)), "spans": spans}
 
     def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
-        batches = model_inputs["input_values"].to(self.model.dtype).split(WINDOWS_PER_FORWARD)
+        batches = model_inputs["windows"].to(self.model.dtype).split(WINDOWS_PER_FORWARD)
         logits = torch.cat([self.model(batch).logits for batch in batches])
         return {"probabilities": logits.float().softmax(dim=-1), "spans": model_inputs["spans"]}
 

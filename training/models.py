@@ -1,0 +1,149 @@
+"""The model of a recipe: loaded with a head for the classes, expanded, frozen; and the table of its parts."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from exhubert.configuration_exhubert import ExHuBERTConfig
+from exhubert.model_folder import load_classifier, read_config
+from exhubert.modeling_exhubert import HEAD, ExHuBERTForSequenceClassification
+from exhubert.reports.tables import markdown_table
+from exhubert.training.arguments import Recipe
+from exhubert.training.lora import add_lora
+
+PARTS = ("CNN feature encoder", "feature projection", "original layers", "copies", "other encoder", "LoRA", "head")
+
+
+def load_model(recipe: Recipe, class_names: list[str]) -> tuple[PreTrainedModel, list[str]]:
+    """Loads the recipe's model with a head for `class_names`, expands it if asked to, and freezes its parts.
+
+    Its weights are float32, whatever the checkpoint's are: in half precision updates of 1e-5 would be lost.
+
+    Returns:
+        The model, and the names of the weights that its checkpoint does not have.
+
+    Raises:
+        ValueError: if it does not exist, is no audio model, cannot be expanded, or lacks a part that is to be frozen.
+    """
+    source = read_config(recipe.model)
+    kind = source.get("model_type")
+    options: dict[str, Any] = {
+        "id2label": dict(enumerate(class_names)),
+        "label2id": {name: index for index, name in enumerate(class_names)},
+        "dtype": torch.float32,
+    }
+    expanded = kind == ExHuBERTConfig.model_type
+    _check_expansion(recipe, kind, ExHuBERTConfig.from_dict(source).num_copies if expanded else 0)
+    # Of a sum over layers transformers' HuBERT has another meaning from 5.16 on; ours has one on every release.
+    if kind == "hubert" and (recipe.expand_copies or recipe.weighted_layer_sum):
+        model = ExHuBERTForSequenceClassification.from_hubert(
+            recipe.model, recipe.expand_copies, recipe.gate_original_layers, **options
+        )
+        has_head = any("ForSequenceClassification" in name for name in source.get("architectures") or ())
+        new = [] if has_head and len(source.get("id2label", "01")) == len(class_names) else ["the classification head"]
+    else:
+        gates = {"gate_original_layers": True} if recipe.gate_original_layers else {}
+        model, new = load_classifier(recipe.model, ignore_mismatched_sizes=True, **gates, **options)
+        new = [name for name in new if ".identity_linear." not in name]  # these start as the identity
+    if recipe.weighted_layer_sum and not hasattr(model, "layer_weights"):
+        new = [*new, "layer_weights"]
+    prepare(model, recipe)
+    return model, new
+
+
+def prepare(model: PreTrainedModel, recipe: Recipe) -> None:
+    """Gives a loaded model the recipe's weighted layer sum and LoRA, and freezes its parts.
+
+    LayerDrop is switched off: a skipped layer has no gradient, which several processes do not stand.
+
+    Raises:
+        ValueError: if the model does not have what the recipe names.
+    """
+    if getattr(model.config, "layerdrop", 0):
+        model.config.layerdrop = 0.0
+    if recipe.weighted_layer_sum and not hasattr(model, "layer_weights"):
+        _add_layer_weights(model)
+    _freeze_unused(model)
+    for part in recipe.freeze:
+        freeze(model, part)
+    if recipe.lora:
+        add_lora(model, **recipe.lora)
+
+
+def freeze(model: PreTrainedModel, part: str) -> None:
+    """Freezes a part of a model: feature_encoder (the CNN), originals (all layers but copies) or base (all but head).
+
+    Raises:
+        ValueError: if the model does not have it.
+    """
+    method = {"feature_encoder": "freeze_feature_encoder", "originals": "freeze_og_encoder"}.get(part)
+    if method is not None and not hasattr(model, method):
+        raise ValueError(f"freeze names {part!r}, which {type(model).__name__} does not have")
+    if method is not None:
+        getattr(model, method)()
+        return
+    for name, parameter in model.named_parameters():
+        if not name.startswith(HEAD):
+            parameter.requires_grad_(False)
+    if hasattr(model, "freeze_feature_encoder"):
+        model.freeze_feature_encoder()  # or its output would be computed with a graph
+
+
+def _freeze_unused(model: PreTrainedModel) -> None:
+    """Freezes what training computes nothing with: several processes wait for the gradient of all that is trainable."""
+    config, base = model.config, model.base_model
+    masked = getattr(base, "masked_spec_embed", None)
+    if masked is not None and not (config.apply_spec_augment and config.mask_time_prob > 0):
+        masked.requires_grad_(False)
+    # Of a pre-norm encoder transformers sums the states before the final norm, from 5.16 on; ours has its own meaning.
+    summed = getattr(config, "use_weighted_layer_sum", False) and getattr(config, "do_stable_layer_norm", False)
+    if summed and config.model_type != ExHuBERTConfig.model_type:
+        base.encoder.layer_norm.requires_grad_(False)
+
+
+def parts_table(model: PreTrainedModel) -> str:
+    """Returns a table of a model's parts, those it has, with their total and trainable parameters, and the sums."""
+    copies = getattr(model.config, "num_copies", 0)
+    counts = {part: [0, 0] for part in PARTS}
+    for name, parameter in model.named_parameters():
+        count = counts[_part(name, copies)]
+        count[0] += parameter.numel()
+        count[1] += parameter.numel() if parameter.requires_grad else 0
+    rows = {part: count for part, count in counts.items() if count[0]}
+    rows["all"] = [model.num_parameters(), model.num_parameters(only_trainable=True)]
+    cells = [[part, *(f"{number:,}" for number in count)] for part, count in rows.items()]
+    return markdown_table(["part", "parameters", "trainable"], cells)
+
+
+def _part(name: str, num_copies: int) -> str:
+    if name.startswith(HEAD):
+        return "head"
+    if ".lora_" in name:
+        return "LoRA"
+    layer = re.search(r"\.layers?\.(\d+)\.", name)
+    if layer:
+        return "copies" if int(layer[1]) % (num_copies + 1) else "original layers"
+    if ".feature_extractor." in name:
+        return "CNN feature encoder"
+    return "feature projection" if ".feature_projection." in name else "other encoder"
+
+
+def _check_expansion(recipe: Recipe, kind: str | None, num_copies: int) -> None:
+    if recipe.expand_copies and kind != "hubert" and recipe.expand_copies != num_copies:
+        has = f"an ExHuBERT with {num_copies} copies of each layer" if num_copies else f"a {kind!r} model"
+        raise ValueError(f"expand_copies is {recipe.expand_copies}, but {recipe.model} is {has}; give a plain HuBERT")
+    if recipe.gate_original_layers and not (num_copies or recipe.expand_copies):
+        raise ValueError("gate_original_layers is for an expanded model; give `expand_copies: 1` as well")
+
+
+def _add_layer_weights(model: PreTrainedModel) -> None:
+    """Gives a model the weighted sum over its layers' states, all weights alike, that transformers' classes know."""
+    if not hasattr(model, "projector") or not hasattr(model.config, "use_weighted_layer_sum"):
+        raise ValueError(f"weighted_layer_sum is something that {type(model).__name__} does not have")
+    model.config.use_weighted_layer_sum = True
+    states = model.config.num_hidden_layers + 1
+    model.layer_weights = torch.nn.Parameter(torch.full((states,), 1.0 / states))
