@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from accelerate.data_loader import BatchSamplerShard
-from torch.utils.data import BatchSampler
+import torch
+from accelerate.data_loader import BatchSamplerShard, prepare_data_loader
+from torch.utils.data import BatchSampler, DataLoader
 
 from exhubert.training.round_robin import Draw, MultiCorpus, RoundRobinSampler
 
@@ -57,6 +58,57 @@ def test_processes_share_a_corpus_and_no_sample(processes):
         assert len({draw.corpus for draw in together}) == 1
 
 
+def test_every_corpus_contributes_the_same_whatever_its_size():
+    """Of 10, 500 and 20,000 clips, after any number of rounds; each corpus uses its clips evenly."""
+    sizes, rounds = (10, 500, 20_000), 700
+    used = [Counter() for _ in sizes]
+    given = Counter()
+    for number, draw in enumerate(RoundRobinSampler(sizes, 8, rounds), start=1):
+        given[draw.corpus] += 1
+        used[draw.corpus][draw.clip] += 1
+        if number % (8 * len(sizes)) == 0:
+            assert set(given.values()) == {number // len(sizes)}
+    assert [len(counts) for counts in used] == [10, 500, 5600]  # of the large one no clip came twice
+    assert all(max(counts.values()) - min(counts.values()) <= 1 for counts in used)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("processes", "micro_batches"), [(2, 1), (4, 1), (2, 2)])
+def test_what_each_process_sees(processes, micro_batches, workers):
+    """Through accelerate's own loaders, as `Trainer` makes them: disjoint shares of each batch, of one size."""
+    rows = [[{"corpus": corpus, "clip": clip} for clip in range(size)] for corpus, size in enumerate(SIZES)]
+    sampler = RoundRobinSampler(SIZES, 8, rounds=5)
+    seen = []
+    for process in range(processes):
+        loader = DataLoader(
+            MultiCorpus(rows),
+            batch_sampler=BatchSampler(sampler, 8 // processes // micro_batches, drop_last=False),
+            collate_fn=as_draws,
+            num_workers=workers,
+        )
+        sharded = prepare_data_loader(
+            loader, torch.device("cpu"), num_processes=processes, process_index=process, put_on_device=False
+        )
+        parts = iter([tuple(draw) for draw in batch] for batch in sharded)
+        seen.append(
+            [[draw for part in update for draw in part] for update in zip(*[parts] * micro_batches, strict=True)]
+        )
+    assert [len(updates) for updates in seen] == [15] * processes
+    for update, batch in enumerate(batches(sampler, 8)):
+        shares = [updates[update] for updates in seen]
+        assert {len(share) for share in shares} == {8 // processes}
+        assert sorted(draw for share in shares for draw in share) == sorted(batch)
+    for corpus, size in enumerate(SIZES):  # within a pass no process has another's clip, nor one twice
+        draws = [draw for updates in seen for share in updates for draw in share if draw[0] == corpus]
+        assert len(draws) == len(set(draws)) == 5 * 8
+        assert Counter(pass_ for _, pass_, _ in draws)[0] == min(size, 40)
+
+
+def as_draws(samples):
+    assert all((sample["corpus"], sample["clip"]) == (sample["draw"].corpus, sample["draw"].clip) for sample in samples)
+    return torch.tensor([sample["draw"] for sample in samples]).tolist()
+
+
 def test_proportional_sampling_follows_the_sizes():
     draws = list(RoundRobinSampler(SIZES, 8, rounds=113, proportional=True))
     assert len(draws) == 8 * 3 * 113 == 24 * sum(SIZES)
@@ -72,4 +124,8 @@ def test_crops_follow_from_seed_corpus_pass_and_clip():
     crops = [data[draw]["crop"] for draw in draws]
     assert crops == [again[draw]["crop"] for draw in reversed(draws)][::-1]
     assert len(set(crops)) == len(draws)
+    seeds = [data[draw]["augmentation_seed"] for draw in draws]
+    assert seeds == [again[draw]["augmentation_seed"] for draw in reversed(draws)][::-1]
+    assert len(set(seeds)) == len(draws)
+    assert data[draws[0]]["crop"] != MultiCorpus(corpora, seed=5)[draws[0]]["crop"]
     assert all(0 <= crop < 1 for crop in crops)

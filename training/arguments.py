@@ -15,7 +15,19 @@ import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
+from exhubert.training.augmentation import Augmentation
+from exhubert.training.lora import ATTENTION
+
 FREEZABLE = ("feature_encoder", "originals", "base")
+CHOICES = {
+    "labels": ("six", "native"),
+    "crop": ("random", "start", "center"),
+    "sampling": ("round_robin", "proportional"),
+    "update": ("batch", "round"),
+    "class_weights": ("none", "balanced"),
+}
+# What `lora` may say, and what holds where it does not.
+LORA_DEFAULTS: dict[str, Any] = {"rank": 8, "alpha": 16.0, "dropout": 0.0, "target_modules": list(ATTENTION)}
 OPTIONAL = {"label_file": str, "clips_per_corpus": int, "fold": int}  # keys that may be empty
 SHORTEST_WINDOW_SECONDS = 0.1  # below it a HuBERT has no frames to mask in training
 
@@ -26,6 +38,9 @@ class Recipe:
 
     model: str = field(default="", metadata={"help": "Hub id or folder of the model to start from"})
     expand_copies: int = field(default=0, metadata={"help": "copies of each encoder layer added on loading a HuBERT"})
+    gate_original_layers: bool = field(default=False, metadata={"help": "originals, too, end in a linear layer"})
+    weighted_layer_sum: bool = field(default=False, metadata={"help": "classify a learned mean of all layers' states"})
+    lora: dict[str, Any] = field(default_factory=dict, metadata={"help": "train adapters: {rank: 8, alpha: 16, ...}"})
     freeze: list[str] = field(default_factory=list, metadata={"help": f"any of {', '.join(FREEZABLE)}"})
     corpora_root: str = field(default=".", metadata={"help": "folder that the names in `corpora` are looked up in"})
     corpora: list[str] = field(default_factory=list, metadata={"help": "corpus folders, in the order of a round"})
@@ -37,32 +52,43 @@ class Recipe:
     fold: int | None = field(default=None, metadata={"help": "which fold, from 1, of a protocol that has folds"})
     window_seconds: float = field(default=3.0, metadata={"help": "length of the model's input in seconds"})
     crop: str = field(default="random", metadata={"help": "random, start or center: which window, in training"})
+    augmentation: list[dict[str, Any]] = field(
+        default_factory=list, metadata={"help": "transforms of audiomentations, in training: {name: Gain, p: 0.5, ...}"}
+    )
     sampling: str = field(default="round_robin", metadata={"help": "round_robin or proportional"})
     rounds: int = field(default=3000, metadata={"help": "rounds of one batch from every corpus"})
-    batch_size: int = field(default=8, metadata={"help": "clips per corpus and update, over all processes"})
+    batch_size: int = field(default=8, metadata={"help": "clips per corpus and round, over all processes"})
+    update: str = field(default="batch", metadata={"help": "the model is updated after every batch, or every round"})
+    micro_batches: int = field(default=1, metadata={"help": "parts a process computes its batch in, to save memory"})
+    class_weights: str = field(default="none", metadata={"help": "none or balanced: weights of the classes' losses"})
+    soft_labels: bool = field(default=False, metadata={"help": "train on the shares of raters' votes (votes_<word>)"})
+    early_stopping: int = field(default=0, metadata={"help": "stop after so many evaluations without a better UAR"})
     output: str = field(default="", metadata={"help": "run folder"})
 
     def check(self) -> None:
-        """Raises ValueError for a value that is not among the legal ones."""
+        """Raises ValueError for a value that is not among the legal ones; fills in what `lora` leaves out."""
         for name in ("model", "corpora", "output"):
             if not getattr(self, name):
                 raise ValueError(f"the recipe needs `{name}`; give it there or as --{name}")
-        choices = {"labels": ("six", "native"), "crop": ("random", "start", "center")}
-        choices["sampling"] = ("round_robin", "proportional")
-        for name, legal in choices.items():
+        for name, legal in CHOICES.items():
             if getattr(self, name) not in legal:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be {' or '.join(legal)}")
         for part in self.freeze:
             if part not in FREEZABLE:
                 raise ValueError(f"freeze names {part!r}; the parts are {', '.join(FREEZABLE)}")
-        for name in ("rounds", "batch_size", "window_seconds", "clips_per_corpus"):
+        for name in ("rounds", "batch_size", "micro_batches", "window_seconds", "clips_per_corpus"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name} is {value}; it must be above 0")
         if self.window_seconds < SHORTEST_WINDOW_SECONDS:
             raise ValueError(f"window_seconds is {self.window_seconds}; at least {SHORTEST_WINDOW_SECONDS} are needed")
-        if self.expand_copies < 0:
-            raise ValueError(f"expand_copies is {self.expand_copies}; it must be 0 or more")
+        for name in ("expand_copies", "early_stopping"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
+        if self.lora:
+            self.lora = _checked_lora(self.lora)
+        if self.augmentation:
+            Augmentation(self.augmentation)  # says what is wrong with it
 
 
 # The optimiser is the paper's (section 4.1); what it does not say is ours: constant rate, weight decay 0.01, no
@@ -84,20 +110,24 @@ TRAINING_DEFAULTS: dict[str, Any] = {
     "greater_is_better": True,
     "logging_steps": 10,
     "disable_tqdm": False,
+    "ddp_find_unused_parameters": False,
     "dataloader_pin_memory": torch.cuda.is_available(),
     "report_to": "tensorboard",
+    "ddp_timeout": 600,  # seconds without an answer until the other processes of a run give up
     "seed": 0,
 }
 EVALUATIONS = 10  # over a run, unless `eval_steps` says otherwise
-# Fields of TrainingArguments that follow from the recipe, and the key to use instead.
+# Fields of TrainingArguments that follow from the recipe, and what to set instead.
 DERIVED = {
-    "output_dir": "output",
-    "max_steps": "rounds",
-    "num_train_epochs": "rounds",
-    "per_device_train_batch_size": "batch_size",
-    "auto_find_batch_size": "batch_size",
-    "remove_unused_columns": "corpora",
-    "label_names": "labels",
+    "output_dir": "`output`",
+    "max_steps": "`rounds`",
+    "num_train_epochs": "`rounds`",
+    "per_device_train_batch_size": "`batch_size`",
+    "auto_find_batch_size": "`batch_size`",
+    "gradient_accumulation_steps": "`update` or `micro_batches`",
+    "remove_unused_columns": "`corpora`",
+    "label_names": "`labels`",
+    "resume_from_checkpoint": "--resume",
 }
 
 
@@ -142,61 +172,90 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Recipe, TrainingArgum
 def read_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Returns the keys of a YAML recipe, those below `training` among them.
 
+    `extends: other.yaml`, relative to the recipe, takes over another recipe's keys; the recipe's own win, each key
+    as a whole, and below `training` each field.
+
     Raises:
-        ValueError: if it is no recipe or has an unknown key.
+        ValueError: if it is no recipe, has an unknown key, or extends itself.
     """
-    path = Path(path)
+    return _read_recipe(Path(path), ())
+
+
+def _read_recipe(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
     if not path.is_file():
-        raise ValueError(f"{path}: no such recipe file")
+        what = f", which {extended_by[-1]} extends" if extended_by else ""
+        raise ValueError(f"{path}{what}: no such recipe file")
+    if any(path.samefile(other) for other in extended_by):
+        circle = " -> ".join(map(str, (*extended_by, path)))
+        raise ValueError(f"{extended_by[-1]}: `extends` leads in a circle: {circle}")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path}: a recipe is a table `key: value`")
+    base = values.pop("extends", None)
+    if base is not None and not isinstance(base, str):
+        raise ValueError(f"{path}: `extends` is {base!r}; the name of one recipe file is needed")
     training = values.pop("training", None) or {}
     if not isinstance(training, dict):
         raise ValueError(f"{path}: `training` is {training!r}; a table `field: value` is needed")
     recipe_names = [spec.name for spec in fields(Recipe)]
     training_names = [spec.name for spec in fields(TrainingArguments)]
     for name in values:
-        _check_name(str(name), [*recipe_names, "training"], f"{path}: unknown key")
+        _check_name(str(name), [*recipe_names, "training", "extends"], f"{path}: unknown key")
     for name in training:
         _check_name(str(name), training_names, f"{path}: unknown key below `training`")
-    return values | training
+    inherited = {} if base is None else _read_recipe(path.parent / base, (*extended_by, path))
+    return inherited | values | training
 
 
 def training_arguments(recipe: Recipe, training: dict[str, Any]) -> TrainingArguments:
-    """Returns `TrainingArguments` for a recipe; the batch sizes and the number of steps follow from it."""
+    """Returns `TrainingArguments` for a recipe; batch sizes, accumulation and the number of steps follow from it."""
     for name in training:
         if name in DERIVED:
-            raise ValueError(f"{name} follows from the recipe; set `{DERIVED[name]}` instead")
+            raise ValueError(f"{name} follows from the recipe; set {DERIVED[name]} instead")
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if recipe.batch_size % processes:
-        raise ValueError(f"batch_size is {recipe.batch_size}; it must be a multiple of the {processes} processes")
-    batches = recipe.rounds * len(recipe.corpora)
-    accumulation = training.get("gradient_accumulation_steps", 1)
-    if accumulation not in (1, len(recipe.corpora)):
-        raise ValueError(
-            f"gradient_accumulation_steps is {accumulation}; it must be 1 (an update after every batch) or "
-            f"{len(recipe.corpora)}, the number of corpora (one update a round)"
-        )
-    steps = batches // accumulation
+    if recipe.batch_size % (processes * recipe.micro_batches):
+        parts = f"{processes} processes" + (f" x {recipe.micro_batches} micro_batches" * (recipe.micro_batches > 1))
+        raise ValueError(f"batch_size is {recipe.batch_size}; it must be a multiple of the {parts}")
+    batches_per_update = len(recipe.corpora) if recipe.update == "round" else 1
+    steps = recipe.rounds * len(recipe.corpora) // batches_per_update
     values = TRAINING_DEFAULTS | training
+    if not 0 <= values.get("label_smoothing_factor", 0) < 1:
+        raise ValueError(f"label_smoothing_factor is {values['label_smoothing_factor']}; it must be from 0 to below 1")
+    if recipe.early_stopping and values["eval_strategy"] in ("no", False):
+        raise ValueError("early_stopping needs evaluations; leave eval_strategy out")
+    if recipe.early_stopping and values["metric_for_best_model"] != TRAINING_DEFAULTS["metric_for_best_model"]:
+        raise ValueError("early_stopping goes by the average UAR; leave metric_for_best_model out")
     every = values.get("eval_steps") or max(1, steps // EVALUATIONS)
     values["eval_steps"] = every
+    # Without it each of several processes on CPU would take itself for the only one.
+    values.setdefault("use_cpu", not torch.accelerator.is_available())
     values["save_steps"] = values.get("save_steps") or every
     try:
-        return TrainingArguments(
+        arguments = TrainingArguments(
             output_dir=str(Path(recipe.output) / "checkpoints"),
             max_steps=steps,
-            per_device_train_batch_size=recipe.batch_size // processes,
+            per_device_train_batch_size=recipe.batch_size // processes // recipe.micro_batches,
+            gradient_accumulation_steps=batches_per_update * recipe.micro_batches,
             remove_unused_columns=False,
             label_names=["labels"],
             **values,
         )
     except TypeError as error:
         raise ValueError(f"transformers refuses the training arguments {training}: {error}") from error
+    if arguments.world_size != processes:
+        raise ValueError(
+            f"{processes} processes were started, but each of them would train alone on {arguments.device}; "
+            "add --use_cpu to train in several processes without CUDA"
+        )
+    if arguments.n_gpu > 1:  # `Trainer` would multiply the batch by their number
+        raise ValueError(
+            f"one process sees {arguments.n_gpu} GPUs; start one process a GPU with `accelerate launch`, or choose one "
+            "with CUDA_VISIBLE_DEVICES=0"
+        )
+    return arguments
 
 
 def resolved(recipe: Recipe, training: TrainingArguments) -> dict[str, Any]:
@@ -205,11 +264,12 @@ def resolved(recipe: Recipe, training: TrainingArguments) -> dict[str, Any]:
     for spec in fields(TrainingArguments):
         value = getattr(training, spec.name)
         value = getattr(value, "value", value)  # of an enumeration
-        plain = isinstance(value, (str, int, float, bool, list))
+        plain = isinstance(value, (str, int, float, bool, list)) or (value and spec.name.endswith("_kwargs"))
         if (
             spec.init
             and plain
             and spec.name not in DERIVED
+            and spec.name != "use_cpu"
             and (spec.name in TRAINING_DEFAULTS or value != spec.default)
         ):
             kept[spec.name] = value
@@ -224,6 +284,8 @@ def _read_options(options: Sequence[str]) -> dict[str, Any]:
     for name in given:
         _check_name(name, names, "unknown option")
     parser = HfArgumentParser((Recipe, TrainingArguments), allow_abbrev=False, exit_on_error=False, add_help=False)
+    for annotation in (dict, dict[str, Any]):
+        parser.register("type", annotation, _yaml_value)
     try:
         values, rest = parser.parse_known_args(list(options))
     except argparse.ArgumentError as error:
@@ -233,13 +295,21 @@ def _read_options(options: Sequence[str]) -> dict[str, Any]:
     return {name: getattr(values, name) for name in given}
 
 
+def _yaml_value(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not YAML") from error
+
+
 def _typed(name: str, value: Any, default: Any) -> Any:
     """`value` as the type of the key's default; YAML reads 1e-5, without a point, as text."""
     if default is None and (value is None or type(value) is OPTIONAL[name]):
         return value
     if isinstance(default, list):
         values = value if isinstance(value, list) else [value]
-        if value is not None and all(isinstance(item, str) for item in values):
+        values = [item for part in values for item in (part if isinstance(part, list) else [part])]
+        if all(isinstance(item, dict if name == "augmentation" else str) for item in values):
             return values
     elif type(value) is type(default):
         return value
@@ -248,9 +318,27 @@ def _typed(name: str, value: Any, default: Any) -> Any:
             return float(value)
         except ValueError:
             pass
-    needed = {list: "a list of words", str: "a word", bool: "true or false", int: "a whole number", float: "a number"}
+    needed = {str: "a word", bool: "true or false", int: "a whole number", float: "a number"}
+    needed |= {dict: "a table `key: value`", list: "a list of words"}
     what = needed[OPTIONAL[name] if default is None else type(default)]
+    if name == "augmentation":
+        what = "a list of tables `{name: Gain, p: 0.5}`"
     raise ValueError(f"{name} is {value!r}; {what} is needed")
+
+
+def _checked_lora(values: dict[str, Any]) -> dict[str, Any]:
+    """The settings of the adapters, with the defaults filled in."""
+    for name in values:
+        _check_name(str(name), list(LORA_DEFAULTS), "lora: unknown key")
+    lora = {name: _typed(name, values.get(name, default), default) for name, default in LORA_DEFAULTS.items()}
+    for name in ("rank", "alpha"):
+        if lora[name] <= 0:
+            raise ValueError(f"lora: {name} is {lora[name]}; it must be above 0")
+    if not lora["target_modules"]:
+        raise ValueError(f"lora: target_modules is empty; name layers, e.g. {', '.join(ATTENTION)}")
+    if not 0 <= lora["dropout"] < 1:
+        raise ValueError(f"lora: dropout is {lora['dropout']}; it must be from 0 to below 1")
+    return lora
 
 
 def _check_name(name: str, known: Sequence[str], message: str) -> None:

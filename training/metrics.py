@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from sklearn.metrics import accuracy_score, f1_score, recall_score
 from transformers import EvalPrediction
 
+METRICS = ("uar", "accuracy", "macro_f1")
 UAR_MODULE = Path(__file__).with_name("uar")
 
 
@@ -38,10 +39,24 @@ def classification_scores(
     }
 
 
+def average_metrics(metrics: Mapping[str, float], corpora: Sequence[str], prefix: str = "eval") -> dict[str, float]:
+    """Returns `<prefix>_average_uar`, `..._accuracy` and `..._macro_f1`: the means over the corpora.
+
+    Args:
+        metrics: `<prefix>_<corpus>_uar` and so on, as `Trainer` names them.
+        corpora: the corpora's names.
+        prefix: of the names.
+    """
+    return {
+        f"{prefix}_average_{name}": sum(metrics[f"{prefix}_{corpus}_{name}"] for corpus in corpora) / len(corpora)
+        for name in METRICS
+    }
+
+
 def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
     """`Trainer`'s metrics of one corpus: `uar`, `accuracy`, `macro_f1`."""
     references = np.asarray(prediction.label_ids).tolist()
     predictions = np.asarray(prediction.predictions).argmax(axis=-1).tolist()
     names = [str(index) for index in range(np.asarray(prediction.predictions).shape[-1])]
     scores = classification_scores(references, predictions, names)
-    return {name: scores[name] for name in ("uar", "accuracy", "macro_f1")}
+    return {name: scores[name] for name in METRICS}

@@ -10,7 +10,7 @@ from datasets import Dataset
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Sampler
 
-_ORDER, _CROP, _MIX = range(3)  # what a random stream is for
+_ORDER, _CROP, _MIX, _AUGMENTATION = range(4)  # what a random stream is for
 
 
 class Draw(NamedTuple):
@@ -82,20 +82,31 @@ class RoundRobinSampler(Sampler[Draw]):
 class MultiCorpus(TorchDataset):
     """Several corpora as one map-style dataset, indexed by the sampler's draws.
 
-    A sample is the corpus's row with `crop`: a number from 0 to 1, a pure function of (seed, corpus, pass,
-    clip), that says where a random crop lies.
+    A sample is the corpus's row with `draw`; `crop`, a number from 0 to 1 that says where a random crop lies, and
+    `augmentation_seed`, both pure functions of (seed, corpus, pass, clip); and `target` where targets are given.
+
+    Args:
+        corpora: the rows of each corpus.
+        seed: of crops and augmentation.
+        targets: for each corpus what its clips are to be classified as, `(clips, classes)`, instead of their labels.
     """
 
-    def __init__(self, corpora: Sequence[Dataset], seed: int = 0) -> None:
+    def __init__(self, corpora: Sequence[Dataset], seed: int = 0, targets: Sequence[np.ndarray] | None = None) -> None:
         self.corpora = list(corpora)
         self.seed = seed
+        self.targets = targets
 
     def __len__(self) -> int:
         return sum(len(corpus) for corpus in self.corpora)
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
-        crop = _generator(self.seed, _CROP, *draw).random()
-        return {**self.corpora[draw.corpus][draw.clip], "crop": crop}
+        row = dict(self.corpora[draw.corpus][draw.clip])
+        row["draw"] = draw
+        row["crop"] = _generator(self.seed, _CROP, *draw).random()
+        row["augmentation_seed"] = int(_generator(self.seed, _AUGMENTATION, *draw).integers(2**32))
+        if self.targets is not None:
+            row["target"] = self.targets[draw.corpus][draw.clip]
+        return row
 
 
 def _generator(seed: int, *purpose: int) -> np.random.Generator:

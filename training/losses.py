@@ -1,0 +1,180 @@
+"""The loss of training: cross entropy, where asked for with label smoothing, class weights and the raters' votes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch.nn import functional
+
+from exhubert.configuration_exhubert import SIX_CLASSES
+from exhubert.corpora.labels import load_label_map, plain_word
+from exhubert.training.arguments import Recipe
+
+VOTES = "votes_"  # begins the name of a column that counts the raters who chose the word after it
+
+
+class ClassificationLoss:
+    """`Trainer`'s `compute_loss_func`: the loss of an update, the same for every class of model.
+
+    It is the sum over the clips of `-sum_c weight[c] * target[c] * log p[c]`, divided by the number of clips in the
+    update; `p` is the softmax of the logits and `target` is 1 for the clip's class, or the classes' shares of its
+    votes. With label smoothing s it is `(1 - s) * target + s / classes`. The divisor is the number of clips, not the
+    sum of their weights, so that the parts of a batch (`micro_batches`, processes) add up to the whole batch's
+    gradient.
+
+    Args:
+        class_names: in the order of the logits.
+        label_smoothing: 0 to below 1.
+        class_weights: of the classes; None for 1.
+    """
+
+    def __init__(
+        self,
+        class_names: Sequence[str],
+        label_smoothing: float = 0.0,
+        class_weights: np.ndarray | None = None,
+    ) -> None:
+        self.class_names = list(class_names)
+        self.label_smoothing = label_smoothing
+        self.class_weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
+
+    def __call__(
+        self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """Returns the share of these clips in the loss of an update.
+
+        Args:
+            outputs: the model's, with `logits` `(batch, classes)`.
+            labels: class indices `(batch,)` or targets `(batch, classes)`.
+            num_items_in_batch: entries of `labels` in the whole update, over its micro-batches and processes; None
+                if these are all.
+        """
+        logits = (outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]).float()
+        weights = None if self.class_weights is None else self.class_weights.to(logits.device)
+        total = functional.cross_entropy(
+            logits, labels, weight=weights, label_smoothing=self.label_smoothing, reduction="sum"
+        )
+        return total / (labels.numel() if num_items_in_batch is None else num_items_in_batch) * labels[0].numel()
+
+    def __str__(self) -> str:
+        parts = ["cross entropy"]
+        if self.label_smoothing:
+            parts.append(f"label smoothing {self.label_smoothing:g}")
+        if self.class_weights is not None:
+            pairs = zip(self.class_names, self.class_weights.tolist(), strict=True)
+            parts.append("class weights " + ", ".join(f"{name} {weight:.2f}" for name, weight in pairs))
+        return "; ".join(parts)
+
+
+def build_loss(
+    recipe: Recipe, label_smoothing: float, train: Mapping[str, Dataset], class_names: Sequence[str]
+) -> tuple[ClassificationLoss, list[np.ndarray] | None, list[str]]:
+    """Returns the loss of a recipe, the targets of each corpus's clips where they are not their labels, and notices.
+
+    Args:
+        recipe: says whether the raters' votes and class weights count.
+        label_smoothing: 0 to below 1.
+        train: training clips by the corpus's name.
+        class_names: in the order of the logits.
+
+    Raises:
+        ValueError: if the votes cannot be used; see `vote_targets`.
+    """
+    targets, notices = vote_targets(train, class_names, recipe.label_file) if recipe.soft_labels else (None, [])
+    weights = None
+    if recipe.class_weights == "balanced":
+        learned = targets or [np.asarray(dataset["labels"][:]) for dataset in train.values()]
+        weights = balanced_weights(learned, len(class_names), recipe.sampling == "proportional")
+    loss = ClassificationLoss(class_names, label_smoothing, weights)
+    return loss, targets, [*notices, f"loss: {loss}"]
+
+
+def balanced_weights(targets: Sequence[np.ndarray], classes: int, proportional: bool = False) -> np.ndarray:
+    """Returns class weights `(classes,)` with which every class has the same part in the loss of training.
+
+    `1 / (classes that occur * share of the class)`, as scikit-learn's "balanced". The shares are those of the batches:
+    the mean over the corpora of a class's share in each, since round-robin draws as much from a small corpus as from
+    a large one; with proportional sampling the share in all clips together. A class that does not occur weighs 1.
+
+    Args:
+        targets: of each corpus's training clips: class indices `(clips,)` or shares `(clips, classes)`.
+        classes: how many there are.
+        proportional: whether `sampling` is that.
+    """
+    counts = np.stack([np.bincount(t, minlength=classes) if t.ndim == 1 else t.sum(axis=0) for t in targets])
+    of_corpora = counts if proportional else counts / counts.sum(axis=1, keepdims=True)
+    shares = of_corpora.sum(axis=0) / of_corpora.sum()
+    occurs = shares > 0
+    return np.where(occurs, 1 / (occurs.sum() * np.where(occurs, shares, 1)), 1.0)
+
+
+def vote_targets(
+    corpora: Mapping[str, Dataset], class_names: Sequence[str], label_file: str | None = None
+) -> tuple[list[np.ndarray], list[str]]:
+    """Returns what the clips of each corpus are to be classified as, by the votes of its raters.
+
+    The votes of a column `votes_<word>` count for the class of the word; words that name no class are left out. A clip
+    without votes for a class has its label alone.
+
+    Args:
+        corpora: training clips by the corpus's name, with the class index in `labels`.
+        class_names: in the order of the indices.
+        label_file: a YAML file with further emotion words.
+
+    Returns:
+        For each corpus float32 `(clips, classes)`, each row's sum 1; and a line for each corpus that says how many
+        of its clips have votes, and which words are left out.
+
+    Raises:
+        ValueError: if no corpus has votes; for a count that is no number.
+    """
+    targets, notes, voted = [], [], 0
+    for name, dataset in corpora.items():
+        votes, ignored = _votes(dataset, name, class_names, label_file)
+        totals = votes.sum(axis=1, keepdims=True)
+        own = np.eye(len(class_names))[np.asarray(dataset["labels"][:])]
+        targets.append(np.where(totals > 0, votes / np.maximum(totals, 1e-12), own).astype(np.float32))
+        count = int((totals > 0).sum())
+        voted += count
+        without = f"; votes for {', '.join(ignored)} name no class" if ignored else ""
+        notes.append(f"corpus {name!r}: {count} of {len(dataset)} training clips have raters' votes{without}")
+    if not voted:
+        raise ValueError(
+            f"soft_labels is set, but no clip of {', '.join(corpora)} has votes; metadata.csv has them in columns "
+            f"{VOTES}<word>, e.g. {VOTES}anger"
+        )
+    return targets, notes
+
+
+def _votes(
+    dataset: Dataset, corpus: str, class_names: Sequence[str], label_file: str | None
+) -> tuple[np.ndarray, list[str]]:
+    """How many raters chose each class, `(clips, classes)`; and the words that name none."""
+    label_map: dict[str, int | None] = {plain_word(name): index for index, name in enumerate(class_names)}
+    if list(class_names) == list(SIX_CLASSES):
+        label_map = load_label_map(label_file, corpus)
+    votes, ignored = np.zeros((len(dataset), len(class_names))), []
+    for column in dataset.column_names:
+        if not column.startswith(VOTES):
+            continue
+        word = column[len(VOTES) :]
+        index = label_map.get(plain_word(word))
+        if index is None:
+            ignored.append(word)
+            continue
+        for clip, value in enumerate(dataset[column][:]):
+            try:
+                count = 0.0 if value in (None, "") or value != value else float(value)
+            except ValueError:
+                count = -1.0
+            if not 0 <= count < float("inf"):
+                raise ValueError(
+                    f"corpus {corpus!r}: {column} of {dataset['file_name'][clip]} is {value!r}; a number of raters, "
+                    "0 or more, is needed"
+                )
+            votes[clip, index] += count
+    return votes, ignored
