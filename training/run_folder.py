@@ -2,45 +2,154 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import platform
+import shutil
 import subprocess
+from collections.abc import Iterator
+from dataclasses import MISSING, fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pandas
 import yaml
+from datasets import Dataset
+from safetensors import SafetensorError
+from transformers import TrainingArguments
 
 from exhubert.reports.plots import plot_confusion, plot_curves
+from exhubert.training.arguments import Recipe
 
-PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "numpy", "soundfile", "soxr")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "evaluate",
+    "numpy",
+    "soundfile",
+    "soxr",
+    "peft",
+    "audiomentations",
+)
+UNFINISHED = ".unfinished"
+SETTINGS, ENVIRONMENT, RESULTS = "recipe.yaml", "environment.json", "results.json"
+
+# What may differ when a run goes on, since the weights do not follow from it; all else is held to what it began with.
+# (The corpora are compared by name and by their clips, wherever they lie and however they came to be chosen.)
+FREE = (
+    "output",
+    "corpora_root",
+    "corpora",
+    "label_file",
+    "skip_bad_audio",
+    "micro_batches",
+    "rounds",
+    "early_stopping",
+)
+FREE_TRAINING = (  # beginnings of names
+    *("logging_", "log_", "report_to", "run_name", "disable_tqdm", "hub_", "push_to_hub", "eval_", "per_device_eval_"),
+    *("save_", "load_best_model_at_end", "dataloader_", "ddp_", "gradient_checkpointing"),
+)
+NEW_RUN = "other settings need a new run (`output`), which can start from a checkpoint of this one (`model`)"
 
 
-def find_checkpoint(output: str, resume: bool) -> str | None:
-    """Returns the checkpoint to go on from, or None for a new run; changes nothing.
+def find_checkpoint(output: str, resume: bool, recipe: dict[str, Any]) -> str | None:
+    """Returns the checkpoint to go on from, or None to start from the beginning; changes nothing.
+
+    A run that was killed before its first checkpoint starts from the beginning.
+
+    Args:
+        output: the run folder.
+        resume: whether to go on with what is there.
+        recipe: as resolved; only `rounds` may have grown, and what does not shape the weights may differ.
 
     Raises:
-        ValueError: if there is no checkpoint to resume from, or a new run would write into a folder that is in use.
+        ValueError: if there is no run to resume, its recipe was another, or a new run would write into a folder that
+            is in use.
     """
     directory = Path(output)
-    # The trainer's state is written last, so a checkpoint that has it is whole.
-    whole = [path.parent for path in directory.glob("checkpoints/checkpoint-*/trainer_state.json")]
-    if resume and not whole:
-        raise ValueError(f"{directory}: no checkpoint to resume from; start without --resume")
-    if not resume and directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        remedy = "give another `output`, delete it" + (", or add --resume" if whole else "")
+    whole = whole_checkpoints(directory / "checkpoints")
+    # What a run leaves that was killed while it wrote its first file is no use of the folder.
+    used = directory.exists() and (not directory.is_dir() or any(map(_is_finished, directory.iterdir())))
+    if not resume and used:
+        remedy = "give another `output`, delete it" + (", or add --resume" if (directory / SETTINGS).is_file() else "")
         raise ValueError(f"{directory} is in use already; {remedy}")
-    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if resume else None
+    if resume and (not directory.is_dir() or (used and not (directory / SETTINGS).is_file())):
+        raise ValueError(f"{directory}: no checkpoint to resume from; start without --resume")
+    if resume and (whole or (directory / RESULTS).is_file()):
+        _check_recipe(directory, recipe)
+    return str(whole[-1]) if resume and whole else None
 
 
-def write_settings(output: str, recipe: dict[str, Any], seed: int) -> None:
-    """Writes `recipe.yaml` and `environment.json`."""
+def whole_checkpoints(checkpoints: Path) -> list[Path]:
+    """The checkpoints of a folder, the newest last; each was renamed into place when it was whole."""
+    found = [path.parent for path in checkpoints.glob("checkpoint-*/trainer_state.json")]
+    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+
+
+def processes_of(checkpoint: str) -> int:
+    """How many processes wrote a checkpoint: each keeps its random state there."""
+    return max(1, len(list(Path(checkpoint).glob("rng_state_*.pth"))))
+
+
+def is_complete(output: str, recipe: dict[str, Any]) -> bool:
+    """Whether the run has its results and neither more rounds nor another early stopping are asked for."""
+    directory = Path(output)
+    if not (directory / RESULTS).is_file():
+        return False
+    began = _read_recipe(directory)
+    return all(began.get(name) == recipe.get(name) for name in ("rounds", "early_stopping"))
+
+
+def clips_of(corpora: dict[str, dict[str, Dataset]]) -> dict[str, dict[str, str]]:
+    """A line for each corpus and split, that changes with its clips, their order and their classes."""
+    described: dict[str, dict[str, str]] = {}
+    for name, splits in corpora.items():
+        described[name] = {}
+        for split, dataset in splits.items():
+            digest = hashlib.sha256()
+            for file_name, label in zip(dataset["file_name"][:], dataset["labels"][:], strict=True):
+                digest.update(f"{file_name}\t{label}\n".encode())
+            described[name][split] = f"{len(dataset)} clips, sha256 {digest.hexdigest()[:16]}"
+    return described
+
+
+def check_clips(output: str, clips: dict[str, dict[str, str]]) -> None:
+    """Raises ValueError if the corpora have other clips than those that the run began with."""
+    environment = json.loads((Path(output) / ENVIRONMENT).read_text(encoding="utf-8"))
+    for name, splits in environment.get("clips", {}).items():
+        for split, began in splits.items():
+            if clips[name][split] != began:
+                raise ValueError(
+                    f"corpus {name!r}: its {split} clips or their labels are others than those that the run in "
+                    f"{output} began with ({clips[name][split]}; then {began}); {NEW_RUN}"
+                )
+
+
+def write_settings(output: str, recipe: dict[str, Any], clips: dict[str, dict[str, str]], seed: int) -> None:
+    """Writes `recipe.yaml` and `environment.json`; from now on the run is not complete."""
     directory = Path(output)
     directory.mkdir(parents=True, exist_ok=True)
-    _write(directory / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
+    (directory / RESULTS).unlink(missing_ok=True)
     environment = {"versions": versions(), "seed": seed, "commit": _commit(), "platform": platform.platform()}
-    _write(directory / "environment.json", json.dumps(environment, indent=2) + "\n")
+    # The recipe comes first: a folder that has it is known as a run's.
+    _write(directory / SETTINGS, yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
+    _write(directory / ENVIRONMENT, json.dumps({**environment, "clips": clips}, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def disk_errors(target: Path) -> Iterator[None]:
+    """Turns what the writers of weights raise, each its own, into an OSError that says how much room there is."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        room = shutil.disk_usage(next(path for path in (target, *target.parents) if path.exists())).free // 2**20
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise OSError(f"{target} could not be written, {room} MiB are free there: {reason}") from error
 
 
 def versions() -> dict[str, str]:
@@ -71,7 +180,7 @@ def write_results(
     results = {**model, "corpora": corpora, "average": {"uar": average}, "seed": seed, "versions": versions()}
     columns = [str(name) for name in predictions.columns]
     class_names = [name.removeprefix("probability_") for name in columns if name.startswith("probability_")]
-    unfinished = directory / ".predictions.parquet.unfinished"
+    unfinished = directory / f".predictions.parquet{UNFINISHED}"
     predictions.to_parquet(unfinished, index=False)
     unfinished.replace(directory / "predictions.parquet")
     for corpus, rows in predictions.groupby("corpus", sort=False):
@@ -82,7 +191,7 @@ def write_results(
             class_names,
             f"{corpus}: UAR {100 * corpora[str(corpus)]['uar']:.1f} %",
         )
-    _write(directory / "results.json", json.dumps(results, indent=2) + "\n")
+    _write(directory / RESULTS, json.dumps(results, indent=2) + "\n")
 
 
 def write_curves(output: str, log_history: list[dict[str, Any]], title: str) -> None:
@@ -96,8 +205,40 @@ def write_curves(output: str, log_history: list[dict[str, Any]], title: str) -> 
         plot_curves(Path(output) / "curves.png", curves, title)
 
 
+def _read_recipe(directory: Path) -> dict[str, Any]:
+    return yaml.safe_load((directory / SETTINGS).read_text(encoding="utf-8"))
+
+
+def _check_recipe(directory: Path, recipe: dict[str, Any]) -> None:
+    began = _read_recipe(directory)
+    differing: list[tuple[str, Any, Any]] = []
+
+    def compare(name: str, now: Any, then: Any) -> None:
+        if now != then:
+            differing.append((name, now, then))
+
+    names = [[Path(entry).name for entry in given["corpora"]] for given in (recipe, began)]
+    compare("corpora", *names)
+    for spec in fields(Recipe):
+        if spec.name not in FREE:
+            default = spec.default_factory() if spec.default_factory is not MISSING else spec.default
+            compare(spec.name, recipe[spec.name], began.get(spec.name, default))
+    for training in fields(TrainingArguments):
+        if not training.name.startswith(FREE_TRAINING):
+            values = [given["training"].get(training.name, training.default) for given in (recipe, began)]
+            compare(training.name, *values)
+    for name, now, then in differing:
+        raise ValueError(f"{name} is {now!r}, but the run in {directory} began with {then!r}; {NEW_RUN}")
+    if recipe["rounds"] < began["rounds"]:
+        raise ValueError(f"rounds is {recipe['rounds']}, but the run in {directory} is of {began['rounds']}; give more")
+
+
+def _is_finished(path: Path) -> bool:
+    return not path.name.endswith(UNFINISHED)
+
+
 def _write(path: Path, text: str) -> None:
-    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished = path.with_name(f".{path.name}{UNFINISHED}")
     unfinished.write_text(text, encoding="utf-8")
     unfinished.replace(path)
 
