@@ -89,7 +89,9 @@ def evaluate(name_or_path: str, output: Path, options: argparse.Namespace) -> di
             dataloader_pin_memory=False,
             disable_tqdm=False,
         )
-        trainer = Trainer(model=model, args=training, data_collator=AudioCollator(_window_seconds(name_or_path)))
+        trainer = Trainer(
+            model=model, args=training, data_collator=AudioCollator(_window_seconds(name_or_path), config=model.config)
+        )
         predictions = predict(trainer, {name: splits[options.split] for name, splits in corpora.items()}, class_names)
     results = score(predictions, class_names, options.split)
     if training.process_index == 0:

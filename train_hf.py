@@ -10,25 +10,29 @@ TrainingArguments, is an option. Everything is written to the run folder, `outpu
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from accelerate import PartialState
 from datasets import Dataset
-from transformers import AutoConfig, PreTrainedModel, TrainingArguments, set_seed
+from transformers import PreTrainedModel, TrainingArguments, set_seed
 
-from exhubert import ExHuBERTForSequenceClassification
 from exhubert.cli import quiet_transformers, run_with_one_line_errors
 from exhubert.corpora.load import load_corpora
 from exhubert.corpora.splits import SPLITS
-from exhubert.model_folder import load_classifier, save_model_folder
+from exhubert.model_folder import save_model_folder
 from exhubert.training import run_folder
 from exhubert.training.arguments import Recipe, parse, resolved
+from exhubert.training.augmentation import Augmentation
 from exhubert.training.collator import AudioCollator
-from exhubert.training.evaluation import predict, score
+from exhubert.training.evaluation import EarlyStopping, class_notices, predict, score
+from exhubert.training.interruption import Interrupted
+from exhubert.training.losses import build_loss
+from exhubert.training.models import load_model, parts_table
 from exhubert.training.round_robin import MultiCorpus, RoundRobinSampler
 from exhubert.training.trainer import RoundRobinTrainer
+
+INTERRUPTED = 3  # the exit code after SIGTERM or SIGINT, when everything is saved
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,7 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     main_process = training.process_index == 0
     say = print if main_process else _silent
 
-    checkpoint = run_folder.find_checkpoint(recipe.output, resume)
+    settings = resolved(recipe, training)
+    checkpoint = run_folder.find_checkpoint(recipe.output, resume, settings)
+    if resume and run_folder.is_complete(recipe.output, settings):
+        say(f"the run in {recipe.output} is complete; with more `rounds` it would go on")
+        return 0
     PartialState().wait_for_everyone()  # all have looked before one writes
     corpora, class_names = load_corpora(
         recipe.corpora,
@@ -52,29 +60,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, splits in corpora.items():
         counts = ", ".join(f"{len(splits[split])} {split}" for split in SPLITS)
         say(f"corpus {name}: {counts} clips, {len(set(splits['train']['speaker']))} speakers in train")
+    clips = run_folder.clips_of(corpora)
+    if checkpoint:
+        run_folder.check_clips(recipe.output, clips)
+        say(f"going on from {checkpoint}")
+        before = run_folder.processes_of(checkpoint)
+        if before != training.world_size:
+            say(f"it was saved by {before} processes: the batches stay as they were, dropout's random numbers do not")
+    elif resume:
+        say("there is no checkpoint yet: starting from the beginning")
 
     set_seed(training.seed)
     model, new = load_model(recipe, class_names)
     total, trainable = model.num_parameters(), model.num_parameters(only_trainable=True)
     say(f"model {recipe.model}: {type(model).__name__}, {total:,} parameters, {trainable:,} trainable")
+    say(parts_table(model))
     if new:
         say(f"newly initialised, since {recipe.model} has no such weights: {', '.join(new)}")
     if main_process:
-        run_folder.write_settings(recipe.output, resolved(recipe, training), training.seed)
+        run_folder.write_settings(recipe.output, settings, clips, training.seed)
 
-    trainer = build_trainer(recipe, training, model, corpora)
+    for notice in class_notices(corpora, class_names):
+        say(notice)
+    trainer = build_trainer(recipe, training, model, corpora, say)
+    set_seed(training.seed + training.process_index)  # else dropout would be the same in every process
     what = f"{recipe.rounds} rounds of one batch from each corpus, {training.max_steps} updates"
     say(f"training: {what}, {recipe.batch_size} clips a batch on {training.world_size} processes")
-    trainer.train(resume_from_checkpoint=checkpoint)
-
-    say("evaluating on the test splits")
-    predictions = predict(trainer, {name: splits["test"] for name, splits in corpora.items()}, class_names)
+    try:
+        with trainer.signals:
+            trainer.train(resume_from_checkpoint=checkpoint)
+            say("evaluating on the test splits")
+            predictions = predict(trainer, {name: splits["test"] for name, splits in corpora.items()}, class_names)
+    except Interrupted as interrupted:
+        say(f"interrupted: {interrupted}; to go on, give the same command with --resume")
+        return INTERRUPTED
+    # Gathered by all processes where the model is spread over them.
+    weights = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
     if main_process:
         results = score(predictions, class_names, "test")
         for name, scores in results.items():
             say(f"test UAR on {name}: {100 * scores['uar']:.1f} % ({scores['clips']} clips)")
         # The folder of a whole run is recognised by its results, so they come last.
-        saved = save_model_folder(trainer.model, Path(recipe.output) / "model", recipe.window_seconds)
+        with run_folder.disk_errors(Path(recipe.output) / "model"):
+            saved = save_model_folder(trainer.model, Path(recipe.output) / "model", recipe.window_seconds, weights)
         run_folder.write_curves(recipe.output, trainer.state.log_history, recipe.output)
         described = {"model": recipe.model, "parameters": {"total": total, "trainable": trainable}}
         run_folder.write_results(recipe.output, described, results, predictions, training.seed)
@@ -82,48 +110,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def load_model(recipe: Recipe, class_names: list[str]) -> tuple[PreTrainedModel, list[str]]:
-    """Loads the recipe's model with a head for `class_names`, expands it if asked to, and freezes its parts.
-
-    Returns:
-        The model, and the names of the weights that its checkpoint does not have.
-
-    Raises:
-        ValueError: if it does not exist, is no audio model, or lacks a part that is to be frozen.
-    """
-    labels: dict[str, Any] = {
-        "id2label": dict(enumerate(class_names)),
-        "label2id": {name: index for index, name in enumerate(class_names)},
-    }
-    if recipe.expand_copies:
-        model = ExHuBERTForSequenceClassification.from_hubert(recipe.model, recipe.expand_copies, **labels)
-        source = AutoConfig.from_pretrained(recipe.model)
-        has_head = any("ForSequenceClassification" in name for name in source.architectures or ())
-        new = [] if has_head and source.num_labels == len(class_names) else ["the classification head"]
-    else:
-        model, new = load_classifier(recipe.model, ignore_mismatched_sizes=True, **labels)
-    for part in recipe.freeze:
-        method = {
-            "feature_encoder": "freeze_feature_encoder",
-            "originals": "freeze_og_encoder",
-            "base": "freeze_base_model",
-        }[part]
-        if not hasattr(model, method):
-            raise ValueError(f"freeze names {part!r}, which {type(model).__name__} does not have")
-        getattr(model, method)()
-    return model, new
-
-
 def build_trainer(
     recipe: Recipe,
     training: TrainingArguments,
     model: PreTrainedModel,
     corpora: dict[str, dict[str, Dataset]],
+    say: Callable[[str], None] = print,
 ) -> RoundRobinTrainer:
-    """Puts sampler, data and model together."""
-    train = [splits["train"] for splits in corpora.values()]
+    """Puts sampler, data, loss and model together; what a user should know of them goes to `say`."""
+    train = {name: splits["train"] for name, splits in corpora.items()}
+    class_names = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    loss, targets, notices = build_loss(recipe, training.label_smoothing_factor, train, class_names)
+    for notice in notices:
+        say(notice)
+    augment = Augmentation(recipe.augmentation) if recipe.augmentation else None
     sampler = RoundRobinSampler(
-        [len(dataset) for dataset in train],
+        [len(dataset) for dataset in train.values()],
         recipe.batch_size,
         recipe.rounds,
         training.seed,
@@ -131,12 +133,14 @@ def build_trainer(
     )
     return RoundRobinTrainer(
         sampler=sampler,
-        collator=AudioCollator(recipe.window_seconds, recipe.crop),
+        collator=AudioCollator(recipe.window_seconds, recipe.crop, model.config, augment),
         log_directory=Path(recipe.output) / "logs",
         model=model,
         args=training,
-        train_dataset=MultiCorpus(train, training.seed),
+        train_dataset=MultiCorpus(list(train.values()), training.seed, targets),
         eval_dataset={name: splits["validation"] for name, splits in corpora.items()},
+        compute_loss_func=loss,
+        callbacks=[EarlyStopping(recipe.early_stopping)] if recipe.early_stopping else None,
     )
 
 

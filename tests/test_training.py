@@ -6,9 +6,6 @@ python -m pytest tests/test_training.py
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +15,7 @@ import soundfile
 import torch
 import yaml
 from safetensors.torch import load_file
-from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, HubertForSequenceClassification
+from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
 
 import evaluate_hf
 import train_hf
@@ -161,21 +158,6 @@ def test_training_learns(tmp_path, write_recipe, make_corpus):
     assert results["average"]["uar"] > 0.8
 
 
-def test_a_resumed_run_ends_where_the_undisturbed_one_does(tmp_path, write_recipe):
-    whole, halves = str(tmp_path / "whole"), str(tmp_path / "halves")
-    fixed = ["--save_total_limit", "9", "--eval_steps", "2", "--load_best_model_at_end", "false"]
-    train_hf.main([write_recipe(output=whole), *fixed])
-    train_hf.main([write_recipe(output=halves), *fixed])
-    for path in (tmp_path / "halves" / "checkpoints").glob("checkpoint-[68]"):
-        os.rename(path, tmp_path / f"gone-{path.name}")
-    for name in ("results.json", "model/model.safetensors"):
-        (tmp_path / "halves" / name).unlink()
-    train_hf.main([write_recipe(output=halves), *fixed, "--resume"])
-    expected = load_file(tmp_path / "whole" / "model" / "model.safetensors")
-    got = load_file(tmp_path / "halves" / "model" / "model.safetensors")
-    assert all(torch.equal(tensor, got[name]) for name, tensor in expected.items())
-
-
 def test_a_run_is_not_overwritten(tmp_path, write_recipe):
     train_hf.main([write_recipe(rounds=1)])
     with pytest.raises(ValueError, match=r"run is in use already; give another `output`, delete it, or add --resume"):
@@ -186,47 +168,11 @@ def test_a_run_is_not_overwritten(tmp_path, write_recipe):
 
 def test_trainer_does_not_multiply_the_loss_under_accumulation(tmp_path, write_recipe):
     """Two batches of a round in one update: the logged loss stays that of one batch (about ln 6)."""
-    train_hf.main([write_recipe(), "--gradient_accumulation_steps", "2", "--logging_steps", "1", "--eval_steps", "2"])
+    train_hf.main([write_recipe(), "--update", "round", "--logging_steps", "1", "--eval_steps", "2"])
     state = json.loads(next((tmp_path / "run" / "checkpoints").glob("*/trainer_state.json")).read_text())
     losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
     assert state["max_steps"] == 4
     assert 1.0 < losses[0] < 2.5
-
-
-def test_accelerate_launch(tmp_path, write_recipe):
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", str(ROOT / "train_hf.py")]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"}
-    subprocess.run([*command, write_recipe(rounds=1)], check=True, env=environment, cwd=tmp_path)
-    assert (tmp_path / "run" / "results.json").is_file()
-
-
-@pytest.mark.slow
-def test_two_processes_train_on_the_same_batches_as_one(tmp_path, write_recipe):
-    """Half the batch each, without dropout and SpecAugment: the same weights in the end."""
-    still = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0, "mask_time_prob": 0.0}
-    torch.manual_seed(0)
-    source = HubertForSequenceClassification.from_pretrained(tmp_path / "hubert", num_labels=6, **still)
-    source.save_pretrained(tmp_path / "still")
-    recipe = [write_recipe(model=str(tmp_path / "still")), "--load_best_model_at_end", "false", "--use_cpu"]
-    command = [str(ROOT / "train_hf.py"), *recipe, "--logging_steps", "1"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517"]
-    one = [sys.executable, *command, "--output", str(tmp_path / "one")]
-    subprocess.run(one, check=True, env=environment)
-    two = subprocess.run(
-        [*launcher, *command, "--output", str(tmp_path / "two")],
-        check=True,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert "on 2 processes" in two.stdout
-    losses = []
-    for run in ("one", "two"):
-        state = json.loads((tmp_path / run / "checkpoints" / "checkpoint-8" / "trainer_state.json").read_text())
-        losses.append([entry["loss"] for entry in state["log_history"] if "loss" in entry])
-    assert len(losses[0]) == 8
-    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
 def test_evaluation_alone_gives_the_runs_own_results(tmp_path, write_recipe):
@@ -317,7 +263,7 @@ def test_every_recipe_parses(tmp_path, recipe):
         ({"freeze": ["cnn"]}, [], "freeze names 'cnn'; the parts are feature_encoder, originals, base"),
         ({"corpora": []}, [], "the recipe needs `corpora`"),
         ({"training": {"max_steps": 5}}, [], "max_steps follows from the recipe; set `rounds` instead"),
-        ({}, ["--gradient_accumulation_steps", "3"], "must be 1 .* or 2, the number of corpora"),
+        ({}, ["--gradient_accumulation_steps", "3"], "gradient_accumulation_steps follows from the recipe; set"),
         ({"corpora": ["first", "third"]}, [], "third: no such corpus folder"),
         (
             {"freeze": ["originals"]},
