@@ -82,16 +82,15 @@ def test_recipes_that_cannot_be_extended(tmp_path, files, message):
 
 
 @pytest.mark.parametrize(
-    ("changes", "processes", "expected"),  # updates, clips at once on a device, accumulation
+    ("changes", "expected"),  # updates, clips at once, accumulation
     [
-        ({}, 1, (24, 8, 1)),
-        ({"update": "round"}, 1, (12, 8, 2)),
-        ({"micro_batches": 4}, 1, (24, 2, 4)),
-        ({"micro_batches": 2, "update": "round"}, 4, (12, 1, 4)),
+        ({}, (24, 8, 1)),
+        ({"update": "round"}, (12, 8, 2)),
+        ({"micro_batches": 4}, (24, 2, 4)),
+        ({"micro_batches": 2, "update": "round"}, (12, 4, 4)),
     ],
 )
-def test_updates_follow_from_the_recipe(monkeypatch, write, changes, processes, expected):
-    monkeypatch.setenv("WORLD_SIZE", str(processes))
+def test_updates_follow_from_the_recipe(write, changes, expected):
     training = parse([write(**changes)])[1]
     found = training.max_steps, training.per_device_train_batch_size, training.gradient_accumulation_steps
     assert found == expected
