@@ -26,6 +26,7 @@ from exhubert.model_folder import load_classifier
 from exhubert.reports.tables import uar_table
 from exhubert.training.collator import AudioCollator
 from exhubert.training.evaluation import predict, score
+from exhubert.training.metrics import only_logits
 from exhubert.training.run_folder import write_results
 
 
@@ -90,7 +91,10 @@ def evaluate(name_or_path: str, output: Path, options: argparse.Namespace) -> di
             disable_tqdm=False,
         )
         trainer = Trainer(
-            model=model, args=training, data_collator=AudioCollator(_window_seconds(name_or_path), config=model.config)
+            model=model,
+            args=training,
+            preprocess_logits_for_metrics=only_logits,
+            data_collator=AudioCollator(_window_seconds(name_or_path), config=model.config),
         )
         predictions = predict(trainer, {name: splits[options.split] for name, splits in corpora.items()}, class_names)
     results = score(predictions, class_names, options.split)

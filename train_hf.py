@@ -77,12 +77,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     say(parts_table(model))
     if new:
         say(f"newly initialised, since {recipe.model} has no such weights: {', '.join(new)}")
-    if main_process:
-        run_folder.write_settings(recipe.output, settings, clips, training.seed)
-
+    if getattr(model.config, "num_copies", 0) and not recipe.expand_copies:
+        say(f"{recipe.model} is expanded already: {model.config.num_copies} copies of each layer")
     for notice in class_notices(corpora, class_names):
         say(notice)
     trainer = build_trainer(recipe, training, model, corpora, say)
+    if main_process:
+        run_folder.write_settings(recipe.output, settings, clips, training.seed)
     set_seed(training.seed + training.process_index)  # else dropout would be the same in every process
     what = f"{recipe.rounds} rounds of one batch from each corpus, {training.max_steps} updates"
     say(f"training: {what}, {recipe.batch_size} clips a batch on {training.world_size} processes")

@@ -149,6 +149,30 @@ def test_a_hubert_is_expanded_on_load(tmp_path, write_recipe):
     assert (type(model).__name__, model.config.num_hidden_layers) == ("ExHuBERTForSequenceClassification", 6)
 
 
+def test_a_head_for_other_classes_of_the_same_number_starts_anew(tmp_path, write_recipe, capsys):
+    assert train_hf.main([write_recipe(labels="native", corpora=["first"])]) == 0
+    capsys.readouterr()
+    changes = {"model": str(tmp_path / "run/model"), "labels": "native", "freeze": ["base"]}
+    assert train_hf.main([write_recipe(corpora=["first"], output=str(tmp_path / "same"), **changes)]) == 0
+    assert "newly initialised" not in capsys.readouterr().out
+    for name, label in (("anger", "awe"), ("neutral", "zest"), ("sadness", "pity")):
+        table = pandas.read_csv(tmp_path / "first/metadata.csv", dtype=str)
+        table["label"] = table["label"].replace(name, label)
+        table.to_csv(tmp_path / "first/metadata.csv", index=False)
+    assert train_hf.main([write_recipe(corpora=["first"], output=str(tmp_path / "other"), **changes)]) == 0
+    assert "has no such weights: classifier.bias, classifier.weight" in capsys.readouterr().out
+
+
+def test_models_that_return_hidden_states_are_evaluated(tmp_path, write_recipe, make_hubert):
+    hubert = make_hubert(head="none", name="talkative", output_hidden_states=True)
+    assert train_hf.main([write_recipe(model=str(hubert), rounds=1)]) == 0
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    arguments = ["--model", str(tmp_path / "run/model"), "--corpora", str(tmp_path / "first")]
+    assert evaluate_hf.main([*arguments, "--output", str(tmp_path / "scores")]) == 0
+    again = json.loads((tmp_path / "scores/results.json").read_text())
+    assert again["corpora"]["first"]["uar"] == results["corpora"]["first"]["uar"]
+
+
 def test_training_learns(tmp_path, write_recipe, make_corpus):
     """Tones of one octave's distance are told apart after some updates, by speakers that training did not see."""
     make_corpus("tones", speakers=[f"s{number}" for number in range(12)], takes=3)
@@ -254,7 +278,7 @@ def test_every_recipe_parses(tmp_path, recipe):
         ({"freeze": None}, [], "freeze is None; a list of words is needed"),
         ({"clips_per_corpus": 5.5}, [], "clips_per_corpus is 5.5; a whole number is needed"),
         ({"corpora": [1, 2]}, [], r"corpora is \[1, 2\]; a list of words is needed"),
-        ({"window_seconds": 0.01}, [], "window_seconds is 0.01; at least 0.1 are needed"),
+        ({"window_seconds": 0.01}, [], "window_seconds is 0.01; at least 0.25 are needed"),
         ({"training": ["learning_rate"]}, [], r"`training` is \['learning_rate'\]; a table"),
         ({"training": {"learning_rate": None}}, [], "learning_rate is None; a number is needed"),
         ({"training": {"seed": "abc"}}, [], "seed is 'abc'; a whole number is needed"),

@@ -596,3 +596,37 @@ def test_recipes_of_the_repository_that_extend_others_are_whole():
     for path in root.rglob("*.yaml"):
         if "accelerate" not in path.parts:
             read_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"training": {"metric_for_best_model": "accuracy"}}, "there is no 'accuracy'; the nearest is '.*accuracy'"),
+        ({"training": {"dataloader_drop_last": True}}, "dataloader_drop_last follows from the recipe"),
+        ({"training": {"accelerator_config": {"split_batches": True}}}, "accelerator_config follows from the recipe"),
+        ({"lora": {"rank": 2}, "expand_copies": 1}, "lora is an alternative to copies of layers"),
+        ({"lora": {"rank": 2}, "freeze": ["originals"]}, "lora is an alternative to copies of layers"),
+    ],
+)
+def test_what_would_silently_go_wrong_is_refused(write, changes, message):
+    with pytest.raises(ValueError, match=message):
+        parse([write(**changes)])
+
+
+def test_checkpoints_may_be_closer_than_evaluations(write):
+    training = parse([write(training={"save_steps": 3, "eval_steps": 8})])[1]
+    assert (training.save_steps, training.eval_steps, training.load_best_model_at_end) == (3, 8, True)
+    long = parse([write(rounds=100_000)])[1]
+    assert (long.save_steps, long.eval_steps) == (500, 20_000)
+
+
+def test_the_best_model_by_a_loss_is_the_one_with_the_lowest(write):
+    assert parse([write()])[1].greater_is_better
+    assert not parse([write(training={"metric_for_best_model": "first_loss"})])[1].greater_is_better
+
+
+def test_lists_and_optional_keys_are_emptied_on_the_command_line(write):
+    recipe = parse(
+        [write(freeze=["feature_encoder"], label_file="own.yaml"), "--freeze", "[]", "--label_file", "null"]
+    )[0]
+    assert (recipe.freeze, recipe.label_file) == ([], None)

@@ -29,7 +29,7 @@ CHOICES = {
 # What `lora` may say, and what holds where it does not.
 LORA_DEFAULTS: dict[str, Any] = {"rank": 8, "alpha": 16.0, "dropout": 0.0, "target_modules": list(ATTENTION)}
 OPTIONAL = {"label_file": str, "clips_per_corpus": int, "fold": int}  # keys that may be empty
-SHORTEST_WINDOW_SECONDS = 0.1  # below it a HuBERT has no frames to mask in training
+SHORTEST_WINDOW_SECONDS = 0.25  # below it transformers' models have too few frames to mask in training
 
 
 @dataclass
@@ -87,6 +87,10 @@ class Recipe:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
         if self.lora:
             self.lora = _checked_lora(self.lora)
+            if self.expand_copies or "originals" in self.freeze:
+                raise ValueError(
+                    "lora is an alternative to copies of layers; leave out expand_copies and freeze: originals"
+                )
         if self.augmentation:
             Augmentation(self.augmentation)  # says what is wrong with it
 
@@ -107,7 +111,6 @@ TRAINING_DEFAULTS: dict[str, Any] = {
     "save_total_limit": 2,
     "load_best_model_at_end": True,
     "metric_for_best_model": "average_uar",
-    "greater_is_better": True,
     "logging_steps": 10,
     "disable_tqdm": False,
     "ddp_find_unused_parameters": False,
@@ -128,7 +131,15 @@ DERIVED = {
     "remove_unused_columns": "`corpora`",
     "label_names": "`labels`",
     "resume_from_checkpoint": "--resume",
+    "ignore_data_skip": "--resume",
+    "accelerator_config": "`batch_size`",
+    "dataloader_drop_last": "`batch_size`",
+    "bf16_full_eval": "`bf16`",
+    "fp16_full_eval": "`fp16`",
+    "greater_is_better": "`metric_for_best_model`",
 }
+METRICS = ("uar", "accuracy", "macro_f1")
+UPDATES_PER_SAVE = 500  # at most, unless `save_steps` says otherwise: what a kill can cost
 
 
 def parse(arguments: Sequence[str] | None = None) -> tuple[Recipe, TrainingArguments, bool]:
@@ -232,7 +243,16 @@ def training_arguments(recipe: Recipe, training: dict[str, Any]) -> TrainingArgu
     values["eval_steps"] = every
     # Without it each of several processes on CPU would take itself for the only one.
     values.setdefault("use_cpu", not torch.accelerator.is_available())
-    values["save_steps"] = values.get("save_steps") or every
+    values["save_steps"] = values.get("save_steps") or (
+        min(every, UPDATES_PER_SAVE) if isinstance(every, int) else every
+    )
+    metric = str(values["metric_for_best_model"]).removeprefix("eval_")
+    corpora = [Path(corpus).name.removesuffix(".csv") for corpus in recipe.corpora]
+    known = [f"{name}_{score}" for name in ("average", *corpora) for score in METRICS]
+    known += [f"{name}_loss" for name in corpora]
+    _check_name(metric, known, "metric_for_best_model: there is no")
+    # `Trainer` would ask for a save at every evaluation; ours saves where the best one is.
+    load_best = values.pop("load_best_model_at_end")
     try:
         arguments = TrainingArguments(
             output_dir=str(Path(recipe.output) / "checkpoints"),
@@ -241,8 +261,10 @@ def training_arguments(recipe: Recipe, training: dict[str, Any]) -> TrainingArgu
             gradient_accumulation_steps=batches_per_update * recipe.micro_batches,
             remove_unused_columns=False,
             label_names=["labels"],
+            greater_is_better=not metric.endswith("_loss"),
             **values,
         )
+        arguments.load_best_model_at_end = load_best
     except TypeError as error:
         raise ValueError(f"transformers refuses the training arguments {training}: {error}") from error
     if arguments.world_size != processes:
@@ -264,12 +286,12 @@ def resolved(recipe: Recipe, training: TrainingArguments) -> dict[str, Any]:
     for spec in fields(TrainingArguments):
         value = getattr(training, spec.name)
         value = getattr(value, "value", value)  # of an enumeration
-        plain = isinstance(value, (str, int, float, bool, list)) or (value and spec.name.endswith("_kwargs"))
+        plain = isinstance(value, (str, int, float, bool, list)) or (value and isinstance(value, dict))
         if (
             spec.init
             and plain
             and spec.name not in DERIVED
-            and spec.name != "use_cpu"
+            and spec.name not in ("use_cpu", "activation_checkpointing")  # the latter is gradient_checkpointing
             and (spec.name in TRAINING_DEFAULTS or value != spec.default)
         ):
             kept[spec.name] = value
@@ -304,10 +326,11 @@ def _yaml_value(text: str) -> Any:
 
 def _typed(name: str, value: Any, default: Any) -> Any:
     """`value` as the type of the key's default; YAML reads 1e-5, without a point, as text."""
-    if default is None and (value is None or type(value) is OPTIONAL[name]):
-        return value
+    if default is None and (value in (None, "null") or type(value) is OPTIONAL[name]):
+        return None if value == "null" else value
     if isinstance(default, list):
         values = value if isinstance(value, list) else [value]
+        values = [] if values == ["[]"] else values  # of the command line
         values = [item for part in values for item in (part if isinstance(part, list) else [part])]
         if all(isinstance(item, dict if name == "augmentation" else str) for item in values):
             return values

@@ -53,6 +53,11 @@ def average_metrics(metrics: Mapping[str, float], corpora: Sequence[str], prefix
     }
 
 
+def only_logits(logits: Any, labels: Any) -> Any:
+    """The logits alone, of a model that returns its hidden states as well; for `Trainer`, which would keep them all."""
+    return logits[0] if isinstance(logits, tuple) else logits
+
+
 def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
     """`Trainer`'s metrics of one corpus: `uar`, `accuracy`, `macro_f1`."""
     references = np.asarray(prediction.label_ids).tolist()

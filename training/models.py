@@ -49,10 +49,28 @@ def load_model(recipe: Recipe, class_names: list[str]) -> tuple[PreTrainedModel,
         gates = {"gate_original_layers": True} if recipe.gate_original_layers else {}
         model, new = load_classifier(recipe.model, ignore_mismatched_sizes=True, **gates, **options)
         new = [name for name in new if ".identity_linear." not in name]  # these start as the identity
+    if not new and not _knows_classes(source, class_names):
+        new = _renew_output(model)
     if recipe.weighted_layer_sum and not hasattr(model, "layer_weights"):
         new = [*new, "layer_weights"]
     prepare(model, recipe)
     return model, new
+
+
+def _knows_classes(source: dict[str, Any], class_names: list[str]) -> bool:
+    """Whether a checkpoint's head is for these classes, in this order; heads without names are taken for it."""
+    names = source.get("id2label") or {}
+    listed = [str(names[index]) for index in sorted(names, key=int)]
+    return listed == class_names or all(re.fullmatch(r"LABEL_\d+", name) for name in listed)
+
+
+def _renew_output(model: PreTrainedModel) -> list[str]:
+    """Starts the last linear layer anew, where it was trained for other classes; returns the names of its weights."""
+    name = "classifier.out_proj" if hasattr(model.classifier, "out_proj") else "classifier"
+    output = model.get_submodule(name)
+    torch.nn.init.normal_(output.weight, std=getattr(model.config, "initializer_range", 0.02))
+    torch.nn.init.zeros_(output.bias)
+    return [f"{name}.bias", f"{name}.weight"]
 
 
 def prepare(model: PreTrainedModel, recipe: Recipe) -> None:
@@ -135,7 +153,10 @@ def _part(name: str, num_copies: int) -> str:
 def _check_expansion(recipe: Recipe, kind: str | None, num_copies: int) -> None:
     if recipe.expand_copies and kind != "hubert" and recipe.expand_copies != num_copies:
         has = f"an ExHuBERT with {num_copies} copies of each layer" if num_copies else f"a {kind!r} model"
-        raise ValueError(f"expand_copies is {recipe.expand_copies}, but {recipe.model} is {has}; give a plain HuBERT")
+        raise ValueError(
+            f"expand_copies is {recipe.expand_copies}, but {recipe.model} is {has}; give a plain HuBERT"
+            + (", such as `exhubert convert contract` makes of it" if kind == ExHuBERTConfig.model_type else "")
+        )
     if recipe.gate_original_layers and not (num_copies or recipe.expand_copies):
         raise ValueError("gate_original_layers is for an expanded model; give `expand_copies: 1` as well")
 

@@ -53,6 +53,7 @@ FREE = (
 FREE_TRAINING = (  # beginnings of names
     *("logging_", "log_", "report_to", "run_name", "disable_tqdm", "hub_", "push_to_hub", "eval_", "per_device_eval_"),
     *("save_", "load_best_model_at_end", "dataloader_", "ddp_", "gradient_checkpointing"),
+    *("activation_checkpointing", "project", "trackio_"),
 )
 NEW_RUN = "other settings need a new run (`output`), which can start from a checkpoint of this one (`model`)"
 

@@ -25,7 +25,7 @@ from exhubert.model_folder import save_model_folder
 from exhubert.training.collator import AudioCollator
 from exhubert.training.interruption import Interrupted, Signals
 from exhubert.training.lora import load_lora_parts, save_lora_parts
-from exhubert.training.metrics import average_metrics, compute_metrics
+from exhubert.training.metrics import average_metrics, compute_metrics, only_logits
 from exhubert.training.round_robin import Draw, RoundRobinSampler
 from exhubert.training.run_folder import disk_errors, whole_checkpoints
 
@@ -46,7 +46,9 @@ class RoundRobinTrainer(Trainer):
     """
 
     def __init__(self, sampler: RoundRobinSampler, collator: AudioCollator, log_directory: Path, **kwargs: Any) -> None:
-        super().__init__(data_collator=collator, compute_metrics=compute_metrics, **kwargs)
+        super().__init__(
+            data_collator=collator, compute_metrics=compute_metrics, preprocess_logits_for_metrics=only_logits, **kwargs
+        )
         collator.draws = True  # so that a batch can be named
         if self.is_fsdp_enabled:  # FSDP2 asks for them, and transformers' audio models raise
             self.model.get_input_embeddings = lambda: None
@@ -224,8 +226,10 @@ class RoundRobinTrainer(Trainer):
         return [value for value in values if value is not None]
 
     def interrupted(self) -> Interrupted:
-        """What to raise when all is saved."""
+        """What to raise when all is saved; saves where nothing was to be saved before."""
         where = self._path(self.state.global_step)
+        if not where.is_dir():
+            self._save_checkpoint(self.model_wrapped, None)
         return Interrupted(f"update {self.state.global_step} of {self.state.max_steps} is saved in {where}")
 
     # Checkpoints
