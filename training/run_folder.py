@@ -202,6 +202,8 @@ def write_curves(output: str, log_history: list[dict[str, Any]], title: str) -> 
         for name, value in entry.items():
             if name.startswith("eval_") and name.endswith("_uar"):
                 curves.setdefault(name[len("eval_") : -len("_uar")], []).append((entry["step"], value))
+    if len(curves) == 2:  # one corpus, whose curve the average would hide
+        curves.pop("average", None)
     if curves:
         plot_curves(Path(output) / "curves.png", curves, title)
 
