@@ -115,7 +115,7 @@ class Recorded(Dataset):
         self.draws: list[tuple[int, ...]] = []
 
     def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]
+        return len(self.dataset)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.dataset, name)
