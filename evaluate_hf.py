@@ -22,12 +22,13 @@ from exhubert.audio_exhubert import WINDOW_SECONDS
 from exhubert.cli import quiet_transformers, run_with_one_line_errors
 from exhubert.corpora.load import load_corpora
 from exhubert.corpora.splits import SPLITS
+from exhubert.evaluation.metrics import only_logits
+from exhubert.evaluation.predictions import predict
+from exhubert.evaluation.results import write_results
+from exhubert.evaluation.scores import score
 from exhubert.model_folder import load_classifier
 from exhubert.reports.tables import uar_table
 from exhubert.training.collator import AudioCollator
-from exhubert.training.evaluation import predict, score
-from exhubert.training.metrics import only_logits
-from exhubert.training.run_folder import write_results
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -18,14 +18,17 @@ from datasets import Dataset
 from transformers import PreTrainedModel, TrainingArguments, set_seed
 
 from exhubert.cli import quiet_transformers, run_with_one_line_errors
-from exhubert.corpora.load import load_corpora
+from exhubert.corpora.load import class_notices, load_corpora
 from exhubert.corpora.splits import SPLITS
+from exhubert.evaluation.predictions import predict
+from exhubert.evaluation.results import write_results
+from exhubert.evaluation.scores import score
 from exhubert.model_folder import save_model_folder
 from exhubert.training import run_folder
 from exhubert.training.arguments import Recipe, parse, resolved
 from exhubert.training.augmentation import Augmentation
 from exhubert.training.collator import AudioCollator
-from exhubert.training.evaluation import EarlyStopping, class_notices, predict, score
+from exhubert.training.early_stopping import EarlyStopping
 from exhubert.training.interruption import Interrupted
 from exhubert.training.losses import build_loss
 from exhubert.training.models import load_model, parts_table
@@ -106,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             saved = save_model_folder(trainer.model, Path(recipe.output) / "model", recipe.window_seconds, weights)
         run_folder.write_curves(recipe.output, trainer.state.log_history, recipe.output)
         described = {"model": recipe.model, "parameters": {"total": total, "trainable": trainable}}
-        run_folder.write_results(recipe.output, described, results, predictions, training.seed)
+        write_results(recipe.output, described, results, predictions, training.seed)
         say(f"written to {recipe.output}; the model is in {saved}")
     return 0
 

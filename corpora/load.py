@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +100,30 @@ def load_corpora(
             if not len(corpora[name][split]):
                 raise ValueError(f"corpus {name!r}: no clips with good audio in its {split} split")
     return corpora, class_names
+
+
+def class_notices(corpora: Mapping[str, Mapping[str, Dataset]], class_names: Sequence[str]) -> list[str]:
+    """Returns a line for each corpus whose training split lacks a class, and one if no corpus has it at all.
+
+    A class that is scored but not trained on is named in it: UAR is over the classes that occur in the scored split.
+    """
+    notices = []
+    learned: set[int] = set()
+    for corpus, splits in corpora.items():
+        occur = {split: set(dataset["labels"][:]) for split, dataset in splits.items()}
+        learned |= occur["train"]
+        lacking = [index for index in range(len(class_names)) if index not in occur["train"]]
+        if not lacking:
+            continue
+        line = f"corpus {corpus!r}: no training clip is {' or '.join(class_names[index] for index in lacking)}"
+        for split in ("validation", "test"):
+            scored = [class_names[index] for index in lacking if index in occur[split]]
+            line += f"; its {split} split has {' and '.join(scored)}, which counts in the UAR" if scored else ""
+        notices.append(line)
+    nowhere = [name for index, name in enumerate(class_names) if index not in learned]
+    if nowhere:
+        notices.append(f"no corpus has a training clip that is {' or '.join(nowhere)}: the model cannot learn it")
+    return notices
 
 
 def _part(dataset: Dataset, share: float) -> Dataset:

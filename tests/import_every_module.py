@@ -21,7 +21,7 @@ for path in modules:
         print(f"imported {name}")
 from exhubert.corpora.labels import load_label_map  # noqa: E402  (data files are there, too)
 from exhubert.corpora.registry import find_corpus  # noqa: E402
-from exhubert.training.metrics import classification_scores  # noqa: E402
+from exhubert.evaluation.metrics import classification_scores  # noqa: E402
 
 assert load_label_map()["anger"] == 3
 assert find_corpus("EMO-DB").scheme

@@ -23,9 +23,9 @@ from conftest import ROOT
 from exhubert.audio_exhubert import prepare_input
 from exhubert.cli import run_with_one_line_errors
 from exhubert.convert.hubert import convert_hubert
+from exhubert.evaluation.metrics import classification_scores
 from exhubert.training.arguments import parse, read_recipe
 from exhubert.training.collator import AudioCollator
-from exhubert.training.metrics import classification_scores
 
 FAST = {"rounds": 4, "batch_size": 4, "training": {"learning_rate": 1.0e-3, "eval_steps": 4, "report_to": "none"}}
 

@@ -25,13 +25,13 @@ from transformers import AutoModelForAudioClassification, TrainerState, Training
 from transformers.trainer_pt_utils import LabelSmoother
 
 from exhubert.audio_exhubert import prepare_input, read_audio
-from exhubert.corpora.load import load_corpora
+from exhubert.corpora.load import class_notices, load_corpora
+from exhubert.evaluation.metrics import average_metrics
 from exhubert.training.arguments import Recipe, parse, read_recipe, resolved
 from exhubert.training.augmentation import Augmentation
 from exhubert.training.collator import AudioCollator
-from exhubert.training.evaluation import EarlyStopping, class_notices
+from exhubert.training.early_stopping import EarlyStopping
 from exhubert.training.losses import ClassificationLoss, balanced_weights, vote_targets
-from exhubert.training.metrics import average_metrics
 from exhubert.training.round_robin import Draw, MultiCorpus, RoundRobinSampler
 from exhubert.training.trainer import RoundProgress, RoundRobinTrainer
 

@@ -10,33 +10,19 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import MISSING, fields
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import pandas
 import yaml
 from datasets import Dataset
 from safetensors import SafetensorError
 from transformers import TrainingArguments
 
-from exhubert.reports.plots import plot_confusion, plot_curves
+from exhubert.evaluation.results import RESULTS, UNFINISHED, versions, write_text
+from exhubert.reports.plots import plot_curves
 from exhubert.training.arguments import Recipe
 
-PACKAGES = (
-    "torch",
-    "transformers",
-    "accelerate",
-    "datasets",
-    "evaluate",
-    "numpy",
-    "soundfile",
-    "soxr",
-    "peft",
-    "audiomentations",
-)
-UNFINISHED = ".unfinished"
-SETTINGS, ENVIRONMENT, RESULTS = "recipe.yaml", "environment.json", "results.json"
+SETTINGS, ENVIRONMENT = "recipe.yaml", "environment.json"
 
 # What may differ when a run goes on, since the weights do not follow from it; all else is held to what it began with.
 # (The corpora are compared by name and by their clips, wherever they lie and however they came to be chosen.)
@@ -138,8 +124,8 @@ def write_settings(output: str, recipe: dict[str, Any], clips: dict[str, dict[st
     (directory / RESULTS).unlink(missing_ok=True)
     environment = {"versions": versions(), "seed": seed, "commit": _commit(), "platform": platform.platform()}
     # The recipe comes first: a folder that has it is known as a run's.
-    _write(directory / SETTINGS, yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
-    _write(directory / ENVIRONMENT, json.dumps({**environment, "clips": clips}, indent=2) + "\n")
+    write_text(directory / SETTINGS, yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
+    write_text(directory / ENVIRONMENT, json.dumps({**environment, "clips": clips}, indent=2) + "\n")
 
 
 @contextlib.contextmanager
@@ -151,48 +137,6 @@ def disk_errors(target: Path) -> Iterator[None]:
         room = shutil.disk_usage(next(path for path in (target, *target.parents) if path.exists())).free // 2**20
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise OSError(f"{target} could not be written, {room} MiB are free there: {reason}") from error
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python, this package and the packages that shape a result."""
-    found = {"python": platform.python_version()}
-    for name in ("exhubert", *PACKAGES):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
-def write_results(
-    output: str, model: dict[str, Any], corpora: dict[str, Any], predictions: pandas.DataFrame, seed: int
-) -> None:
-    """Writes `results.json`, `predictions.parquet` and a confusion matrix for each corpus.
-
-    Args:
-        output: the run folder.
-        model: the `model` and `parameters` entries of `results.json`.
-        corpora: what `evaluation.score` returned.
-        predictions: one row a clip.
-        seed: of the run.
-    """
-    directory = Path(output)
-    average = sum(scores["uar"] for scores in corpora.values()) / len(corpora)
-    results = {**model, "corpora": corpora, "average": {"uar": average}, "seed": seed, "versions": versions()}
-    columns = [str(name) for name in predictions.columns]
-    class_names = [name.removeprefix("probability_") for name in columns if name.startswith("probability_")]
-    unfinished = directory / f".predictions.parquet{UNFINISHED}"
-    predictions.to_parquet(unfinished, index=False)
-    unfinished.replace(directory / "predictions.parquet")
-    for corpus, rows in predictions.groupby("corpus", sort=False):
-        plot_confusion(
-            directory / f"confusion_{corpus}.png",
-            [class_names.index(name) for name in rows["reference"]],
-            [class_names.index(name) for name in rows["prediction"]],
-            class_names,
-            f"{corpus}: UAR {100 * corpora[str(corpus)]['uar']:.1f} %",
-        )
-    _write(directory / RESULTS, json.dumps(results, indent=2) + "\n")
 
 
 def write_curves(output: str, log_history: list[dict[str, Any]], title: str) -> None:
@@ -238,12 +182,6 @@ def _check_recipe(directory: Path, recipe: dict[str, Any]) -> None:
 
 def _is_finished(path: Path) -> bool:
     return not path.name.endswith(UNFINISHED)
-
-
-def _write(path: Path, text: str) -> None:
-    unfinished = path.with_name(f".{path.name}{UNFINISHED}")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
 
 
 def _commit() -> str | None:

@@ -21,11 +21,11 @@ from torch.utils.data import Dataset as TorchDataset
 from transformers import EarlyStoppingCallback, ProgressCallback, Trainer, TrainerCallback, TrainerState
 from transformers.integrations import TensorBoardCallback
 
+from exhubert.evaluation.metrics import average_metrics, compute_metrics, only_logits
 from exhubert.model_folder import save_model_folder
 from exhubert.training.collator import AudioCollator
 from exhubert.training.interruption import Interrupted, Signals
 from exhubert.training.lora import load_lora_parts, save_lora_parts
-from exhubert.training.metrics import average_metrics, compute_metrics, only_logits
 from exhubert.training.round_robin import Draw, RoundRobinSampler
 from exhubert.training.run_folder import disk_errors, whole_checkpoints
 

@@ -20,7 +20,7 @@ Returns:
 
 Examples:
 
-    >>> uar = evaluate.load("training/uar")
+    >>> uar = evaluate.load("evaluation/uar")
     >>> results = uar.compute(references=[0, 0, 0, 1], predictions=[0, 0, 1, 1])
     >>> print(round(results["uar"], 4))
     0.8333
