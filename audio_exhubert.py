@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -26,6 +26,7 @@ except (ImportError, OSError):  # only reading files needs them, the model does 
 AudioFile = str | os.PathLike[str] | BinaryIO
 SAMPLING_RATE = 16_000  # Hz
 WINDOW_SECONDS = 3.0
+LONGEST_INPUT_SECONDS = 30.0  # of a model whose folder names no window
 
 FORMATS = (
     "read are wav, flac, ogg, mp3 and what else libsndfile knows; `pip install av` (or exhubert[video]) adds the "
@@ -66,14 +67,17 @@ def prepare_input(samples: np.ndarray, window_seconds: float | None = WINDOW_SEC
     return (samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)
 
 
-def extract_features(samples: np.ndarray, extractor: Any, window_seconds: float = WINDOW_SECONDS) -> np.ndarray:
+def extract_features(samples: np.ndarray, extractor: Any, window_seconds: float | None = None) -> np.ndarray:
     """Turns samples into the input of a model, as its feature extractor says.
 
     Args:
         samples: 16 kHz mono, `(samples,)`.
-        extractor: the model's feature extractor. For a model of waveforms (any `Wav2Vec2FeatureExtractor`) the result
-            is that of `prepare_input`; others, `WhisperFeatureExtractor` for one, get the window unnormalised.
-        window_seconds: the first `window_seconds` are kept, and shorter audio is zero-padded at its end.
+        extractor: the model's feature extractor. For a model of waveforms (any `Wav2Vec2FeatureExtractor`) and a
+            window the result is that of `prepare_input`; others, `WhisperFeatureExtractor` for one, get the window
+            unnormalised.
+        window_seconds: the first `window_seconds` are kept, and shorter audio is zero-padded at its end. None takes
+            the extractor's own `window_seconds`; where it names none, as other packages' do, the samples keep their
+            length, and are normalised if it says so.
 
     Returns:
         float32: `(window_seconds * 16000,)`, or `(mel bins, frames)` of the window padded to the 30 s of a Whisper.
@@ -81,13 +85,54 @@ def extract_features(samples: np.ndarray, extractor: Any, window_seconds: float 
     Raises:
         ValueError: as `prepare_input`.
     """
+    if window_seconds is None:
+        window_seconds = getattr(extractor, "window_seconds", None)
     normalised = prepare_input(samples, window_seconds)
-    if isinstance(extractor, Wav2Vec2FeatureExtractor):
-        return normalised
     window = np.zeros_like(normalised)
     window[: len(samples)] = samples[: len(window)]
+    if isinstance(extractor, Wav2Vec2FeatureExtractor):
+        return normalised if window_seconds is not None or extractor.do_normalize else window
     features = extractor(window, sampling_rate=SAMPLING_RATE, return_tensors="np")
     return np.asarray(features[extractor.model_input_names[0]][0], dtype=np.float32)
+
+
+def longest_input_seconds(extractor: Any) -> float:
+    """How much audio a model hears at once, in seconds: its window; at most 30 s where the extractor names none."""
+    window_seconds = getattr(extractor, "window_seconds", None)
+    if window_seconds is None and hasattr(extractor, "num_mel_bins") and getattr(extractor, "max_length", None):
+        window_seconds = extractor.max_length / 100  # an AST's frames are of 10 ms
+    return float(window_seconds or LONGEST_INPUT_SECONDS)
+
+
+def iter_windows(
+    chunks: Iterable[np.ndarray], window_seconds: float, hop_seconds: float | None = None
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Cuts audio into overlapping windows, each as soon as its last sample is there.
+
+    Window k begins at `k * hop_seconds`. The last one is the first that reaches the end of the audio, where it may be
+    shorter; audio shorter than a window is one window.
+
+    Args:
+        chunks: 16 kHz mono `(samples,)` each, of any lengths: `[samples]` for audio that is all there.
+        window_seconds: length of a window.
+        hop_seconds: distance of two windows; half a window by default.
+
+    Yields:
+        The number of the window's first sample, and its samples, at most `window_seconds * 16000`.
+    """
+    window = round(window_seconds * SAMPLING_RATE)
+    hop_seconds = window_seconds / 2 if hop_seconds is None else hop_seconds
+    held = np.zeros(0, np.float32)  # from the sample number `first` on
+    first = start = end = count = 0
+    for chunk in chunks:
+        held = np.concatenate([held, chunk]) if len(held) else np.asarray(chunk)
+        while start + window <= first + len(held):
+            yield start, held[start - first : start - first + window]
+            end, count = start + window, count + 1
+            start = round(count * hop_seconds * SAMPLING_RATE)
+            held, first = held[start - first :], min(start, first + len(held))
+    if start < first + len(held) and end < first + len(held):
+        yield start, held[start - first :]
 
 
 def audio_seconds(audio: AudioFile) -> float:

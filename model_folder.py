@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import (
     ASTFeatureExtractor,
+    AutoFeatureExtractor,
     AutoModelForAudioClassification,
     PretrainedConfig,
     PreTrainedModel,
@@ -25,6 +26,7 @@ from transformers import (
     SequenceFeatureExtractor,
     WhisperFeatureExtractor,
 )
+from transformers.feature_extraction_utils import FeatureExtractionMixin
 
 from exhubert.audio_exhubert import WINDOW_SECONDS, ExHuBERTFeatureExtractor
 from exhubert.configuration_exhubert import ExHuBERTConfig
@@ -227,6 +229,23 @@ def make_feature_extractor(
         raise ValueError(f"window_seconds is {window_seconds}; the input of this {config.model_type} is {longest:g} s")
     extractor.window_seconds = window_seconds
     return extractor
+
+
+def load_feature_extractor(name_or_path: str, config: PretrainedConfig) -> SequenceFeatureExtractor:
+    """Returns the feature extractor that a model's folder or Hub repo has; where it has none, our model's.
+
+    Raises:
+        ValueError: if its file cannot be read.
+    """
+    try:
+        values, _ = FeatureExtractionMixin.get_feature_extractor_dict(name_or_path)
+    except OSError as error:
+        if "not a valid JSON" in str(error):
+            raise ValueError(f"{name_or_path}: preprocessor_config.json cannot be read ({error})") from error
+        return make_feature_extractor(config)
+    if "window_seconds" in values:
+        return make_feature_extractor(config, float(values["window_seconds"]))
+    return AutoFeatureExtractor.from_pretrained(name_or_path, trust_remote_code=False)
 
 
 def merge_lora(model: torch.nn.Module, weights: dict[str, Any]) -> dict[str, Any]:

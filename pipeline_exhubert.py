@@ -7,7 +7,6 @@ probabilities are the mean over its windows.
 from __future__ import annotations
 
 import io
-import math
 import os
 from typing import Any
 
@@ -15,7 +14,14 @@ import numpy as np
 import torch
 from transformers import Pipeline
 
-from .audio_exhubert import SAMPLING_RATE, WINDOW_SECONDS, extract_features, read_audio, resample
+from .audio_exhubert import (
+    SAMPLING_RATE,
+    extract_features,
+    iter_windows,
+    longest_input_seconds,
+    read_audio,
+    resample,
+)
 
 PIPELINE_TASK = "speech-emotion-recognition"
 # What `config.json` says, for `transformers.pipeline` to find the class.
@@ -69,22 +75,22 @@ class ExHuBERTPipeline(Pipeline):
         self, inputs: Any, window_seconds: float | None = None, hop_seconds: float | None = None
     ) -> dict[str, Any]:
         """Returns the model's input of the windows, `(windows, ...)`, with their `spans` in seconds."""
-        if window_seconds is None:
-            window_seconds = getattr(self.feature_extractor, "window_seconds", WINDOW_SECONDS)
-        hop_seconds = window_seconds / 2 if hop_seconds is None else hop_seconds
         samples = _samples(inputs)
-        seconds = len(samples) / SAMPLING_RATE
-        count = 1 + max(0, math.ceil((seconds - window_seconds) / hop_seconds))
-        starts = [index * hop_seconds for index in range(count) if index == 0 or index * hop_seconds < seconds]
-        parts = [samples[round(start * SAMPLING_RATE) :] for start in starts]
-        windows = [extract_features(part, self.feature_extractor, window_seconds) for part in parts]
-        spans = [(start, min(start + window_seconds, seconds)) for start in starts]
+        seconds = longest_input_seconds(self.feature_extractor) if window_seconds is None else window_seconds
+        windows, spans = [], []
+        for start, window in iter_windows([samples], seconds, hop_seconds):
+            windows.append(extract_features(window, self.feature_extractor, window_seconds))
+            spans.append((start / SAMPLING_RATE, (start + len(window)) / SAMPLING_RATE))
+        if not windows:
+            raise ValueError("audio of shape (0,), with no samples; mono samples (samples,) are needed")
         return {"windows": torch.from_numpy(np.stack(windows)), "spans": spans}
 
     def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
         batches = model_inputs["windows"].to(self.model.dtype).split(WINDOWS_PER_FORWARD)
         logits = torch.cat([self.model(batch).logits for batch in batches])
-        return {"probabilities": logits.float().softmax(dim=-1), "spans": model_inputs["spans"]}
+        # What `evaluate_hf.py --calibrate` found; a model that was not calibrated has none.
+        logits = logits.float() / getattr(self.model.config, "calibration_temperature", 1.0)
+        return {"probabilities": logits.softmax(dim=-1), "spans": model_inputs["spans"]}
 
     def postprocess(self, model_outputs: dict[str, Any]) -> dict[str, Any]:
         """Names classes and averages over the windows."""
