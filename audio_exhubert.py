@@ -12,6 +12,7 @@ import itertools
 import math
 import os
 from collections.abc import Iterable, Iterator
+from numbers import Real
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -27,6 +28,9 @@ AudioFile = str | os.PathLike[str] | BinaryIO
 SAMPLING_RATE = 16_000  # Hz
 WINDOW_SECONDS = 3.0
 LONGEST_INPUT_SECONDS = 30.0  # of a model whose folder names no window
+SHORTEST_INPUT_SECONDS = 0.1  # what is shorter is padded: a CNN needs some samples for its first frame
+BLOCK_SECONDS = 30.0  # of a file are decoded at a time
+RATES = (1_000, 1_000_000)  # Hz
 
 FORMATS = (
     "read are wav, flac, ogg, mp3 and what else libsndfile knows; `pip install av` (or exhubert[video]) adds the "
@@ -36,6 +40,7 @@ FORMATS = (
 AV_CONTAINERS = "mov,matroska,avi,aac,asf,mpegts,mpeg,flv,amr,wav"
 LENGTH_IN_HEADER = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")  # in other containers FFmpeg estimates it
 LENGTH_TOLERANCE_SECONDS = 0.5
+UNKNOWN_FRAMES = 2**63 - 1  # what libsndfile says of a FLAC that was written to a pipe
 GIT_LFS = b"version https://git-lfs"
 PREROLL_SECONDS = 0.5  # decoded before a part begins: AAC and Opus need what came before
 
@@ -77,16 +82,21 @@ def extract_features(samples: np.ndarray, extractor: Any, window_seconds: float 
             unnormalised.
         window_seconds: the first `window_seconds` are kept, and shorter audio is zero-padded at its end. None takes
             the extractor's own `window_seconds`; where it names none, as other packages' do, the samples keep their
-            length, and are normalised if it says so.
+            length (at least 0.1 s), and are normalised if it says so.
 
     Returns:
         float32: `(window_seconds * 16000,)`, or `(mel bins, frames)` of the window padded to the 30 s of a Whisper.
 
     Raises:
-        ValueError: as `prepare_input`.
+        ValueError: as `prepare_input`, and for a window longer than a spectrogram model's input.
     """
     if window_seconds is None:
         window_seconds = getattr(extractor, "window_seconds", None)
+    if (window_seconds or 0.0) > _spectrogram_seconds(extractor):
+        longest = _spectrogram_seconds(extractor)
+        raise ValueError(f"window_seconds is {window_seconds:g}; the input of this model is {longest:g} s")
+    if window_seconds is None and 0 < len(samples) < SHORTEST_INPUT_SECONDS * SAMPLING_RATE:
+        window_seconds = SHORTEST_INPUT_SECONDS
     normalised = prepare_input(samples, window_seconds)
     window = np.zeros_like(normalised)
     window[: len(samples)] = samples[: len(window)]
@@ -99,9 +109,16 @@ def extract_features(samples: np.ndarray, extractor: Any, window_seconds: float 
 def longest_input_seconds(extractor: Any) -> float:
     """How much audio a model hears at once, in seconds: its window; at most 30 s where the extractor names none."""
     window_seconds = getattr(extractor, "window_seconds", None)
-    if window_seconds is None and hasattr(extractor, "num_mel_bins") and getattr(extractor, "max_length", None):
-        window_seconds = extractor.max_length / 100  # an AST's frames are of 10 ms
-    return float(window_seconds or LONGEST_INPUT_SECONDS)
+    return float(window_seconds or min(LONGEST_INPUT_SECONDS, _spectrogram_seconds(extractor)))
+
+
+def _spectrogram_seconds(extractor: Any) -> float:
+    """How much audio a spectrogram holds, to which all audio is padded or cut: a Whisper's, an AST's; else no limit."""
+    if hasattr(extractor, "chunk_length"):
+        return float(extractor.chunk_length)
+    if hasattr(extractor, "num_mel_bins") and getattr(extractor, "max_length", None):
+        return float(extractor.max_length) / 100  # frames of 10 ms
+    return math.inf
 
 
 def iter_windows(
@@ -122,17 +139,25 @@ def iter_windows(
     """
     window = round(window_seconds * SAMPLING_RATE)
     hop_seconds = window_seconds / 2 if hop_seconds is None else hop_seconds
-    held = np.zeros(0, np.float32)  # from the sample number `first` on
-    first = start = end = count = 0
+    held: list[np.ndarray] = []  # from the sample number `first` on
+    first = total = start = end = count = 0
     for chunk in chunks:
-        held = np.concatenate([held, chunk]) if len(held) else np.asarray(chunk)
-        while start + window <= first + len(held):
-            yield start, held[start - first : start - first + window]
+        total += len(chunk)
+        if total <= start:  # between two windows
+            held, first = [], total
+            continue
+        held.append(chunk)
+        if total < start + window:
+            continue
+        samples = np.concatenate(held)
+        while start + window <= total:
+            yield start, samples[start - first : start - first + window]
             end, count = start + window, count + 1
             start = round(count * hop_seconds * SAMPLING_RATE)
-            held, first = held[start - first :], min(start, first + len(held))
-    if start < first + len(held) and end < first + len(held):
-        yield start, held[start - first :]
+        samples, first = samples[start - first :], min(start, total)
+        held = [samples]
+    if start < total and end < total:
+        yield start, np.concatenate(held)[start - first :]
 
 
 def audio_seconds(audio: AudioFile) -> float:
@@ -142,8 +167,10 @@ def audio_seconds(audio: AudioFile) -> float:
         return _av_seconds(audio)
     with sound:
         if not sound.frames:
-            raise ValueError(f"{_name(audio)}: the audio file is empty (0 samples)")
-        return sound.frames / sound.samplerate
+            raise ValueError(f"{audio_name(audio)}: the audio file is empty (0 samples)")
+        if sound.frames < UNKNOWN_FRAMES:
+            return sound.frames / sound.samplerate
+    return sum(map(len, iter_audio(audio))) / SAMPLING_RATE
 
 
 def read_audio(audio: AudioFile, start_seconds: float = 0.0, duration_seconds: float | None = None) -> np.ndarray:
@@ -164,31 +191,126 @@ def read_audio(audio: AudioFile, start_seconds: float = 0.0, duration_seconds: f
             samples; names the file.
         FileNotFoundError: if there is no such file.
     """
+    return np.concatenate(list(_decode(audio, start_seconds, duration_seconds, BLOCK_SECONDS)))
+
+
+def iter_audio(audio: AudioFile, block_seconds: float = BLOCK_SECONDS) -> Iterator[np.ndarray]:
+    """Reads what `read_audio` reads in chunks, in memory that does not grow with the length of the file.
+
+    Args:
+        audio: as in `read_audio`.
+        block_seconds: how much of the file is decoded at a time, at most.
+
+    Yields:
+        float32 `(samples,)` at 16 kHz, of any length; joined they are what `read_audio` returns, bit for bit.
+
+    Raises:
+        ValueError, FileNotFoundError: as `read_audio`; for what is wrong further on in the file, when it gets there.
+    """
+    return _decode(audio, 0.0, None, block_seconds)
+
+
+def resample_chunks(
+    chunks: Iterable[Any], sampling_rate: float, name: str, start_seconds: float = 0.0
+) -> Iterator[np.ndarray]:
+    """Makes 16 kHz float32 of mono audio that comes in chunks (soxr, very high quality).
+
+    The result does not depend on where the chunks are cut. What comes out lags 0.06 to 0.11 s behind what goes in at
+    rates from 8 to 96 kHz, and not at all at 16 kHz.
+
+    Args:
+        chunks: `(samples,)` each, of any lengths: floating point, or integers of 8, 16 or 32 bits, which are divided
+            by their range (int16 by 32,768; uint8 is centred at 128).
+        sampling_rate: of the chunks, in Hz.
+        name: of the audio, for errors.
+        start_seconds: the time of the first sample, for errors.
+
+    Yields:
+        float32 `(samples,)`, newly allocated: a caller may use the memory of its chunks again.
+
+    Raises:
+        ValueError: at once, if `sampling_rate` is no rate of audio; when it gets there, for a chunk of another shape or
+            type, or that holds NaN or infinite samples, with its time.
+    """
+    if not (isinstance(sampling_rate, Real) and RATES[0] <= sampling_rate <= RATES[1]):
+        raise ValueError(f"{name}: sampling_rate is {sampling_rate!r}; it must be from {RATES[0]} to {RATES[1]} Hz")
+    rate = float(sampling_rate)
+    checked = _checked(chunks, rate, name, start_seconds)
+    if rate == SAMPLING_RATE:
+        return checked
+    _require_audio_libraries()
+    return _resampled(checked, soxr.ResampleStream(rate, SAMPLING_RATE, 1, dtype="float32", quality="VHQ"))
+
+
+def _checked(chunks: Iterable[Any], rate: float, name: str, start_seconds: float) -> Iterator[np.ndarray]:
+    count = 0
+    for chunk in chunks:
+        samples = np.asarray(chunk)
+        if samples.ndim != 1:
+            raise ValueError(f"{name}: audio of shape {samples.shape}; mono samples (samples,) are needed")
+        if samples.dtype.kind != "f":
+            if samples.dtype.kind not in "iu" or samples.dtype.itemsize > 4:
+                types = "floating point, or integers of 8, 16 or 32 bits,"
+                raise ValueError(f"{name}: samples of type {samples.dtype}; {types} are needed")
+            samples = _scaled(samples)
+        samples = np.array(samples, dtype=np.float32)
+        finite = np.isfinite(samples)
+        if not finite.all():
+            seconds = start_seconds + (count + int(finite.argmin())) / rate
+            raise ValueError(f"{name}: the audio holds NaN or infinite samples at {seconds:.2f} s")
+        count += len(samples)
+        yield samples
+
+
+def _resampled(chunks: Iterable[np.ndarray], resampler: Any) -> Iterator[np.ndarray]:
+    for chunk in chunks:
+        yield resampler.resample_chunk(chunk)
+    yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+
+
+def _scaled(samples: np.ndarray) -> np.ndarray:
+    """Integers, divided by their range: float64 from -1 to 1."""
+    limits = np.iinfo(samples.dtype)
+    half = (int(limits.max) - int(limits.min) + 1) / 2
+    return (samples.astype(np.float64) - (limits.max - half + 1)) / half
+
+
+def _decode(
+    audio: AudioFile, start_seconds: float, duration_seconds: float | None, block_seconds: float
+) -> Iterator[np.ndarray]:
+    """A part of a file: 16 kHz chunks."""
     sound = _open(audio)
     if sound is None:
-        samples, rate = _av_samples(audio, start_seconds, duration_seconds)
+        blocks = _av_blocks(audio, start_seconds, duration_seconds)
     else:
-        with sound:
-            rate = sound.samplerate
-            try:
-                sound.seek(min(round(start_seconds * rate), sound.frames))
-                frames = -1 if duration_seconds is None else round(duration_seconds * rate)
-                samples = sound.read(frames, dtype="float32", always_2d=True).mean(axis=1)
-            except soundfile.LibsndfileError as error:
-                raise ValueError(f"{_name(audio)}: the audio does not decode ({error.error_string})") from error
-    if not len(samples):
-        raise ValueError(f"{_name(audio)}: no audio at {start_seconds} s (the file is empty or ends before)")
-    if not np.isfinite(samples).all():
-        raise ValueError(f"{_name(audio)}: the audio holds NaN or infinite samples")
-    return resample(samples, rate)
+        blocks = _sound_blocks(audio, sound, start_seconds, duration_seconds, block_seconds)
+    first, rate = next(blocks, (None, 0))
+    if first is None:
+        raise ValueError(f"{audio_name(audio)}: no audio at {start_seconds} s (the file is empty or ends before)")
+    chunks = itertools.chain([first], (block for block, _ in blocks))
+    yield from resample_chunks(chunks, rate, audio_name(audio), start_seconds)
 
 
-def resample(samples: np.ndarray, sampling_rate: float) -> np.ndarray:
-    """Resamples mono `(samples,)` from `sampling_rate` Hz to 16 kHz, as float32 (soxr, very high quality)."""
-    if sampling_rate == SAMPLING_RATE:
-        return np.asarray(samples, dtype=np.float32)
-    _require_audio_libraries()
-    return soxr.resample(np.asarray(samples, dtype=np.float32), sampling_rate, SAMPLING_RATE, quality="VHQ")
+def _sound_blocks(
+    audio: AudioFile, sound: Any, start_seconds: float, duration_seconds: float | None, block_seconds: float
+) -> Iterator[tuple[np.ndarray, int]]:
+    """A part of what libsndfile decodes: blocks of mono `(samples,)`, and their rate."""
+    with sound:
+        rate = sound.samplerate
+        begin = min(round(start_seconds * rate), sound.frames)
+        end = sound.frames if duration_seconds is None else min(begin + round(duration_seconds * rate), sound.frames)
+        block, position = max(1, round(block_seconds * rate)), begin
+        try:
+            if begin or sound.seekable():
+                sound.seek(begin)
+            # Else soundfile would seek to where it is after each block, and blocks of MP3 would not join.
+            sound.seekable = lambda: False
+            while len(samples := sound.read(min(block, end - position), dtype="float32", always_2d=True)):
+                yield samples.mean(axis=1), rate
+                position += len(samples)
+        except soundfile.LibsndfileError as error:
+            problem = f"the audio does not decode after {position / rate:g} s ({error.error_string})"
+            raise ValueError(f"{audio_name(audio)}: {problem}") from error
 
 
 def _open(audio: AudioFile) -> Any:
@@ -196,20 +318,23 @@ def _open(audio: AudioFile) -> Any:
     _require_audio_libraries()
     if isinstance(audio, str | os.PathLike):
         if not os.path.isfile(audio):
-            raise FileNotFoundError(f"{_name(audio)}: no such audio file")
+            raise FileNotFoundError(f"{audio_name(audio)}: no such audio file")
         # soundfile encodes a str itself, which fails for a name that is not UTF-8.
         file: Any = os.fsencode(audio) if os.name == "posix" else audio
     else:
+        if not audio.seekable() or isinstance(audio.read(0), str):
+            raise ValueError(f"{audio_name(audio)}: a binary file that can be rewound is needed; or give its bytes")
         audio.seek(0)
         file = audio
     try:
         return soundfile.SoundFile(file)
     except TypeError as error:  # raw samples, which say no rate
-        raise ValueError(f"{_name(audio)}: the audio does not decode ({error})") from error
+        raise ValueError(f"{audio_name(audio)}: the audio does not decode ({error})") from error
     except soundfile.LibsndfileError as error:
-        problem = f"{_name(audio)}: the audio does not decode ({error.error_string})"
+        problem = f"{audio_name(audio)}: the audio does not decode ({error.error_string})"
         if _begins_with(file, GIT_LFS):
-            raise ValueError(f"{_name(audio)}: no audio but a Git LFS pointer; fetch it by `git lfs pull`") from error
+            problem = f"{audio_name(audio)}: no audio but a Git LFS pointer; fetch it by `git lfs pull`"
+            raise ValueError(problem) from error
         # Unrecognised format, unsupported encoding, a Mac's `._` file beside it: all else is a broken file.
         if error.code not in (1, 4) and "resource fork" not in error.error_string:
             raise ValueError(problem) from error
@@ -250,10 +375,10 @@ def _av_open(audio: AudioFile) -> Iterator[tuple[Any, Any]]:
         try:
             container = stack.enter_context(av.open(file, options={"format_whitelist": AV_CONTAINERS}))
             if not container.streams.audio:
-                raise ValueError(f"{_name(audio)}: there is no sound in this file")
+                raise ValueError(f"{audio_name(audio)}: there is no sound in this file")
             yield container, container.streams.audio[0]
         except av.FFmpegError as error:
-            raise ValueError(f"{_name(audio)}: the audio does not decode ({error.strerror})") from error
+            raise ValueError(f"{audio_name(audio)}: the audio does not decode ({error.strerror})") from error
 
 
 def _av_seconds(audio: AudioFile) -> float:
@@ -269,22 +394,27 @@ def _av_seconds(audio: AudioFile) -> float:
             if packet.pts is not None
         ]
         if not times:
-            raise ValueError(f"{_name(audio)}: the audio file is empty (0 samples)")
+            raise ValueError(f"{audio_name(audio)}: the audio file is empty (0 samples)")
         return float(times[-1][1] - times[0][0])
 
 
-def _av_samples(audio: AudioFile, start_seconds: float, duration_seconds: float | None) -> tuple[np.ndarray, int]:
-    """A part of the first audio stream: mono `(samples,)` and their rate."""
-    part = None
-    if start_seconds > PREROLL_SECONDS:
-        part = _av_part(audio, start_seconds, duration_seconds, seek=True)
-    return part or _av_part(audio, start_seconds, duration_seconds, seek=False) or (np.zeros(0), SAMPLING_RATE)
+def _av_blocks(
+    audio: AudioFile, start_seconds: float, duration_seconds: float | None
+) -> Iterator[tuple[np.ndarray, int]]:
+    """A part of the first audio stream: blocks of mono `(samples,)`, and their rate."""
+    for seek in (True, False) if start_seconds > PREROLL_SECONDS else (False,):
+        blocks = _av_part(audio, start_seconds, duration_seconds, seek)
+        first = next(blocks, None)
+        if first is not None:
+            yield first
+            yield from blocks
+            return
 
 
 def _av_part(
     audio: AudioFile, start_seconds: float, duration_seconds: float | None, seek: bool
-) -> tuple[np.ndarray, int] | None:
-    """As `_av_samples`; None if there is nothing, or if seeking did not lead to a place before the start."""
+) -> Iterator[tuple[np.ndarray, int]]:
+    """As `_av_blocks`; nothing if seeking did not lead to a place before the start."""
     with _av_open(audio) as (container, stream):
         frames = _av_frames(audio, container, stream)
         frame = next(frames, None)
@@ -296,21 +426,20 @@ def _av_part(
             frame = next(frames, None)
             position = math.inf if frame is None or frame.time is None else frame.time - origin
         if frame is None or position > start_seconds:
-            return None
+            return
         rate = frame.sample_rate
         skipped = round((start_seconds - position) * rate)
         wanted = math.inf if duration_seconds is None else skipped + round(duration_seconds * rate)
-        chunks, count = [], 0
+        count = 0
         for part in itertools.chain([frame], frames):
             if part.sample_rate != rate:
-                raise ValueError(f"{_name(audio)}: the sampling rate changes from {rate} to {part.sample_rate} Hz")
+                name = audio_name(audio)
+                raise ValueError(f"{name}: the sampling rate changes from {rate} to {part.sample_rate} Hz")
             if count + part.samples > skipped:
-                chunks.append(_mono(part)[max(0, skipped - count) :])
+                yield _mono(part)[max(0, skipped - count) : int(min(part.samples, wanted - count))], rate
             count += part.samples
             if count >= wanted:
-                chunks[-1] = chunks[-1][: len(chunks[-1]) - int(count - wanted)]
-                break
-        return (np.concatenate(chunks) if chunks else np.zeros(0)), rate
+                return
 
 
 def _av_frames(audio: AudioFile, container: Any, stream: Any) -> Iterator[Any]:
@@ -321,11 +450,11 @@ def _av_frames(audio: AudioFile, container: Any, stream: Any) -> Iterator[Any]:
             end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
         if packet.stream_index == stream.index:
             if packet.is_corrupt:
-                raise ValueError(f"{_name(audio)}: the file is damaged or cut off at {end:.1f} s")
+                raise ValueError(f"{audio_name(audio)}: the file is damaged or cut off at {end:.1f} s")
             yield from packet.decode()
     stated = (container.duration or 0) / 1e6 if container.format.name in LENGTH_IN_HEADER else 0.0
     if 0.0 < end < stated - LENGTH_TOLERANCE_SECONDS:
-        raise ValueError(f"{_name(audio)}: the file is cut off: it ends at {end:.1f} s of {stated:.1f} s")
+        raise ValueError(f"{audio_name(audio)}: the file is cut off: it ends at {end:.1f} s of {stated:.1f} s")
 
 
 def _mono(frame: Any) -> np.ndarray:
@@ -334,13 +463,12 @@ def _mono(frame: Any) -> np.ndarray:
     if not frame.format.is_planar:
         samples = samples.reshape(frame.samples, -1).T
     if samples.dtype.kind != "f":
-        limits = np.iinfo(samples.dtype)
-        half = (int(limits.max) - int(limits.min) + 1) / 2
-        samples = (samples.astype(np.float64) - (limits.max - half + 1)) / half
+        samples = _scaled(samples)
     return samples.mean(axis=0).astype(np.float32)
 
 
-def _name(audio: AudioFile) -> str:
+def audio_name(audio: AudioFile) -> str:
+    """Returns what errors call a file: its path, or "audio given as bytes"."""
     if isinstance(audio, str | os.PathLike):
         return os.fspath(audio)
     return str(getattr(audio, "name", "audio given as bytes"))

@@ -39,7 +39,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         kind.add_argument("--revision", help="commit, branch or tag of the Hub repo")
         kind.set_defaults(run=run)
 
+    onnx = kinds.add_parser(
+        "onnx",
+        help="export to ONNX",
+        description="Exports an audio-classification model to ONNX and checks that it computes what torch computes.",
+    )
+    onnx.add_argument("source", metavar="SRC", help="Hub id or folder of the model")
+    onnx.add_argument("destination", metavar="DST", help="folder to write; must not exist")
+    onnx.add_argument("--int8", action="store_true", help="quantise the matrices: a quarter of the size, and faster")
+    onnx.add_argument("--check", metavar="DIR", nargs="+", default=[], help="corpora, to compare on their test splits")
+    onnx.set_defaults(run=_convert_onnx)
+
     _add_corpora(commands)
+    _add_inference(commands)
     options = parser.parse_args(arguments)
     return options.run(options)
 
@@ -134,6 +146,40 @@ def _add_corpora(commands: Any) -> None:
     stats.set_defaults(run=_corpora_stats)
 
 
+def _add_inference(commands: Any) -> None:
+    """The parsers of `exhubert predict` and `exhubert embed`."""
+    predict = commands.add_parser(
+        "predict",
+        help="classify audio",
+        description="Classifies audio of any length and prints a row a file. Bad files are listed at the end.",
+    )
+    predict.add_argument("--format", choices=("table", "jsonl", "csv"), help="default: as --output is called, or table")
+    predict.add_argument("--output", metavar="FILE", help=".jsonl or .csv; files that have a row there are skipped")
+    predict.add_argument("--timeline", metavar="DIR", help="folder for a picture of each file over time")
+    predict.set_defaults(run=_predict)
+
+    embed = commands.add_parser(
+        "embed",
+        help="write embeddings of audio",
+        description="Writes the model's mean hidden states of audio of any length. Bad files are listed at the end.",
+    )
+    embed.add_argument("--output", metavar="FILE", required=True, help=".parquet or .npz")
+    embed.add_argument("--layer", default="last", help="last, weighted, or a number from 0 (default: last)")
+    embed.add_argument("--per", default="clip", choices=("clip", "window"), help="what has a row (default: clip)")
+    embed.set_defaults(run=_embed)
+
+    for command in (predict, embed):
+        command.add_argument("model", metavar="MODEL", help="model folder or Hub id, or folder of an ONNX export")
+        command.add_argument("audio", metavar="AUDIO", nargs="+", help="files, folders, quoted globs; - reads a file")
+        command.add_argument(
+            "--window", type=float, metavar="SECONDS", help="length of a window (default: the model's)"
+        )
+        command.add_argument(
+            "--hop", type=float, metavar="SECONDS", help="from window to window (default: half of one)"
+        )
+        command.add_argument("--vad", action="store_true", help="leave out windows without speech (silero-vad)")
+
+
 def _convert_hubert(options: argparse.Namespace) -> int:
     from exhubert.convert.hubert import convert_hubert
 
@@ -156,6 +202,46 @@ def _convert_contract(options: argparse.Namespace) -> int:
     quiet_transformers()
     convert_contract(options.source, options.destination, options.revision)
     return 0
+
+
+def _convert_onnx(options: argparse.Namespace) -> int:
+    from exhubert.convert.onnx import convert_onnx
+
+    quiet_transformers()
+    convert_onnx(options.source, options.destination, options.int8, options.check)
+    return 0
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from exhubert.inference.predict import run_predict
+
+    quiet_transformers()
+    return run_predict(
+        options.model,
+        options.audio,
+        options.format,
+        options.output,
+        options.window,
+        options.hop,
+        options.timeline,
+        options.vad,
+    )
+
+
+def _embed(options: argparse.Namespace) -> int:
+    from exhubert.inference.embed import run_embed
+
+    quiet_transformers()
+    return run_embed(
+        options.model,
+        options.audio,
+        options.output,
+        options.layer,
+        options.per,
+        options.window,
+        options.hop,
+        options.vad,
+    )
 
 
 def _corpora_list(options: argparse.Namespace) -> int:

@@ -30,8 +30,9 @@ from transformers.feature_extraction_utils import FeatureExtractionMixin
 
 from exhubert.audio_exhubert import WINDOW_SECONDS, ExHuBERTFeatureExtractor
 from exhubert.configuration_exhubert import ExHuBERTConfig
+from exhubert.modeling_onnx import ONNX_FILE, load_onnx
 from exhubert.modeling_wav2vec2_emotion import Wav2Vec2EmotionConfig, Wav2Vec2EmotionForSequenceClassification
-from exhubert.pipeline_exhubert import CUSTOM_PIPELINES, PIPELINE_TASK
+from exhubert.pipeline_exhubert import CUSTOM_PIPELINES, PIPELINE_TASK, ExHuBERTPipeline
 
 CODE_FILES = ("configuration_exhubert.py", "modeling_exhubert.py", "audio_exhubert.py", "pipeline_exhubert.py")
 EMOTION_CODE_FILE = "modeling_wav2vec2_emotion.py"  # carried by the folders of that model alone
@@ -151,30 +152,36 @@ def check_model_folder(directory: str | os.PathLike[str]) -> Path:
     directory = Path(directory)
     if not directory.is_dir():
         raise ValueError(f"{directory}: no such model folder")
-    for name in ("config.json", "preprocessor_config.json", *CODE_FILES):
+    exported = (directory / ONNX_FILE).is_file()
+    for name in ("config.json", "preprocessor_config.json", *(() if exported else CODE_FILES)):
         if not (directory / name).is_file():
             raise ValueError(f"{directory} is not a model folder: it lacks {name}")
-    if not any(directory.glob("*.safetensors")):
+    if not exported and not any(directory.glob("*.safetensors")):
         raise ValueError(f"{directory} is not a model folder: it lacks weights (*.safetensors)")
     return directory
 
 
-def load_classifier(name_or_path: str, **kwargs: Any) -> tuple[PreTrainedModel, list[str]]:
+def load_classifier(name_or_path: str, **kwargs: Any) -> tuple[Any, list[str]]:
     """Loads any audio-classification model.
 
     Args:
         name_or_path: Hub id or folder.
-        kwargs: for `from_pretrained`.
+        kwargs: for `from_pretrained`; of no account for an ONNX model.
 
     Returns:
-        The model, and the names of the weights that its checkpoint lacks or has in another shape: these are new.
+        The model, a `PreTrainedModel` or an `OnnxClassifier`, which can be called as one; and the names of the weights
+        that its checkpoint lacks or has in another shape: these are new.
 
     Raises:
         OSError: if it is neither a folder nor to be had from the Hub.
+        ImportError: if it is an ONNX model, and onnxruntime is not installed.
         ValueError: if it is no audio classification model, or its weights cannot be read.
     """
+    config = read_config(name_or_path)
+    if "onnx" in config:
+        return load_onnx(name_or_path), []
     loader: Any = AutoModelForAudioClassification
-    if read_config(name_or_path).get("architectures") == ["Wav2Vec2ForSpeechClassification"]:
+    if config.get("architectures") == ["Wav2Vec2ForSpeechClassification"]:
         loader = Wav2Vec2EmotionForSequenceClassification  # AutoModel would put a new head in the place of its own
     try:
         model, report = loader.from_pretrained(name_or_path, output_loading_info=True, **kwargs)
@@ -265,6 +272,8 @@ def merge_lora(model: torch.nn.Module, weights: dict[str, Any]) -> dict[str, Any
 
 def _not_found(name_or_path: str, error: OSError) -> OSError:
     reason = str(error).strip().splitlines()[0]
+    if Path(name_or_path).is_dir():
+        return OSError(f"{name_or_path} is no model folder ({reason})")
     return OSError(f"{name_or_path}: no such folder, and no such model on the Hub ({reason})")
 
 
@@ -317,3 +326,20 @@ def _write(
         else f"made a spectrogram by {type(extractor).__name__}",
     )
     (directory / "README.md").write_text(card, encoding="utf-8")
+
+
+def load_pipeline(name_or_path: str) -> ExHuBERTPipeline:
+    """Loads any audio-classification model, ready to classify audio of any length.
+
+    Args:
+        name_or_path: Hub id or folder.
+
+    Raises:
+        OSError: if it is neither a folder nor to be had from the Hub.
+        ValueError: if it is no audio classification model, its checkpoint has no trained classifier, or its weights
+            cannot be read.
+    """
+    model, new = load_classifier(name_or_path)
+    if new:
+        raise ValueError(f"{name_or_path} has no trained classifier: it lacks {new[0]} ({len(new)} such weights)")
+    return ExHuBERTPipeline(model=model.eval(), feature_extractor=load_feature_extractor(name_or_path, model.config))

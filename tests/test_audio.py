@@ -12,10 +12,20 @@ import sys
 import numpy as np
 import pytest
 import soundfile
-from transformers import Wav2Vec2FeatureExtractor
+import soxr
+from transformers import Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
 
 from exhubert import ExHuBERTFeatureExtractor
-from exhubert.audio_exhubert import audio_seconds, prepare_input, read_audio, resample
+from exhubert.audio_exhubert import (
+    audio_seconds,
+    extract_features,
+    iter_audio,
+    iter_windows,
+    longest_input_seconds,
+    prepare_input,
+    read_audio,
+    resample_chunks,
+)
 
 
 def tone(seconds: float, rate: int = 16_000, hertz: float = 440.0) -> np.ndarray:
@@ -74,7 +84,7 @@ def test_a_part_is_read_by_seeking(tmp_path):
 
 
 def test_resampling_keeps_the_pitch():
-    got = resample(tone(1.0, 22_050), 22_050)
+    got = np.concatenate(list(resample_chunks([tone(1.0, 22_050)], 22_050, "a tone")))
     assert np.abs(np.fft.rfft(got)).argmax() == 440
 
 
@@ -84,7 +94,7 @@ def test_resampling_keeps_the_pitch():
         (lambda path: path.write_text("no audio"), "does not decode"),
         (lambda path: path.write_bytes(b""), "does not decode"),
         (lambda path: soundfile.write(path, np.zeros(0), 16_000), "empty"),
-        (lambda path: soundfile.write(path, np.full(100, np.nan), 16_000, subtype="FLOAT"), "NaN"),
+        (lambda path: soundfile.write(path, np.full(100, np.nan), 16_000, subtype="FLOAT"), r"NaN.* at 0\.00 s"),
     ],
     ids=["text", "nothing", "no samples", "NaN"],
 )
@@ -94,6 +104,109 @@ def test_bad_files_are_named(tmp_path, write, message):
     with pytest.raises(ValueError, match=message) as error:
         read_audio(path)
     assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "channels", "subtype"),
+    [
+        ("clip.wav", 16_000, 1, "PCM_16"),
+        ("clip.wav", 8_000, 1, "GSM610"),  # cannot be sought in
+        ("clip.wav", 96_000, 8, "FLOAT"),
+        ("clip.flac", 44_100, 2, "PCM_24"),
+        ("clip.ogg", 48_000, 2, "VORBIS"),
+        ("clip.mp3", 16_000, 1, "MPEG_LAYER_III"),
+        ("clip.mp3", 44_100, 2, "MPEG_LAYER_III"),
+        ("clip.webm", 48_000, 1, None),
+        ("clip.m4a", 44_100, 1, None),
+    ],
+)
+def test_blocks_of_a_file_join_to_the_whole_bit_for_bit(tmp_path, name, rate, channels, subtype):
+    path = tmp_path / name
+    samples = tone(2.3, rate) + 0.1 * np.random.default_rng(0).standard_normal(round(2.3 * rate), dtype=np.float32)
+    if subtype is None:
+        write_av(path, {"clip.webm": "libopus", "clip.m4a": "aac"}[name], samples, rate)
+        whole = read_audio(path)
+    else:
+        soundfile.write(path, np.repeat(samples[:, None], channels, axis=1), rate, subtype)
+        whole = soundfile.read(path, dtype="float32", always_2d=True)[0].mean(axis=1)
+        if rate != 16_000:
+            whole = soxr.resample(whole, rate, 16_000, quality="VHQ")
+    for audio in (path, io.BytesIO(path.read_bytes())):
+        np.testing.assert_allclose(read_audio(audio), whole, rtol=0, atol=1e-6)  # MP3's last bit, after seeking
+        for block_seconds in (0.1, 30.0):
+            chunks = list(iter_audio(audio, block_seconds))
+            assert max(map(len, chunks)) < 16_000 * (block_seconds + 0.2)
+            assert np.array_equal(np.concatenate(chunks), read_audio(audio))
+
+
+def test_what_is_wrong_further_on_is_named_with_its_time(tmp_path):
+    path = tmp_path / "clip.flac"
+    soundfile.write(path, tone(40.0), 16_000)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 9 // 10])
+    chunks = iter_audio(path)
+    assert len(next(chunks)) == 480_000
+    with pytest.raises(ValueError, match=r"clip\.flac: the audio does not decode after 30 s"):
+        next(chunks)
+    samples = tone(3.0)
+    samples[40_000] = np.inf
+    soundfile.write(tmp_path / "clip.wav", samples, 16_000, "FLOAT")
+    for read in (lambda path: list(iter_audio(path, 1.0)), lambda path: read_audio(path, 1.0)):
+        with pytest.raises(ValueError, match=r"clip\.wav: the audio holds NaN or infinite samples at 2\.50 s"):
+            read(tmp_path / "clip.wav")
+
+
+def test_a_flac_without_its_length_is_read(tmp_path):
+    """As a program writes it that cannot go back to the header: into a pipe."""
+    path = tmp_path / "piped.flac"
+    soundfile.write(path, tone(1.0), 16_000)
+    whole, data = read_audio(path), bytearray(path.read_bytes())
+    data[21] &= 0xF0  # the 36 bits of the number of samples
+    data[22:26] = bytes(4)
+    path.write_bytes(data)
+    assert np.array_equal(read_audio(path), whole)
+    assert audio_seconds(path) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("window_seconds", "hop_seconds"), [(1.0, None), (1.0, 0.3), (0.5, 0.50003), (0.25, 1.0), (4.0, None)]
+)
+@pytest.mark.parametrize("length", [1, 16_000, 16_001, 40_000, 64_000])
+def test_windows_do_not_depend_on_the_chunks(length, window_seconds, hop_seconds):
+    samples = np.arange(length, dtype=np.float32)
+    window, hop = round(window_seconds * 16_000), (hop_seconds or window_seconds / 2) * 16_000
+    expected = [(0, samples[:window])]
+    while expected[-1][0] + window < length and round(len(expected) * hop) < length:
+        start = round(len(expected) * hop)
+        expected.append((start, samples[start : start + window]))
+    for size in (7, 480, 4_000, 10**6):
+        chunks = [samples[:0], *(samples[begin : begin + size] for begin in range(0, length, size))]
+        got = list(iter_windows(chunks, window_seconds, hop_seconds))
+        assert [start for start, _ in got] == [start for start, _ in expected]
+        assert all(np.array_equal(one, other) for (_, one), (_, other) in zip(got, expected, strict=True))
+    assert not list(iter_windows([], window_seconds, hop_seconds))
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.float16, np.float64])
+def test_integers_are_scaled_by_their_range(dtype):
+    samples = tone(0.1)
+    if np.dtype(dtype).kind in "iu":
+        half = 2.0 ** (8 * np.dtype(dtype).itemsize - 1)
+        stored = np.round(samples * half + (half if np.dtype(dtype).kind == "u" else 0)).astype(dtype)
+    else:
+        stored = samples.astype(dtype)
+    [got] = resample_chunks([stored], 16_000, "clip")
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, samples, atol={1: 5e-3, 2: 2e-4}.get(np.dtype(dtype).itemsize, 1e-7))
+
+
+def test_a_spectrograms_length_limits_the_window():
+    whisper, plain = WhisperFeatureExtractor(), Wav2Vec2FeatureExtractor()
+    assert longest_input_seconds(whisper) == 30.0
+    with pytest.raises(ValueError, match="window_seconds is 31; the input of this model is 30 s"):
+        extract_features(tone(1.0), whisper, 31.0)
+    assert len(extract_features(tone(40.0), plain, 31.0)) == 31 * 16_000
+    assert len(extract_features(tone(0.5), plain)) == 8_000
+    assert len(extract_features(tone(0.001), plain)) == 1_600  # a CNN's first frame needs some samples
 
 
 def test_a_missing_file_is_named(tmp_path):

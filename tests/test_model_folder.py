@@ -14,9 +14,8 @@ import torch
 from transformers import HubertForSequenceClassification
 
 from conftest import ROOT, run_without_package
-from exhubert import ExHuBERTFeatureExtractor, ExHuBERTForSequenceClassification, model_folder
+from exhubert import ExHuBERTForSequenceClassification, model_folder
 from exhubert.model_folder import CODE_FILES, check_model_folder, save_model_folder
-from exhubert.pipeline_exhubert import ExHuBERTPipeline
 
 
 @pytest.fixture
@@ -76,6 +75,7 @@ def test_both_pipelines_work_without_the_package(tmp_path, folder, recording):
             "path": ours({str(recording)!r}),
             "bytes": ours(open({str(recording)!r}, "rb").read()),
             "array": ours({{"array": samples, "sampling_rate": 16_000}}),
+            "stream": [row["embedding"].tolist() for row in ours.stream(samples.reshape(7, -1), embeddings=True)],
             "stock": {{row["label"]: row["score"] for row in stock(samples)}},
         }}))
         """,
@@ -87,16 +87,8 @@ def test_both_pipelines_work_without_the_package(tmp_path, folder, recording):
     assert got["path"]["label"] == max(mean, key=mean.get)
     assert got["bytes"] == got["path"]
     assert got["array"]["probabilities"] == pytest.approx(got["path"]["probabilities"], abs=1e-6)
+    assert np.shape(got["stream"]) == (2, 32)
     assert got["stock"] == pytest.approx(windows[0]["probabilities"], abs=1e-5)  # it hears the first window
-
-
-def test_a_hop_beyond_the_end_and_a_batch_size_do_no_harm(folder, recording):
-    model = ExHuBERTForSequenceClassification.from_pretrained(folder)
-    classify = ExHuBERTPipeline(model=model, feature_extractor=ExHuBERTFeatureExtractor())
-    one = classify(str(recording), hop_seconds=10.0)
-    assert [window["start"] for window in one["windows"]] == [0.0]
-    two = classify([str(recording)] * 2, hop_seconds=2.0, batch_size=2)
-    assert [len(result["windows"]) for result in two] == [2, 2]
 
 
 def test_the_code_in_the_folder_is_the_code_of_the_repo(folder):
@@ -188,21 +180,3 @@ def test_what_a_folder_lacks_is_named(tmp_path, folder):
         check_model_folder(folder)
     with pytest.raises(ValueError, match="no such model folder"):
         check_model_folder(tmp_path / "nothing")
-
-
-@pytest.mark.parametrize(
-    ("inputs", "options", "message"),
-    [
-        (np.zeros(0, np.float32), {}, "shape"),
-        (np.zeros((2, 16_000), np.float32), {}, "mono"),
-        ({"raw": np.zeros(16_000)}, {}, r"\['raw'\]; 'array' and 'sampling_rate'"),
-        (np.zeros(16_000, np.float32), {"hop_seconds": 0}, "hop_seconds is 0"),
-        (np.zeros(16_000, np.float32), {"hop": 1}, "unknown argument 'hop'"),
-        (b"no audio", {}, "audio given as bytes: the audio does not decode"),
-    ],
-)
-def test_bad_pipeline_input_is_explained(folder, inputs, options, message):
-    model = ExHuBERTForSequenceClassification.from_pretrained(folder)
-    classify = ExHuBERTPipeline(model=model, feature_extractor=ExHuBERTFeatureExtractor())
-    with pytest.raises(ValueError, match=message):
-        classify(inputs, **options)

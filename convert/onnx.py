@@ -1,0 +1,300 @@
+"""Any audio-classification model to an ONNX model folder: the same answers without the model's code, or int8."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.utils import parametrize
+from transformers import PretrainedConfig, PreTrainedModel, Wav2Vec2FeatureExtractor
+from transformers.utils import cached_file
+
+from exhubert.audio_exhubert import SAMPLING_RATE, extract_features, longest_input_seconds
+from exhubert.convert.checkpoint import new_folder
+from exhubert.model_folder import load_classifier, load_feature_extractor
+from exhubert.modeling_onnx import HIDDEN_STATES, INSTALL, ONNX_FILE, OnnxClassifier
+
+OPSET = 20  # the first with GELU as one operator; onnxruntime knows it from 1.17 on
+EXTERNAL_DATA_BYTES = 10**9  # larger weights lie beside the graph, for a protobuf file holds no more than 2 GiB
+LARGEST_DIFFERENCE = 1e-4  # of float32 logits; of hidden states, relative to the largest
+CHECK_SECONDS = 10.0  # of a model whose input may be longer
+CHECK_PARTS = ((0.25, 1), (0.7, 2), (1.0, 3))  # made-up audio: part of the window, clips
+
+
+def convert_onnx(
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    int8: bool = False,
+    corpora: Sequence[str] = (),
+    external_data_bytes: int = EXTERNAL_DATA_BYTES,
+) -> Path:
+    """Exports a model to ONNX and compares what it computes with torch; what was compared is printed and in the card.
+
+    The folder is written beside `destination`, and renamed only if float32 agrees with torch.
+
+    Args:
+        source: Hub id or folder of an audio-classification model.
+        destination: the ONNX model folder; must not exist, or be empty.
+        int8: multiply by int8 matrices; see `quantize`.
+        corpora: corpus folders, on whose test splits torch and ONNX are compared as well.
+        external_data_bytes: weights that are larger than this go to a file of their own.
+
+    Raises:
+        OSError: if the source is neither a folder nor to be had from the Hub.
+        ImportError: without the libraries that it needs.
+        ValueError: if the source is no trained audio-classification model or does not export, the destination is
+            taken, a corpus is not as it should be, or the float32 model differs from torch's.
+    """
+    _require_libraries()
+    source = str(source)
+    with new_folder(destination) as unfinished:
+        model, new = load_classifier(source, dtype=torch.float32, attn_implementation="eager")
+        if isinstance(model, OnnxClassifier):
+            raise ValueError(f"{source} is an ONNX model already")
+        if new:
+            raise ValueError(f"{source} has no trained classifier: it lacks {new[0]} ({len(new)} such weights)")
+        model.eval()
+        extractor: Any = load_feature_extractor(source, model.config)
+        if isinstance(extractor, Wav2Vec2FeatureExtractor):
+            extractor.return_attention_mask = False  # the ONNX model takes none
+        config = _onnx_config(model, int8)
+        print(f"{source}: {type(model).__name__}, {model.num_parameters():,} parameters, to ONNX opset {OPSET}")
+
+        unfinished.mkdir()
+        float32 = unfinished.with_name("float32.onnx") if int8 else unfinished / ONNX_FILE
+        export(model, extractor, float32, external_data_bytes)
+        exported = OnnxClassifier(float32, config)
+        found = [_check_float32(source, differences(model, exported, extractor))]
+        if int8:
+            del exported  # the quantiser needs its memory
+            quantize(float32, unfinished / ONNX_FILE, external_data_bytes)
+            exported = OnnxClassifier(unfinished / ONNX_FILE, config)
+            found.append(f"int8, {_described(differences(model, exported, extractor))}")
+            size, before = _bytes(unfinished / ONNX_FILE), _bytes(float32)
+            found.append(f"int8 takes {size / 1e6:,.1f} MB, {size / before:.1%} of float32's {before / 1e6:,.1f} MB")
+        print("\n".join(found))
+        table = ""
+        if corpora:
+            from exhubert.convert.onnx_corpora import compare_on_corpora  # needs what training needs
+
+            table = compare_on_corpora(model, exported, extractor, corpora)
+            print(table)
+        config.save_pretrained(unfinished)
+        extractor.save_pretrained(unfinished)
+        (unfinished / "README.md").write_text(_card(source) + onnx_section(int8, found, table), encoding="utf-8")
+    return Path(destination)
+
+
+def export(model: PreTrainedModel, extractor: Any, file: Path, external_data_bytes: int = EXTERNAL_DATA_BYTES) -> None:
+    """Writes a model as ONNX: for any batch size and, of waveforms, any length.
+
+    The outputs are `logits` and every hidden state, `hidden_states.0`, ...; what a call does not ask for costs no time.
+
+    Args:
+        model: in eval mode and float32. Weight norm is dissolved into its weights.
+        extractor: its feature extractor.
+        file: to write.
+        external_data_bytes: weights that are larger than this go to `<file>.data`.
+
+    Raises:
+        ValueError: if the model does not export.
+    """
+    import onnx
+
+    for module in model.modules():
+        for name in list(getattr(module, "parametrizations", ())):
+            parametrize.remove_parametrizations(module, name)
+    seconds = _check_seconds(extractor)
+    example, longer = (made_up_input(extractor, part * seconds, 2) for part in (0.5, 1.0))
+    varying = [0, *(axis for axis in range(1, example.dim()) if example.shape[axis] != longer.shape[axis])]
+    with torch.inference_mode():
+        states = model(example, output_hidden_states=True).hidden_states or ()
+    try:
+        with _quiet():
+            program: Any = torch.onnx.export(
+                _Outputs(model),
+                (example,),
+                input_names=[extractor.model_input_names[0]],
+                output_names=["logits", *(f"{HIDDEN_STATES}.{index}" for index in range(len(states)))],
+                dynamic_shapes=({axis: torch.export.Dim.DYNAMIC for axis in varying},),
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
+            )
+    except Exception as error:  # whatever it is that torch cannot trace
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = f"{type(cause).__name__}: {next(iter(str(cause).strip().splitlines()), '')}"
+        raise ValueError(f"this {type(model).__name__} does not export to ONNX ({reason})") from error
+    size = sum(parameter.nbytes for parameter in model.parameters())
+    program.save(file, external_data=size > external_data_bytes)
+    written = onnx.load(file, load_external_data=False)
+    del written.graph.value_info[:]  # inner shapes: onnxruntime infers them, and its quantiser would contradict them
+    onnx.save(written, file)
+
+
+def quantize(source: Path, destination: Path, external_data_bytes: int = EXTERNAL_DATA_BYTES) -> None:
+    """Writes an ONNX model with its matrices in int8 (onnxruntime's dynamic quantisation).
+
+    Every product with a constant matrix is quantised: attention's four projections, the feed-forward layers, the linear
+    layers of block expansion, feature projection and projector. Each output channel of a matrix has a scale of its
+    own, and activations are scaled while the model runs. Convolutions, norms, attention's own products and the
+    classifier stay float32: of HuBERT Large's weights 4 %.
+
+    Weights take 7 of the 8 bits: products with 8 overflow, silently, on x86 processors without VNNI instructions.
+    """
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    nodes = onnx.load(source, load_external_data=False).graph.node
+    head = [f"{node.name}_MatMul" for node in nodes if node.op_type == "Gemm"]  # what the quantiser makes of them
+    with _quiet():
+        quantize_dynamic(
+            source,
+            destination,
+            op_types_to_quantize=["MatMul"],
+            nodes_to_exclude=head,
+            per_channel=True,
+            reduce_range=True,
+            weight_type=QuantType.QInt8,
+            use_external_data_format=_bytes(source) / 4 > external_data_bytes,
+        )
+
+
+def differences(model: PreTrainedModel, exported: OnnxClassifier, extractor: Any) -> tuple[float, float]:
+    """Compares a model with its export on made-up audio of several lengths, in batches of several sizes.
+
+    Returns:
+        The largest difference of logits, and that of hidden states, relative to the largest value of each state.
+    """
+    logits = states = 0.0
+    for part, batch in CHECK_PARTS:
+        inputs = made_up_input(extractor, part * _check_seconds(extractor), batch)
+        with torch.inference_mode():
+            expected, got = (each(inputs, output_hidden_states=True) for each in (model, exported))
+        logits = max(logits, (got.logits - expected.logits).abs().max().item())
+        for state, other in zip(expected.hidden_states or (), got.hidden_states, strict=True):
+            states = max(states, ((other - state).abs().max() / state.abs().max()).item())
+    return logits, states
+
+
+def made_up_input(extractor: Any, seconds: float, batch: int) -> torch.Tensor:
+    """Returns what a model takes, of seeded noise: `(batch, samples)` or `(batch, ...)` of spectrograms."""
+    generator = np.random.default_rng(batch)
+    noise = generator.standard_normal((batch, round(seconds * SAMPLING_RATE)), dtype=np.float32)
+    return torch.from_numpy(np.stack([extract_features(samples, extractor, seconds) for samples in noise]))
+
+
+def onnx_section(int8: bool, found: Sequence[str], table: str = "") -> str:
+    """Returns the section of a model card that says what the ONNX model is, how to run it, and what was compared.
+
+    Args:
+        int8: whether it is quantised.
+        found: sentences on what was compared.
+        table: of torch and ONNX on corpora, markdown; empty if none was asked for.
+    """
+    kind = "with int8 matrices (dynamic quantisation)" if int8 else "in float32"
+    listed = "\n".join(f"- {sentence}" for sentence in found)
+    on_corpora = f"\nOn the test splits of real corpora:\n\n{table}\n" if table else ""
+    return f"""
+## ONNX
+
+This folder holds the model as `{ONNX_FILE}`, {kind}, opset {OPSET}, in the place of torch's weights. It is run by
+onnxruntime, without the model's code: `pip install exhubert[onnx]`, then
+
+```bash
+exhubert predict <this folder> speech.wav
+```
+
+Its answers were compared with torch's:
+
+{listed}
+{on_corpora}"""
+
+
+class _Outputs(torch.nn.Module):
+    """A model that returns a tuple: its logits, then its hidden states."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        self.eval()
+
+    def forward(self, inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        outputs = self.model(inputs, output_hidden_states=True)
+        return outputs.logits, *(outputs.hidden_states or ())
+
+
+def _onnx_config(model: PreTrainedModel, int8: bool) -> PretrainedConfig:
+    """The model's configuration, with what `OnnxClassifier` needs to know."""
+    config = copy.deepcopy(model.config)
+    for name in ("auto_map", "custom_pipelines"):  # name code of torch's model, which does not come along
+        vars(config).pop(name, None)
+    config.architectures = [type(model).__name__]
+    config.onnx = {"int8": int8, "parameters": model.num_parameters()}
+    if hasattr(model, "layer_weights"):
+        config.onnx["layer_weights"] = model.layer_weights.tolist()
+    return config
+
+
+def _check_seconds(extractor: Any) -> float:
+    return min(longest_input_seconds(extractor), CHECK_SECONDS)
+
+
+def _check_float32(source: str, found: tuple[float, float]) -> str:
+    """Says what was found; raises ValueError if it is too much, or not a number."""
+    if not max(found) <= LARGEST_DIFFERENCE:
+        raise ValueError(f"{source}: the exported model is another function: float32, {_described(found)}")
+    return f"float32, {_described(found)}"
+
+
+def _described(found: tuple[float, float]) -> str:
+    logits, states = found
+    batches = ", ".join(f"{batch} x {part:.0%}" for part, batch in CHECK_PARTS)
+    return (
+        f"made-up audio ({batches} of the window): largest difference of logits {logits:.2g}, "
+        f"of hidden states {states:.2g} of the largest value"
+    )
+
+
+def _card(source: str) -> str:
+    """The card of the model that is exported, or what stands in for it."""
+    file = cached_file(source, "README.md", _raise_exceptions_for_missing_entries=False)
+    if file is None:
+        return f"---\npipeline_tag: audio-classification\n---\n\n# {Path(source).name}\n"
+    return Path(file).read_text(encoding="utf-8")
+
+
+def _bytes(file: Path) -> int:
+    """Size of an ONNX model with its weights."""
+    return sum(part.stat().st_size for part in file.parent.glob(f"{file.name}*"))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leaves the terminal to our own lines: no notes of exporter and quantiser on their insides."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
+
+
+def _require_libraries() -> None:
+    for name in ("onnx", "onnxruntime", "onnxscript"):
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise ImportError(f"exporting to ONNX needs {name}: {INSTALL}") from error

@@ -1,0 +1,142 @@
+"""The audio that a command is given, and how it goes through it: on after bad files, with progress."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from typing import Any, BinaryIO
+
+from tqdm.auto import tqdm
+
+from exhubert.audio_exhubert import audio_name
+from exhubert.corpora.naming import AUDIO_SUFFIXES, VIDEO_SUFFIXES
+
+STANDARD_INPUT = "-"
+
+
+def find_audio(arguments: Sequence[str]) -> list[str]:
+    """Returns the files that are meant, each once, those of a folder or glob in the order of their names.
+
+    Args:
+        arguments: files, which need not exist; folders, for all audio files below them that are not hidden (`._name`,
+            which Macs leave, is) and not behind a linked folder; globs, with `**` for any depth; `-`.
+
+    Raises:
+        ValueError: if there is no audio in a folder, or a glob matches nothing.
+        OSError: if a folder cannot be listed.
+    """
+    found: dict[str, str] = {}
+    for argument in arguments:
+        if not os.path.lexists(argument) and glob.has_magic(argument):
+            matches = sorted(glob.glob(argument, recursive=True))
+            if not matches:
+                raise ValueError(f"{argument}: no file matches this pattern")
+        else:
+            matches = [argument]
+        for match in matches:
+            for name in _audio_below(match) if os.path.isdir(match) else [match]:
+                found.setdefault(name if name == STANDARD_INPUT else os.path.abspath(name), name)
+    return list(found.values())
+
+
+def _audio_below(folder: str) -> list[str]:
+    def stop(error: OSError) -> None:
+        raise error
+
+    found = []
+    for directory, subfolders, names in os.walk(folder, onerror=stop):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        for name in names:
+            if name.lower().endswith((*AUDIO_SUFFIXES, *VIDEO_SUFFIXES)) and not name.startswith("."):
+                found.append(os.path.join(directory, name))
+    if not found:
+        suffixes = " ".join(suffix[1:] for suffix in (*AUDIO_SUFFIXES, *VIDEO_SUFFIXES))
+        raise ValueError(f"{folder}: no audio files in this folder ({suffixes})")
+    return sorted(found)
+
+
+@contextlib.contextmanager
+def open_audio(name: str) -> Iterator[str | BinaryIO]:
+    """Yields what `iter_audio` takes: the name, or what standard input holds, kept on disk meanwhile."""
+    if name != STANDARD_INPUT:
+        yield name
+        return
+    with tempfile.TemporaryFile() as file:
+        shutil.copyfileobj(sys.stdin.buffer, file)
+        yield file
+
+
+def as_text(name: str) -> str:
+    """A file's name as Unicode: bytes in it that are not UTF-8 become `\\udcXX`."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def printable(text: str) -> str:
+    """Text for a terminal: line ends, control characters and bytes that are not UTF-8 are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def go_through(
+    files: Sequence[str],
+    analyse: Callable[[str | BinaryIO, Callable[[float], None]], Any],
+    keep: Callable[[str, Any, str], None],
+    skipped: int = 0,
+) -> int:
+    """Analyses one file after the other; lists the bad ones at the end, all on standard error.
+
+    Args:
+        files: what `find_audio` returned.
+        analyse: takes an audio file and a function to call with the seconds of audio that have been read; a
+            ValueError or OSError means that the file is bad.
+        keep: takes the file's name, and what `analyse` returned, or None and what is wrong.
+        skipped: files that were done by an earlier run.
+
+    Returns:
+        The exit code: 0; 2 if some files are bad; 1 if nothing could be done.
+    """
+    bad: list[str] = []
+    seconds, begin = 0.0, time.perf_counter()
+
+    def speed() -> str:
+        return f"{seconds / max(time.perf_counter() - begin, 1e-9):.1f} times real time"
+
+    # miniters: the bar is redrawn within a file as well.
+    with tqdm(total=len(files), unit="file", disable=None, miniters=0, file=sys.stderr) as bar:
+
+        def heard(more: float) -> None:
+            nonlocal seconds
+            seconds += more
+            bar.set_postfix_str(f"{len(bad)} bad, {speed()}", refresh=False)
+            bar.update(0)
+
+        for name in files:
+            result, problem = None, ""
+            audio: Any = name
+            try:
+                with open_audio(name) as audio:
+                    result = analyse(audio, heard)
+            except (ValueError, OSError) as error:
+                problem = as_text(str(error).removeprefix(f"{audio_name(audio)}: "))
+                bad.append(f"{name}: {problem}")
+            with tqdm.external_write_mode():  # rows on the terminal do not run into the bar
+                keep(name, result, problem)
+            bar.update()
+    for line in bad:
+        print(f"bad: {printable(line)}", file=sys.stderr)
+    elapsed = time.perf_counter() - begin
+    done = f"{len(files):,} files" if len(files) != 1 else "1 file"
+    before = f" ({skipped:,} more were done before)" if skipped else ""
+    print(
+        f"{done}{before}, {len(bad):,} bad; {timedelta(seconds=round(seconds))} of audio in {elapsed:.1f} s, {speed()}",
+        file=sys.stderr,
+    )
+    if not bad:
+        return 0
+    return 1 if len(bad) == len(files) and not skipped else 2

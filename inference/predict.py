@@ -1,0 +1,119 @@
+"""`exhubert predict`: classifies files, folders, globs and standard input."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from exhubert.audio_exhubert import longest_input_seconds
+from exhubert.inference.analyse import Options, analyse, class_names, dimensions, open_pipeline
+from exhubert.inference.files import STANDARD_INPUT, as_text, find_audio, go_through, printable
+from exhubert.inference.rows import FORMATS, Layout, open_rows
+from exhubert.inference.timeline import plot_timeline, require_matplotlib
+from exhubert.pipeline_exhubert import ExHuBERTPipeline
+
+MODEL_FILES = (".safetensors", ".onnx", ".onnx.data", ".json")
+
+
+def run_predict(
+    model: str,
+    audio: Sequence[str],
+    style: str | None = None,
+    output: str | None = None,
+    window_seconds: float | None = None,
+    hop_seconds: float | None = None,
+    timeline: str | None = None,
+    vad: bool = False,
+) -> int:
+    """Classifies audio; prints a row a file, or adds it to a file, as soon as it is known; returns the exit code.
+
+    Args:
+        model: folder or Hub id of an audio-classification model, or folder of its ONNX export.
+        audio: see `find_audio`.
+        style: table, jsonl or csv; if None, what `output` is called, without one table.
+        output: a .jsonl or .csv file. Audio files that have a row there, without an error, are skipped.
+        window_seconds: length of a window; the model's by default.
+        hop_seconds: distance of two windows; half a window by default.
+        timeline: folder for a picture of each file.
+        vad: leave out windows without speech.
+
+    Returns:
+        0; 2 if some files are bad; 1 if all are.
+
+    Raises:
+        ValueError: if an argument is wrong.
+        OSError: if there is no such model, or an output cannot be written.
+        ImportError: if what `vad` or `timeline` need is not installed.
+    """
+    style = _style(style, output)
+    if timeline is not None:
+        require_matplotlib()
+    files = find_audio(audio)
+    pictures = _pictures(timeline, files)
+    options = Options(window_seconds, hop_seconds, vad=vad)
+    pipeline = open_pipeline(model, options)
+    layout = Layout(style, class_names(pipeline), dimensions(pipeline), max(len(printable(name)) for name in files))
+
+    with contextlib.ExitStack() as stack:
+        rows, skipped = sys.stdout, 0
+        if output is None:
+            rows.write(layout.header())
+        else:
+            settings = {"format": style, **_settings(model, pipeline, options)}
+            rows, done = stack.enter_context(open_rows(Path(output), layout, settings))
+            left = [name for name in files if os.path.abspath(as_text(name)) not in done]
+            files, skipped = left, len(files) - len(left)
+
+        def keep(name: str, result: Any, problem: str) -> None:
+            row = {"file": as_text(name), **(result or {"error": problem})}
+            if result and name in pictures:
+                plot_timeline(pictures[name], name, result["windows"], layout.class_names, layout.dimensions)
+            rows.write(layout.line(row))
+            rows.flush()
+
+        return go_through(files, lambda sound, heard: analyse(pipeline, options, sound, heard), keep, skipped)
+
+
+def _style(style: str | None, output: str | None) -> str:
+    """Which of the formats to write."""
+    if output is None:
+        return style or "table"
+    style = style or Path(output).suffix[1:].lower()
+    if style not in FORMATS[1:]:
+        raise ValueError(f"{output}: rows are written to .jsonl or .csv; or give --format jsonl or csv")
+    return style
+
+
+def _pictures(timeline: str | None, files: Sequence[str]) -> dict[str, Path]:
+    """The picture of each file, in folders as the files are."""
+    if timeline is None:
+        return {}
+    paths = [os.path.abspath("stdin" if name == STANDARD_INPUT else name) for name in files]
+    above = os.path.commonpath([os.path.dirname(path) for path in paths])
+    return {
+        name: Path(timeline, f"{os.path.relpath(path, above)}.png") for name, path in zip(files, paths, strict=True)
+    }
+
+
+def _settings(model: str, pipeline: ExHuBERTPipeline, options: Options) -> dict[str, Any]:
+    """What the rows depend on."""
+    folder, config = Path(model), pipeline.model.config
+    version = str(getattr(config, "_commit_hash", ""))
+    if folder.is_dir():
+        stats = [(path.name, path.stat()) for path in sorted(folder.iterdir()) if path.name.endswith(MODEL_FILES)]
+        files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+        version = hashlib.blake2b(repr(files).encode(), digest_size=8).hexdigest()
+    window_seconds = options.window_seconds or longest_input_seconds(pipeline.feature_extractor)
+    return {
+        "model": os.path.abspath(model) if folder.is_dir() else model,
+        "model_version": version,
+        "window_seconds": window_seconds,
+        "hop_seconds": options.hop_seconds or window_seconds / 2,
+        "vad": options.vad,
+        "classes": class_names(pipeline),
+    }

@@ -1,0 +1,137 @@
+"""Rows of predictions as table, jsonl or csv, and going on with a file of rows that an earlier run began."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+from exhubert.inference.files import STANDARD_INPUT, printable
+
+FORMATS = ("table", "jsonl", "csv")
+SILENT = "no speech"  # in the table
+
+
+class Layout(NamedTuple):
+    """How rows are written."""
+
+    style: str  # one of FORMATS
+    class_names: Sequence[str]  # in class order
+    dimensions: Sequence[str]  # arousal and valence, where the model's classes have them
+    widest: int = 0  # length of the longest file name, for the table
+
+    def header(self) -> str:
+        """The first line, of csv and table."""
+        if self.style == "csv":
+            names = [f"probability_{name}" for name in self.class_names]
+            return _csv_line(["file", "label", *names, *self.dimensions, "seconds", "error"])
+        if self.style == "table":
+            return self._aligned("file", "label", ["probability", *self.dimensions, "seconds"])
+        return ""
+
+    def line(self, row: Mapping[str, Any]) -> str:
+        """The line of a row: `file`, and `error` or what the pipeline returns.
+
+        In csv and table one column, `seconds`, stands for the windows. The table has no line for an error.
+        """
+        if self.style == "jsonl":
+            return json.dumps(row, ensure_ascii=False) + "\n"
+        if "error" in row:
+            empty = [None] * (len(self.class_names) + len(self.dimensions) + 2)
+            return _csv_line([row["file"], *empty, row["error"]]) if self.style == "csv" else ""
+        probabilities = row["probabilities"] or dict.fromkeys(self.class_names)
+        values = [row[name] for name in self.dimensions]
+        seconds = row["windows"][-1]["end"]
+        if self.style == "csv":
+            return _csv_line([row["file"], row["label"], *probabilities.values(), *values, seconds, None])
+        numbers = [] if row["label"] is None else [f"{max(probabilities.values()):.3f}", *(f"{v:+.2f}" for v in values)]
+        numbers += [""] * (1 + len(values) - len(numbers))
+        return self._aligned(printable(row["file"]), row["label"] or SILENT, [*numbers, f"{seconds:.2f}"])
+
+    def _aligned(self, file: str, label: str, numbers: list[str]) -> str:
+        wide = max(map(len, [*self.class_names, SILENT]))
+        columns = [f"{file:{max(self.widest, 4)}}", f"{label:{wide}}", f"{numbers[0]:>11}"]
+        return "  ".join([*columns, *(f"{number:>8}" for number in numbers[1:])]) + "\n"
+
+
+@contextlib.contextmanager
+def open_rows(path: Path, layout: Layout, settings: Mapping[str, Any]) -> Iterator[tuple[TextIO, set[str]]]:
+    """Opens a file of rows to add to it, with its header.
+
+    What an earlier run left there stays, but for rows with an error and a last line that was not written to its end.
+
+    Args:
+        path: the file.
+        layout: of its lines, jsonl or csv.
+        settings: what the rows depend on; kept beside the file, in `<name>.settings.json`.
+
+    Yields:
+        The file, and the absolute paths of the audio files that have a row.
+
+    Raises:
+        ValueError: if there is a file which was begun with other settings, or is none of ours.
+        OSError: if it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f"{path.name}.settings.json")
+    begun = path.exists() and path.stat().st_size > 0
+    if begun:
+        _check_settings(path, beside, settings)
+    else:
+        beside.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    done = set()
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        with unfinished.open("w", encoding="utf-8", newline="") as file:
+            file.write(layout.header())
+            for name, error, line in _rows(path, layout) if begun else ():
+                if not error and name != STANDARD_INPUT:
+                    file.write(line)
+                    done.add(os.path.abspath(name))
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    with path.open("a", encoding="utf-8", newline="") as file:
+        yield file, done
+
+
+def _check_settings(path: Path, beside: Path, settings: Mapping[str, Any]) -> None:
+    if not beside.is_file():
+        raise ValueError(f"{path} exists, and no {beside.name} beside it; give another --output, or delete it")
+    earlier = json.loads(beside.read_text(encoding="utf-8"))
+    for name, value in settings.items():
+        if earlier.get(name) != value:
+            raise ValueError(
+                f"{path} was begun with {name} {earlier.get(name)!r}, now it is {value!r}; "
+                "give another --output, or delete it"
+            )
+
+
+def _rows(path: Path, layout: Layout) -> Iterator[tuple[str, str, str]]:
+    """File, error and line of each row."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            lines: Iterable[str] = (line for line in file if line.endswith("\n"))
+            if layout.style == "jsonl":
+                for line in lines:
+                    row = json.loads(line)
+                    yield row["file"], row.get("error", ""), line
+            else:
+                reader = csv.reader(lines)
+                columns = len(next(reader, []))
+                for values in reader:
+                    if len(values) == columns:  # less: cut off within a quoted name
+                        yield values[0], values[-1], _csv_line(values)
+    except (ValueError, TypeError, KeyError, csv.Error) as error:
+        raise ValueError(f"{path}: a line there is no row of predictions ({error}); give another --output") from error
+
+
+def _csv_line(values: Iterable[Any]) -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerow(values)
+    return buffer.getvalue()

@@ -1,0 +1,282 @@
+"""ONNX: the same answers as torch's, in windows, embeddings and on corpora; int8; what does not export, is not there.
+
+python -m pytest tests/test_onnx.py
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoModelForAudioClassification,
+    HubertConfig,
+    HubertForSequenceClassification,
+    WhisperConfig,
+    WhisperForAudioClassification,
+)
+
+from conftest import SMALL, write_corpus
+from exhubert import ExHuBERTConfig, ExHuBERTForSequenceClassification
+from exhubert.cli import entry_point
+from exhubert.convert.onnx import convert_onnx
+from exhubert.model_folder import check_model_folder, load_classifier, load_pipeline, save_model_folder
+
+SAMPLES_OF_ONE_FRAME = 448  # with the CNN of SMALL
+
+
+class UnsteadyConfig(HubertConfig):
+    """Of a model that cannot be an ONNX graph, for the reason that `fault` names."""
+
+    model_type = "unsteady"
+
+
+class UnsteadyForSequenceClassification(HubertForSequenceClassification):
+    config_class = UnsteadyConfig
+
+    def forward(self, *args, **kwargs):
+        outputs = super().forward(*args, **kwargs)
+        if self.config.fault == "random":
+            outputs.logits = outputs.logits + torch.rand_like(outputs.logits)
+        elif outputs.logits.sum() > 0:
+            outputs.logits = -outputs.logits
+        return outputs
+
+
+AutoConfig.register("unsteady", UnsteadyConfig, exist_ok=True)
+AutoModelForAudioClassification.register(UnsteadyConfig, UnsteadyForSequenceClassification, exist_ok=True)
+
+
+def save(model, directory, **options):
+    """Writes a model folder; the weights are moved away from where mistakes would not show."""
+    torch.manual_seed(1)
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return save_model_folder(model, directory, **options)
+
+
+def run(capsys, monkeypatch, *arguments):
+    """Exit code, standard output and standard error of the command line."""
+    monkeypatch.setattr(sys, "argv", ["exhubert", *map(str, arguments)])
+    return entry_point(), *capsys.readouterr()
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("onnx")
+
+
+@pytest.fixture(scope="module")
+def source(root):
+    """An ExHuBERT with everything that shapes the graph: copies, gates, a weighted layer sum, weight norm."""
+    torch.manual_seed(0)
+    config = ExHuBERTConfig(**{**SMALL, "num_hidden_layers": 4}, gate_original_layers=True, use_weighted_layer_sum=True)
+    config.calibration_temperature = 2.0
+    return save(ExHuBERTForSequenceClassification(config), root / "model", window_seconds=1.0)
+
+
+@pytest.fixture(scope="module")
+def exported(root, source):
+    return convert_onnx(source, root / "exported")
+
+
+@pytest.fixture(scope="module")
+def corpus(root):
+    return write_corpus(root / "corpus", takes=1)
+
+
+@pytest.fixture(scope="module")
+def native(root):
+    """A HuBERT with the corpus's classes."""
+    torch.manual_seed(0)
+    labels = {0: "anger", 1: "neutral", 2: "sadness"}
+    config = HubertConfig(**SMALL, id2label=labels, label2id={name: index for index, name in labels.items()})
+    return save(HubertForSequenceClassification(config), root / "native", window_seconds=0.5)
+
+
+@pytest.fixture(scope="module")
+def quantised(root, native, corpus):
+    return convert_onnx(native, root / "quantised", int8=True, corpora=[str(corpus)], external_data_bytes=1000)
+
+
+@pytest.fixture
+def recording():
+    """2.3 s of 16 kHz audio whose windows differ."""
+    time = np.arange(36_800) / 16_000
+    noise = 0.1 * np.random.default_rng(0).standard_normal(len(time))
+    return (np.sin(2 * np.pi * (100 + 400 * time) * time) * time + noise).astype(np.float32)
+
+
+def test_the_pipeline_gives_the_same_probabilities_and_embeddings(source, exported, recording):
+    torchs, ours = load_pipeline(str(source)), load_pipeline(str(exported))
+    for embeddings in (False, True, 0, 3, "weighted"):
+        expected, got = (each(recording, embeddings=embeddings) for each in (torchs, ours))
+        assert len(got["windows"]) == 4
+        for one, other in zip([expected, *expected["windows"]], [got, *got["windows"]], strict=True):
+            assert one["label"] == other["label"]
+            names, values = zip(*one["probabilities"].items(), strict=True)
+            assert tuple(other["probabilities"]) == names
+            np.testing.assert_allclose(list(other["probabilities"].values()), values, rtol=0, atol=1e-5)
+            if embeddings is not False:
+                np.testing.assert_allclose(other["embedding"], one["embedding"], rtol=0, atol=1e-5)
+    streamed = list(ours.stream(np.array_split(recording, 7)))
+    assert [row["probabilities"] for row in streamed] == [row["probabilities"] for row in got["windows"]]
+
+
+@pytest.mark.parametrize(("batch", "samples"), [(1, SAMPLES_OF_ONE_FRAME), (1, 8001), (5, 3000), (2, 40_000)])
+def test_any_batch_size_and_length(source, exported, batch, samples):
+    model, same = load_classifier(str(source))[0].eval(), load_classifier(str(exported))[0].eval()
+    inputs = torch.randn(batch, samples, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected, got = (each(input_values=inputs, output_hidden_states=True) for each in (model, same))
+    for one, other in zip((expected.logits, *expected.hidden_states), (got.logits, *got.hidden_states), strict=True):
+        torch.testing.assert_close(other, one, rtol=0, atol=1e-5)
+    assert same(inputs).hidden_states is None
+    assert same.num_parameters() == model.num_parameters()
+    assert same.num_parameters(only_trainable=True) == 0
+
+
+def test_the_folder_holds_what_is_needed_and_no_more(source, exported):
+    names = {path.name for path in check_model_folder(exported).iterdir()}
+    assert names == {
+        "README.md",
+        "audio_exhubert.py",
+        "config.json",
+        "configuration_exhubert.py",
+        "model.onnx",
+        "preprocessor_config.json",
+    }
+    config = json.loads((exported / "config.json").read_text())
+    assert config["calibration_temperature"] == 2.0
+    assert config["auto_map"] == {"AutoConfig": "configuration_exhubert.ExHuBERTConfig"}
+    assert "custom_pipelines" not in config
+    assert AutoFeatureExtractor.from_pretrained(exported).window_seconds == 1.0
+    card = (exported / "README.md").read_text()
+    assert card.startswith((source / "README.md").read_text())
+    assert "float32, made-up audio" in card
+
+
+def test_int8_quantises_matrices_alone_and_answers_alike(native, quantised):
+    model, same = load_classifier(str(native))[0].eval(), load_classifier(str(quantised))[0]
+    inputs = torch.randn(3, 8000, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected, got = model(inputs).logits, same(inputs, output_hidden_states=True)
+    assert 0 < (got.logits - expected).abs().max() < 0.05 * expected.abs().max()
+    assert got.hidden_states[2].shape == (3, 24, 32)
+    assert torch.equal(got.logits[1:2], same(inputs[1:2]).logits)  # whatever else is in the batch
+
+    graph = onnx.load(quantised / "model.onnx").graph
+    kinds = [node.op_type for node in graph.node]
+    layers, projections = 3, 2
+    assert kinds.count("MatMulInteger") == 6 * layers + projections
+    assert kinds.count("Conv") == len(SMALL["conv_dim"]) + 1
+    assert "ConvInteger" not in kinds
+    integers = [
+        weight for weight in graph.initializer if weight.data_type == onnx.TensorProto.INT8 and len(weight.dims) == 2
+    ]
+    assert len(integers) == kinds.count("MatMulInteger")
+    assert all(abs(onnx.numpy_helper.to_array(weight).astype(int)).max() <= 64 for weight in integers)
+
+
+def test_large_weights_lie_beside_the_graph(quantised):
+    assert (quantised / "model.onnx").stat().st_size < (quantised / "model.onnx.data").stat().st_size
+    assert not [path for path in quantised.parent.iterdir() if path.name.startswith(".")]
+
+
+def test_the_check_on_a_corpus_is_in_the_card(quantised):
+    card = (quantised / "README.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in card.splitlines() if line.startswith("|")]
+    header, _, (name, clips, same, *uars, difference), everything = rows
+    assert header[:5] == ["corpus", "clips", "same class", "UAR torch", "UAR ONNX"]
+    assert (name, clips, same) == ("corpus", "3", "100.00 %")
+    assert uars[0] == uars[1]
+    assert 0 < float(difference) < 0.5
+    assert everything[1:] == rows[2][1:]
+    assert "int8 takes" in card
+
+
+def test_a_model_of_spectrograms(root):
+    torch.manual_seed(0)
+    sizes = {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "d_model": 16}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_source_positions": 150}
+    config = WhisperConfig(**sizes, **heads, num_mel_bins=16, classifier_proj_size=8, num_labels=3)
+    model = save(WhisperForAudioClassification(config), root / "whisper", window_seconds=2.0)
+    same = load_classifier(str(convert_onnx(model, root / "whisper-onnx")))[0]
+    features = torch.randn(2, 16, 300, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = load_classifier(str(model))[0].eval()(input_features=features).logits
+    torch.testing.assert_close(same(input_features=features).logits, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("random", "the exported model is another function: float32, made-up audio"),
+        ("branch", "this UnsteadyForSequenceClassification does not export to ONNX"),
+    ],
+)
+def test_another_function_is_not_written(tmp_path, capsys, monkeypatch, fault, message):
+    save(UnsteadyForSequenceClassification(UnsteadyConfig(**SMALL, fault=fault)), tmp_path / "model")
+    code, _, error = run(capsys, monkeypatch, "convert", "onnx", tmp_path / "model", tmp_path / "out")
+    assert code == 1
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def test_what_cannot_be_exported_is_said_at_once(tmp_path, capsys, monkeypatch, exported, make_hubert):
+    for source, destination, message in (
+        ("nowhere", "out", "nowhere: no such folder, and no such model on the Hub"),
+        (tmp_path, "out", "is no model folder"),
+        (make_hubert(head="none"), "out", "has no trained classifier: it lacks"),
+        (exported, "out", "is an ONNX model already"),
+        (make_hubert(), exported, "exists already"),
+    ):
+        code, _, error = run(capsys, monkeypatch, "convert", "onnx", source, tmp_path / destination)
+        assert code == 1
+        assert error.startswith("error: ") and message in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_broken_folders(tmp_path, exported):
+    folder = shutil.copytree(exported, tmp_path / "copy")
+    file = folder / "model.onnx"
+    file.write_bytes(file.read_bytes()[:10_000])
+    with pytest.raises(ValueError, match=r"model\.onnx: the ONNX model cannot be loaded .*failed"):
+        load_classifier(str(folder))
+    file.unlink()
+    with pytest.raises(ValueError, match=r"is no ONNX model folder: it lacks model\.onnx"):
+        load_classifier(str(folder))
+    shutil.copy(exported / "model.onnx", folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(OSError, match=r"copy is no model folder \(.*config\.json"):
+        load_classifier(str(folder))
+
+
+def test_input_that_the_model_does_not_take(exported):
+    model = load_classifier(str(exported))[0]
+    for inputs, message in (
+        (torch.zeros(1, SAMPLES_OF_ONE_FRAME - 1), r"does not take input_values of shape \(1, 447\)"),
+        (torch.zeros(0, 8000), r"input_values has shape \(0, 8000\)"),
+        (torch.zeros(8000), r"does not take input_values of shape \(8000,\)"),
+        (torch.full((1, 8000), torch.nan), "holds NaN"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model(inputs)
+    with pytest.raises(ValueError, match="takes no attention_mask"):
+        model(torch.zeros(1, 8000), attention_mask=torch.ones(1, 8000))
+
+
+def test_without_onnxruntime_the_remedy_is_named(tmp_path, monkeypatch, source, exported):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ImportError, match=r"exhubert\[onnx\]"):
+        load_classifier(str(exported))
+    with pytest.raises(ImportError, match=r"exporting to ONNX needs onnxruntime: pip install .* \(or exhubert\[onnx\]"):
+        convert_onnx(source, tmp_path / "out")
