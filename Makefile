@@ -19,7 +19,7 @@ DEMO_OPTIONS = --run "$(RUN)" $(if $(CORPORA),--corpora "$(CORPORA)") $(if $(LIM
 RELEASES := $(patsubst tests/releases/%.txt,%,$(wildcard tests/releases/*.txt))
 # What needs no extra: the model and its loading.
 RELEASE_TESTS := $(wildcard tests/test_model*.py tests/test_convert.py tests/test_audio.py tests/test_published.py \
-	tests/test_users_scripts.py)
+	tests/test_pipeline.py tests/test_users_scripts.py)
 SLOW ?=
 RELEASE_PYTHON = env HF_HOME="$(CURDIR)/.releases/$*/cache" HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 \
 	PYTHONDONTWRITEBYTECODE= .releases/$*/bin/python

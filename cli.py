@@ -52,6 +52,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     _add_corpora(commands)
     _add_inference(commands)
+
+    push = commands.add_parser(
+        "push",
+        help="put a model folder on the Hub",
+        description="Uploads the files of a model in one commit, and compares them with what the Hub gives back.",
+    )
+    push.add_argument("directory", metavar="DIR", help="model folder, or checkpoint of a training")
+    push.add_argument("repo_id", metavar="REPO_ID", help="user/model; is made if it does not exist")
+    push.add_argument("--private", action="store_true", default=None, help="only you and your organisation can see it")
+    push.add_argument("--revision", metavar="BRANCH", help="branch, made if it does not exist (default: main)")
+    push.add_argument("--dry-run", action="store_true", help="list the files and send nothing")
+    push.set_defaults(run=_push)
     options = parser.parse_args(arguments)
     return options.run(options)
 
@@ -293,4 +305,11 @@ def _corpora_stats(options: argparse.Namespace) -> int:
     from exhubert.corpora.statistics import write_statistics
 
     print(write_statistics(options.directories, options.output, options.label_file))
+    return 0
+
+
+def _push(options: argparse.Namespace) -> int:
+    from exhubert.push import push_model_folder
+
+    push_model_folder(options.directory, options.repo_id, options.private, options.revision, options.dry_run)
     return 0

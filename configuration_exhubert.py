@@ -34,12 +34,14 @@ class ExHuBERTConfig(HubertConfig):
         hidden_size, num_attention_heads, intermediate_size, feat_extract_norm, conv_bias,
             do_stable_layer_norm, classifier_proj_size: as in `HubertConfig`; the defaults are HuBERT Large's.
         layerdrop: probability of skipping a layer in training; 0 wherever there are copies.
+        calibration_temperature: what the pipeline and the evaluation divide logits by before the softmax; found by
+            `evaluate_hf.py --calibrate`. The model's own logits are not changed.
         kwargs: every other field of `HubertConfig`. Without `num_labels`, `id2label` or `label2id` the labels
             are the six arousal/valence classes.
 
     Raises:
-        ValueError: for a layer count that is no multiple of `num_copies + 1`, a negative `num_copies`, or
-            LayerDrop together with copies.
+        ValueError: for a layer count that is no multiple of `num_copies + 1`, a negative `num_copies`, LayerDrop
+            together with copies, or a temperature that is not above 0.
     """
 
     model_type = "exhubert"
@@ -57,6 +59,7 @@ class ExHuBERTConfig(HubertConfig):
         do_stable_layer_norm: bool = True,
         classifier_proj_size: int = 256,
         layerdrop: float = 0.0,
+        calibration_temperature: float = 1.0,
         **kwargs: Any,
     ) -> None:
         _check_num_copies(num_copies)
@@ -70,6 +73,8 @@ class ExHuBERTConfig(HubertConfig):
                 f"layerdrop is {layerdrop}; it must be 0 with copies: a skipped copy gets no gradient, and a "
                 "skipped original changes the function that its copy extends"
             )
+        if not calibration_temperature > 0:
+            raise ValueError(f"calibration_temperature is {calibration_temperature}; it must be above 0")
         if not any(kwargs.get(name) is not None for name in _LABEL_FIELDS):
             kwargs["id2label"] = dict(enumerate(SIX_CLASSES))
         if kwargs.get("label2id") and not kwargs.get("id2label"):
@@ -90,6 +95,7 @@ class ExHuBERTConfig(HubertConfig):
         )
         self.num_copies = num_copies
         self.gate_original_layers = gate_original_layers
+        self.calibration_temperature = calibration_temperature
 
     @classmethod
     def from_hubert_config(

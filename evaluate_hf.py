@@ -2,118 +2,238 @@
 
     python evaluate_hf.py --model DIR_OR_ID... --corpora DIR... [--split test] --output DIR
 
-Writes `results.json`, `predictions.parquet` and a confusion matrix for each corpus; with several models, into a
-folder for each.
+Writes `report.md` with its pictures, and for each model `results.json`, `predictions.parquet` and confusion matrices;
+with several models, into a folder for each, and `comparison.json`. docs/evaluation.md says what is measured, and how.
+On several processes: `accelerate launch evaluate_hf.py ...`.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
+import json
+import os
+import re
 import sys
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
+import pandas
+import torch
 import yaml
-from transformers import Trainer, TrainingArguments
-from transformers.feature_extraction_utils import FeatureExtractionMixin
+from accelerate import PartialState
+from datasets import Dataset
 
-from exhubert.audio_exhubert import WINDOW_SECONDS
+from exhubert.audio_exhubert import longest_input_seconds
 from exhubert.cli import quiet_transformers, run_with_one_line_errors
 from exhubert.corpora.load import load_corpora
 from exhubert.corpora.splits import SPLITS
-from exhubert.evaluation.metrics import only_logits
-from exhubert.evaluation.predictions import predict
-from exhubert.evaluation.results import write_results
-from exhubert.evaluation.scores import score
-from exhubert.model_folder import load_classifier
-from exhubert.reports.tables import uar_table
-from exhubert.training.collator import AudioCollator
+from exhubert.evaluation.calibration import fit_temperature
+from exhubert.evaluation.degradations import CONDITIONS
+from exhubert.evaluation.predictions import class_names_of, classify, predictions_table
+from exhubert.evaluation.results import CURVES, RESULTS, make_results, pooled_ece, robustness, write_results, write_text
+from exhubert.evaluation.scores import compare
+from exhubert.model_folder import load_trained
+from exhubert.reports.report import write_report
+from exhubert.reports.tables import chances, uar_table
+
+Corpora = dict[str, dict[str, Dataset]]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Evaluates each model, then prints one table. Returns the exit code."""
+    """Evaluates each model, then compares and reports. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="evaluate_hf.py", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", required=True, nargs="+", help="Hub ids or folders")
+    parser.add_argument("--names", nargs="+", help="what to call the models in the report")
     parser.add_argument("--corpora", required=True, nargs="+", help="corpus folders")
     parser.add_argument("--split", default="test", choices=SPLITS)
     parser.add_argument("--output", required=True, type=Path, help="folder to write to")
+    parser.add_argument("--robustness", action="store_true", help="also under noise, telephone band and a codec")
+    parser.add_argument(
+        "--calibrate", action="store_true", help="fit a temperature on the validation split and save it in the model"
+    )
     parser.add_argument("--label_file", help="YAML file with further emotion words")
     parser.add_argument("--skip_bad_audio", action="store_true", help="leave out clips whose audio does not decode")
     parser.add_argument("--clips_per_corpus", type=int, help="use a random part of each corpus, always the same")
     parser.add_argument("--protocol", default="auto", help="how each corpus is split; see docs/corpora.md")
     parser.add_argument("--fold", type=int, help="which fold, from 1, of a protocol that has folds")
-    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--batch_size", type=int, default=8, help="windows in a batch of a process")
     options = parser.parse_args(arguments)
-    if (options.output / "recipe.yaml").exists():
-        raise ValueError(f"{options.output} is a training's run folder; give another --output")
+    names = check(options)
 
-    uars = {}
-    for model in options.model:
-        folder = options.output / model.strip("./").replace("/", "_") if len(options.model) > 1 else options.output
-        uars[model] = evaluate(model, folder, options)
-    print(uar_table(uars))
+    state = PartialState(cpu=not torch.accelerator.is_available())
+    read: dict[tuple[str, ...], Corpora] = {}  # by the class names, for most models have the same
+    systems: dict[str, dict[str, Any]] = {}
+    tables: dict[str, pandas.DataFrame] = {}
+    for name, model in names.items():
+        systems[name], tables[name] = evaluate(model, name, _folder(name, names, options.output), read, options)
+    if state.is_main_process:
+        path = report(names, systems, tables, options)
+        uars = {name: {corpus: s["uar"] for corpus, s in found["corpora"].items()} for name, found in systems.items()}
+        print(uar_table(uars, chance=chances(systems)))
+        print(f"written to {options.output}; all tables and pictures are in {path}")
     return 0
 
 
-def evaluate(name_or_path: str, output: Path, options: argparse.Namespace) -> dict[str, float]:
-    """Evaluates one model, writes its results, and returns its UAR on each corpus.
+def report(
+    names: dict[str, str],
+    systems: dict[str, dict[str, Any]],
+    tables: dict[str, pandas.DataFrame],
+    options: argparse.Namespace,
+) -> Path:
+    """Compares models that have the same classes, and writes `report.md`; returns its path."""
+    comparison = None
+    if len(systems) > 1:
+        classes = {tuple(class_names_of(table)) for table in tables.values()}
+        if len(classes) == 1:
+            comparison = compare(tables, next(iter(classes)))
+            write_text(options.output / "comparison.json", json.dumps(comparison, indent=2) + "\n")
+        else:
+            print("the models have different classes, so they are not compared clip by clip")
+    recipes = {name: _recipe(model) for name, model in names.items()}
+    curves = {name: Path(model).parent / CURVES for name, model in names.items()}
+    return write_report(
+        options.output,
+        systems,
+        facts={
+            "date": datetime.date.today().isoformat(),
+            "split": options.split,
+            "protocol": options.protocol if options.fold is None else f"{options.protocol}, fold {options.fold}",
+            **({"clips": f"about {options.clips_per_corpus} of each corpus"} if options.clips_per_corpus else {}),
+        },
+        folders={name: os.path.relpath(_folder(name, names, options.output), options.output) for name in names},
+        comparison=comparison,
+        curves={name: json.loads(path.read_text(encoding="utf-8")) for name, path in curves.items() if path.is_file()},
+        trained_on={
+            name: [Path(corpus).name for corpus in recipe["corpora"]] for name, recipe in recipes.items() if recipe
+        },
+    )
+
+
+def check(options: argparse.Namespace) -> dict[str, str]:
+    """Returns the models by the names that the report gives them; raises ValueError for options that do not fit."""
+    if (options.output / "recipe.yaml").exists():
+        raise ValueError(f"{options.output} is a training's run folder; give another --output")
+    if options.output.exists() and not options.output.is_dir():
+        raise ValueError(f"{options.output} is a file; give --output a folder")
+    if options.batch_size < 1:
+        raise ValueError(f"batch_size is {options.batch_size}; it must be above 0")
+    if len(set(options.model)) < len(options.model):
+        raise ValueError(f"--model names a model twice: {' '.join(options.model)}")
+    if options.names and len(options.names) != len(options.model):
+        raise ValueError(f"{len(options.names)} --names for {len(options.model)} models; give one each")
+    names = options.names or options.model
+    if len({_folder(name, names, options.output) for name in names}) < len(set(options.model)):
+        raise ValueError(f"two of the models would be written to one folder: {', '.join(names)}; give other --names")
+    if options.calibrate:
+        if options.split == "validation":
+            raise ValueError("--calibrate fits on the validation split; evaluate another one")
+        for model in options.model:
+            if not Path(model, "config.json").is_file():
+                raise ValueError(f"{model} is no model folder, in whose config.json --calibrate could save")
+    return dict(zip(names, options.model, strict=True))
+
+
+def evaluate(
+    name_or_path: str, name: str, output: Path, read: dict[tuple[str, ...], Corpora], options: argparse.Namespace
+) -> tuple[dict[str, Any], pandas.DataFrame]:
+    """Evaluates one model and writes its results.
+
+    Args:
+        name_or_path: the model.
+        name: of the model, in progress bars and pictures.
+        output: folder for its results.
+        read: the corpora as they were read for earlier models, by class names; what is read is added.
+        options: of the command line.
+
+    Returns:
+        What is in `results.json`, and the predictions.
 
     Raises:
         ValueError: if the model's checkpoint has no classification head, or a corpus is not as it should be.
     """
-    model, new = load_classifier(name_or_path)
-    if new:
-        raise ValueError(f"{name_or_path} has no trained classifier: it lacks {new[0]} ({len(new)} such weights)")
+    model, extractor = load_trained(name_or_path, dtype=torch.float32)
     class_names = [model.config.id2label[index] for index in range(model.config.num_labels)]
-    recipe = Path(name_or_path).parent / "recipe.yaml"
-    trained = yaml.safe_load(recipe.read_text(encoding="utf-8")) if recipe.is_file() else {}
-    for name in ("protocol", "fold"):
-        value = trained.get(name, getattr(options, name))
-        if value != getattr(options, name):
-            print(f"note: {name_or_path} was trained with --{name} {value}; else its training clips may be tested")
-    corpora, _ = load_corpora(
-        options.corpora,
-        labels=class_names,
-        label_file=options.label_file,
-        skip_bad_audio=options.skip_bad_audio,
-        clips_per_corpus=options.clips_per_corpus,
-        protocol=options.protocol,
-        fold=options.fold,
-    )
-    with tempfile.TemporaryDirectory() as scratch:
-        training = TrainingArguments(
-            output_dir=scratch,
-            per_device_eval_batch_size=options.batch_size,
-            remove_unused_columns=False,
-            label_names=["labels"],
-            report_to="none",
-            dataloader_pin_memory=False,
-            disable_tqdm=False,
+    recipe = _recipe(name_or_path)
+    for option in ("protocol", "fold"):
+        value = recipe.get(option, getattr(options, option))
+        if value != getattr(options, option):
+            print(f"note: {name_or_path} was trained with --{option} {value}; else its training clips may be tested")
+    if tuple(class_names) not in read:
+        read[tuple(class_names)], _ = load_corpora(
+            options.corpora,
+            labels=class_names,
+            label_file=options.label_file,
+            skip_bad_audio=options.skip_bad_audio,
+            clips_per_corpus=options.clips_per_corpus,
+            protocol=options.protocol,
+            fold=options.fold,
         )
-        trainer = Trainer(
-            model=model,
-            args=training,
-            preprocess_logits_for_metrics=only_logits,
-            data_collator=AudioCollator(_window_seconds(name_or_path), config=model.config),
-        )
-        predictions = predict(trainer, {name: splits[options.split] for name, splits in corpora.items()}, class_names)
-    results = score(predictions, class_names, options.split)
-    if training.process_index == 0:
+    corpora = read[tuple(class_names)]
+    split = {corpus: parts[options.split] for corpus, parts in corpora.items()}
+    model.to(PartialState().device)
+
+    temperature = getattr(model.config, "calibration_temperature", 1.0)
+    calibration = {}
+    if options.calibrate:
+        held_out = {corpus: parts["validation"] for corpus, parts in corpora.items()}
+        fitting = classify(model, extractor, held_out, options.batch_size, description=f"{name}: calibrating")
+        references = [label for part in held_out.values() for label in part["labels"][:]]
+        temperature = fit_temperature(*fitting, references)
+        calibration = {"temperature": temperature, "split": "validation", "clips": len(references)}
+
+    answers = classify(model, extractor, split, options.batch_size, description=name)
+    predictions = predictions_table(split, class_names, *answers, temperature)
+    described = {
+        "model": name_or_path,
+        "split": options.split,
+        # A model that is loaded for evaluation has nothing frozen; the run that made it says what it trained.
+        "parameters": _training_results(name_or_path).get("parameters")
+        or {"total": model.num_parameters(), "trainable": model.num_parameters(only_trainable=True)},
+        "window_seconds": longest_input_seconds(extractor),
+    }
+    results = make_results(described, predictions, class_names, options.split)
+    uncalibrated = None
+    if options.calibrate:
+        uncalibrated = predictions_table(split, class_names, *answers)
+        eces = {"ece_before": pooled_ece(uncalibrated), "ece_after": pooled_ece(predictions)}
+        results["calibration"] = {**calibration, **eces}
+    if options.robustness:
+        degraded = {"clean": predictions}
+        for condition in CONDITIONS:
+            heard = classify(model, extractor, split, options.batch_size, condition, description=f"{name}: {condition}")
+            degraded[condition] = predictions_table(split, class_names, *heard, temperature)
+        results["robustness"] = robustness(degraded, class_names, options.split)
+    if PartialState().is_main_process:
         output.mkdir(parents=True, exist_ok=True)
-        parameters = {"total": model.num_parameters(), "trainable": model.num_parameters(only_trainable=True)}
-        described = {"model": name_or_path, "parameters": parameters}
-        write_results(str(output), described, results, predictions, training.seed)
-    return {name: scores["uar"] for name, scores in results.items()}
+        write_results(output, results, predictions, name, uncalibrated)
+        if options.calibrate:
+            _save_temperature(Path(name_or_path), temperature)
+    return results, predictions
 
 
-def _window_seconds(name_or_path: str) -> float:
-    """The window that the model was trained on, where its folder says so."""
-    try:
-        values, _ = FeatureExtractionMixin.get_feature_extractor_dict(name_or_path)
-    except OSError:  # a model without a feature extractor
-        return WINDOW_SECONDS
-    return float(values.get("window_seconds", WINDOW_SECONDS))
+def _recipe(name_or_path: str) -> dict[str, Any]:
+    """The resolved recipe of the run that made a model; empty where the model does not lie in a run folder."""
+    path = Path(name_or_path).parent / "recipe.yaml"
+    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _training_results(name_or_path: str) -> dict[str, Any]:
+    """The `results.json` of the run that made a model; empty where the model does not lie in a run folder."""
+    path = Path(name_or_path).parent / RESULTS
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _folder(name: str, names: Collection[str], output: Path) -> Path:
+    """Where a model's results go: of several models, into a folder with the model's name."""
+    return output / re.sub(r"[^\w.-]+", "_", name.strip("./")) if len(names) > 1 else output
+
+
+def _save_temperature(directory: Path, temperature: float) -> None:
+    path = directory / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    write_text(path, json.dumps({**config, "calibration_temperature": temperature}, indent=2, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":

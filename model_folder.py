@@ -30,9 +30,10 @@ from transformers.feature_extraction_utils import FeatureExtractionMixin
 
 from exhubert.audio_exhubert import WINDOW_SECONDS, ExHuBERTFeatureExtractor
 from exhubert.configuration_exhubert import ExHuBERTConfig
+from exhubert.model_card import CARD, is_edited, source_metadata, write_card
 from exhubert.modeling_onnx import ONNX_FILE, load_onnx
 from exhubert.modeling_wav2vec2_emotion import Wav2Vec2EmotionConfig, Wav2Vec2EmotionForSequenceClassification
-from exhubert.pipeline_exhubert import CUSTOM_PIPELINES, PIPELINE_TASK, ExHuBERTPipeline
+from exhubert.pipeline_exhubert import CUSTOM_PIPELINES, ExHuBERTPipeline
 
 CODE_FILES = ("configuration_exhubert.py", "modeling_exhubert.py", "audio_exhubert.py", "pipeline_exhubert.py")
 EMOTION_CODE_FILE = "modeling_wav2vec2_emotion.py"  # carried by the folders of that model alone
@@ -51,29 +52,6 @@ AUTO_MAPS = {  # by model type
 
 SHARD = re.compile(r"model(-\d{5}-of-\d{5}\.safetensors|\.safetensors(\.index\.json)?)")
 
-CARD = """---
-library_name: transformers
-pipeline_tag: audio-classification
-tags:
-- speech-emotion-recognition
-- exhubert
-- hubert
----
-
-# {name}
-
-{architecture} with {layers} encoder layers for speech emotion recognition. Classes, in order: {labels}.
-
-```python
-from transformers import pipeline
-
-classify = pipeline("{task}", model="<this folder, or its Hub id>", trust_remote_code=True)
-print(classify("speech.wav"))
-```
-
-Input: {window:g} s windows of 16 kHz mono, cut or zero-padded, then {then}.
-"""
-
 
 def save_model_folder(
     model: PreTrainedModel,
@@ -81,12 +59,14 @@ def save_model_folder(
     window_seconds: float = WINDOW_SECONDS,
     state_dict: dict[str, Any] | None = None,
     write_weights: Callable[[Path], None] | None = None,
+    source: str | None = None,
 ) -> Path:
     """Writes configuration, safetensors, the four code files, the feature extractor and a card.
 
     The folder loads with `AutoModelForAudioClassification`, `AutoFeatureExtractor` and
     `pipeline("speech-emotion-recognition")`, also where this package is not installed. It is written beside the
-    target and renamed when complete. The files of a model folder that is there already are replaced, each at once.
+    target and renamed when complete. The files of a model folder that is there already are replaced, each at once, but
+    a card that was edited by hand stays.
 
     Args:
         model: any audio-classification model.
@@ -95,6 +75,8 @@ def save_model_folder(
         state_dict: the weights, where they are not `model.state_dict()` (sharded training). LoRA is merged into them.
         write_weights: writes the weights into the folder that it is given, where the model does not hold them (it is
             on the meta device).
+        source: folder or Hub id of the weights that it started from, whose licence is its card's; where it was
+            loaded from by default.
 
     Raises:
         ValueError: if `directory` holds something else than a model.
@@ -103,10 +85,13 @@ def save_model_folder(
     if directory.exists() and not (directory.is_dir() and ((directory / "config.json").exists() or _empty(directory))):
         raise ValueError(f"{directory} exists and is no model folder; give another name, or delete it")
     with folder_beside(directory) as unfinished:
-        _write(model, unfinished, directory.name, window_seconds, state_dict, write_weights)
+        _write(model, unfinished, window_seconds, state_dict, write_weights)
+        source = model.config.name_or_path if source is None else source
+        write_card(unfinished, name=directory.name, known=source_metadata(source or ""))
         if directory.is_dir():
             written = {path.name for path in unfinished.iterdir()}
-            for name in sorted(written):
+            kept = {CARD} if is_edited(directory / CARD) else set()
+            for name in sorted(written - kept):
                 os.replace(unfinished / name, directory / name)
             for path in directory.iterdir():  # the shards of what was there
                 if path.name not in written and SHARD.fullmatch(path.name):
@@ -178,6 +163,8 @@ def load_classifier(name_or_path: str, **kwargs: Any) -> tuple[Any, list[str]]:
         ValueError: if it is no audio classification model, or its weights cannot be read.
     """
     config = read_config(name_or_path)
+    if not config:
+        raise ValueError(f"{name_or_path} is no model folder: it has no config.json")
     if "onnx" in config:
         return load_onnx(name_or_path), []
     loader: Any = AutoModelForAudioClassification
@@ -284,7 +271,6 @@ def _empty(directory: Path) -> bool:
 def _write(
     model: PreTrainedModel,
     directory: Path,
-    name: str,
     window_seconds: float,
     state_dict: dict[str, Any] | None,
     write_weights: Callable[[Path], None] | None,
@@ -306,40 +292,30 @@ def _write(
     if config["model_type"] in AUTO_MAPS:  # `save_pretrained` names the saved class alone
         config["auto_map"] = AUTO_MAPS[config["model_type"]]
     config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    extractor = make_feature_extractor(model.config, window_seconds)
-    extractor.save_pretrained(directory)
+    make_feature_extractor(model.config, window_seconds).save_pretrained(directory)
     package = Path(__file__).parent
     own = (EMOTION_CODE_FILE,) if config["model_type"] == Wav2Vec2EmotionConfig.model_type else ()
     for code_file in (*CODE_FILES, *own):
         shutil.copyfile(package / code_file, directory / code_file)
-    names = config.get("id2label", model.config.id2label)  # those saved: the head may be another than the model's first
-    labels = ", ".join(f"{index} {names[index]}" for index in sorted(names, key=int))
-    card = CARD.format(
-        name=name,
-        architecture=type(model).__name__.removeprefix("FSDP"),
-        layers=getattr(model.config, "num_hidden_layers", "its"),
-        labels=labels,
-        task=PIPELINE_TASK,
-        window=window_seconds,
-        then="normalised to zero mean and unit variance"
-        if isinstance(extractor, ExHuBERTFeatureExtractor)
-        else f"made a spectrogram by {type(extractor).__name__}",
-    )
-    (directory / "README.md").write_text(card, encoding="utf-8")
+
+
+def load_trained(name_or_path: str, **kwargs: Any) -> tuple[Any, SequenceFeatureExtractor]:
+    """Loads an audio-classification model that is ready for use, in eval mode, and its feature extractor.
+
+    Raises:
+        ValueError: as `load_classifier`, and if the checkpoint has no trained classifier.
+    """
+    model, new = load_classifier(name_or_path, **kwargs)
+    if new:
+        raise ValueError(f"{name_or_path} has no trained classifier: it lacks {new[0]} ({len(new)} such weights)")
+    return model.eval(), load_feature_extractor(name_or_path, model.config)
 
 
 def load_pipeline(name_or_path: str) -> ExHuBERTPipeline:
-    """Loads any audio-classification model, ready to classify audio of any length.
-
-    Args:
-        name_or_path: Hub id or folder.
+    """Loads any audio-classification model, Hub id or folder, ready to classify audio of any length.
 
     Raises:
-        OSError: if it is neither a folder nor to be had from the Hub.
-        ValueError: if it is no audio classification model, its checkpoint has no trained classifier, or its weights
-            cannot be read.
+        ValueError: as `load_trained`.
     """
-    model, new = load_classifier(name_or_path)
-    if new:
-        raise ValueError(f"{name_or_path} has no trained classifier: it lacks {new[0]} ({len(new)} such weights)")
-    return ExHuBERTPipeline(model=model.eval(), feature_extractor=load_feature_extractor(name_or_path, model.config))
+    model, extractor = load_trained(name_or_path)
+    return ExHuBERTPipeline(model=model, feature_extractor=extractor)

@@ -92,6 +92,7 @@ class ExHuBERTPreTrainedModel(HubertPreTrainedModel):
         labels = {"num_labels": num_labels, "id2label": id2label, "label2id": label2id}
         labels = {name: value for name, value in labels.items() if value is not None}
         config = ExHuBERTConfig.from_hubert_config(source_config, num_copies, gate_original_layers, **labels)
+        config.name_or_path = str(name_or_path)
         source_config.id2label, source_config.label2id = config.id2label, config.label2id
 
         try:

@@ -20,10 +20,11 @@ from transformers import PreTrainedModel, TrainingArguments, set_seed
 from exhubert.cli import quiet_transformers, run_with_one_line_errors
 from exhubert.corpora.load import class_notices, load_corpora
 from exhubert.corpora.splits import SPLITS
-from exhubert.evaluation.predictions import predict
-from exhubert.evaluation.results import write_results
-from exhubert.evaluation.scores import score
-from exhubert.model_folder import save_model_folder
+from exhubert.evaluation.predictions import classify, predictions_table
+from exhubert.evaluation.results import make_results, write_results
+from exhubert.model_card import corpus_facts, write_run_card
+from exhubert.model_folder import make_feature_extractor, save_model_folder
+from exhubert.push import check_right_to_push, push_finished_model
 from exhubert.training import run_folder
 from exhubert.training.arguments import Recipe, parse, resolved
 from exhubert.training.augmentation import Augmentation
@@ -45,10 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     say = print if main_process else _silent
 
     settings = resolved(recipe, training)
+    pushing, training.push_to_hub = training.push_to_hub, False  # `Trainer` would upload its checkpoints
+    target = (training.hub_model_id, training.hub_private_repo, training.hub_revision)
     checkpoint = run_folder.find_checkpoint(recipe.output, resume, settings)
     if resume and run_folder.is_complete(recipe.output, settings):
         say(f"the run in {recipe.output} is complete; with more `rounds` it would go on")
         return 0
+    if pushing and main_process:  # now, not after hours
+        check_right_to_push(*target)
     PartialState().wait_for_everyone()  # all have looked before one writes
     corpora, class_names = load_corpora(
         recipe.corpora,
@@ -86,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(notice)
     trainer = build_trainer(recipe, training, model, corpora, say)
     if main_process:
-        run_folder.write_settings(recipe.output, settings, clips, training.seed)
+        run_folder.write_settings(recipe.output, settings, clips, training.seed, corpus_facts(corpora))
     set_seed(training.seed + training.process_index)  # else dropout would be the same in every process
     what = f"{recipe.rounds} rounds of one batch from each corpus, {training.max_steps} updates"
     say(f"training: {what}, {recipe.batch_size} clips a batch on {training.world_size} processes")
@@ -94,23 +99,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with trainer.signals:
             trainer.train(resume_from_checkpoint=checkpoint)
             say("evaluating on the test splits")
-            predictions = predict(trainer, {name: splits["test"] for name, splits in corpora.items()}, class_names)
+            test = {name: splits["test"] for name, splits in corpora.items()}
+            extractor = make_feature_extractor(model.config, recipe.window_seconds)
+            batch = training.per_device_eval_batch_size
+            answers = classify(trainer.model, extractor, test, batch, in_step=trainer.in_step)
     except Interrupted as interrupted:
         say(f"interrupted: {interrupted}; to go on, give the same command with --resume")
         return INTERRUPTED
     # Gathered by all processes where the model is spread over them.
     weights = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
     if main_process:
-        results = score(predictions, class_names, "test")
-        for name, scores in results.items():
+        described = {
+            "model": recipe.model,
+            "split": "test",
+            "parameters": {"total": total, "trainable": trainable},
+            "window_seconds": recipe.window_seconds,
+        }
+        predictions = predictions_table(test, class_names, *answers)
+        results = make_results(described, predictions, class_names, "test", training.seed)
+        for name, scores in results["corpora"].items():
             say(f"test UAR on {name}: {100 * scores['uar']:.1f} % ({scores['clips']} clips)")
         # The folder of a whole run is recognised by its results, so they come last.
         with run_folder.disk_errors(Path(recipe.output) / "model"):
             saved = save_model_folder(trainer.model, Path(recipe.output) / "model", recipe.window_seconds, weights)
         run_folder.write_curves(recipe.output, trainer.state.log_history, recipe.output)
-        described = {"model": recipe.model, "parameters": {"total": total, "trainable": trainable}}
-        write_results(recipe.output, described, results, predictions, training.seed)
+        write_results(Path(recipe.output), results, predictions, recipe.output)
+        if not write_run_card(recipe.output):
+            say(f"{saved}/README.md was edited by hand and is left as it is")
         say(f"written to {recipe.output}; the model is in {saved}")
+        if pushing:
+            return push_finished_model(saved, *target)
     return 0
 
 

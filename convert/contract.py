@@ -20,6 +20,7 @@ from exhubert.convert.checkpoint import (
     on_meta,
     write_weights,
 )
+from exhubert.model_card import source_metadata, write_card
 from exhubert.model_folder import save_model_folder
 from exhubert.modeling_exhubert import HEAD, LEFT_OUT, ExHuBERTForSequenceClassification, hubert_name
 
@@ -85,9 +86,10 @@ def convert_contract(
             hubert_config.save_pretrained(unfinished)
             ExHuBERTFeatureExtractor(window_seconds=checkpoint.window_seconds).save_pretrained(unfinished)
             write(unfinished)
+            write_card(unfinished, known=source_metadata(str(source)))
         else:
             print("the copies add nothing yet: the head is kept")
-            save_model_folder(hubert, unfinished, checkpoint.window_seconds, write_weights=write)
+            save_model_folder(hubert, unfinished, checkpoint.window_seconds, write_weights=write, source=str(source))
 
         def silenced(name: str) -> torch.Tensor:
             tensor = checkpoint.read(name)

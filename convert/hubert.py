@@ -18,8 +18,11 @@ from exhubert.convert.checkpoint import (
     on_meta,
     write_weights,
 )
+from exhubert.model_card import add_section
 from exhubert.model_folder import save_model_folder
 from exhubert.modeling_exhubert import HEAD, ExHuBERTForSequenceClassification, expanded_weight, hubert_name
+
+UNTRAINED = "The classification head is new: what it answers means nothing before the model was trained."
 
 
 def convert_hubert(
@@ -71,7 +74,9 @@ def convert_hubert(
             dtype = checkpoint.dtype if kept is None else kept.dtype
             like[name] = torch.empty(tensor.shape, dtype=dtype, device="meta")
         write = partial(write_weights, like=like, read=expanded)
-        save_model_folder(model, unfinished, checkpoint.window_seconds, write_weights=write)
+        save_model_folder(model, unfinished, checkpoint.window_seconds, write_weights=write, source=str(source))
+        if any(name.startswith(HEAD) for name in new):
+            add_section(unfinished, "Not trained yet", UNTRAINED)
 
         check_same_function("the source's", (as_trained(hubert), checkpoint.read), (model, Checkpoint(unfinished).read))
     return Path(destination)

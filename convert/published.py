@@ -65,7 +65,7 @@ def convert_published(
             print("linear layers of the originals: each exactly the identity, dropped")
         like = {name: checkpoint.like[name] for name in model.state_dict()}
         write = partial(write_weights, like=like, read=checkpoint.read)
-        save_model_folder(model, unfinished, checkpoint.window_seconds, write_weights=write)
+        save_model_folder(model, unfinished, checkpoint.window_seconds, write_weights=write, source=str(source))
         check_same_function(
             "the source's with every linear layer", (gated, checkpoint.read), (model, Checkpoint(unfinished).read)
         )

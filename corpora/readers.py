@@ -6,6 +6,7 @@ in Arrow: a few hundred bytes a clip; the audio of `datasets` folders and Hub da
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import posixpath
@@ -25,6 +26,8 @@ import pyarrow
 import pyarrow.compute
 import yaml
 from datasets import Audio, ClassLabel, Dataset, DatasetDict
+from datasets.exceptions import DatasetsError
+from huggingface_hub import snapshot_download
 from tqdm.auto import tqdm
 
 from exhubert.audio_exhubert import AudioFile, audio_seconds, read_audio
@@ -207,8 +210,14 @@ def _read_datasets_folder(directory: Path) -> Dataset:
 
 def _read_hub(name: str, config: str | None) -> Dataset:
     try:
+        # A corpus folder is taken as it is: `datasets` would need torchcodec for the audio files beside a table.
+        repo = partial(snapshot_download, name, repo_type="dataset")
+        with contextlib.suppress(OSError):  # what is wrong `datasets` says, which also has a cache of its own
+            tables = Path(repo(allow_patterns=[*METADATA_READERS]))
+            if config is None and any((tables / table).is_file() for table in METADATA_READERS):
+                return read_corpus(repo())
         loaded = datasets.load_dataset(name, config)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         raise ValueError(
             f"{name} is neither a folder nor a dataset that can be had from the Hub: {_first_line(error)}"
         ) from error

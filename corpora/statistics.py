@@ -18,7 +18,7 @@ from exhubert.corpora.labels import load_label_map, map_labels
 from exhubert.corpora.readers import SEGMENT_COLUMNS, locate_clip, read_corpus
 from exhubert.corpora.registry import corpus_key
 from exhubert.corpora.splits import SPLITS
-from exhubert.reports.plots import plot_durations
+from exhubert.reports.durations import plot_durations
 from exhubert.reports.tables import markdown_table
 
 TOTAL = "total"

@@ -7,7 +7,6 @@ fine-tuned on the last with its original layers frozen (stage 2). Without --corp
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import subprocess
 import sys
@@ -20,11 +19,12 @@ from transformers import HubertConfig, HubertModel
 from exhubert.cli import quiet_transformers, run_with_one_line_errors
 from exhubert.convert.hubert import convert_hubert
 from exhubert.corpora.readers import METADATA_READERS
-from exhubert.reports.tables import uar_table
+from exhubert.model_card import add_section
 from synthetic_speech import make_corpora
 
 ROOT = Path(__file__).resolve().parent.parent
 SYNTHETIC_CLIPS = 480  # per corpus
+SYNTHETIC = "The speech is synthetic: what follows shows that the software works, not how well it hears people."
 
 
 def small_hubert() -> HubertModel:
@@ -59,60 +59,48 @@ def main() -> int:
     options = parser.parse_args()
     run: Path = options.run
 
-    say("1/7", "corpora")
+    say("1/6", "corpora")
     if options.corpora:
         corpora = corpus_folders(options.corpora)
     else:
         corpora = make_corpora(run.parent / "synthetic_corpora", SYNTHETIC_CLIPS)
-        print("The speech is synthetic: what follows shows that the software works, not how well it hears people.")
+        print(SYNTHETIC)
     *known, unseen = corpora
     clear(run)
     small_hubert().save_pretrained(run / "hubert")
 
-    say("2/7", f"stage 1: HuBERT on {', '.join(path.name for path in known)}")
+    say("2/6", f"stage 1: HuBERT on {', '.join(path.name for path in known)}")
     extra = ["--clips_per_corpus", str(options.limit)] if options.limit else []
     rounds = ["--rounds", str(options.rounds)] if options.rounds else []
     train("demo_stage1.yaml", run / "hubert", known, run / "stage1", [*extra, *rounds])
 
-    say("3/7", "block expansion")
+    say("3/6", "block expansion")
     convert_hubert(str(run / "stage1" / "model"), run / "expanded")
 
-    say("4/7", f"stage 2: ExHuBERT on {unseen.name}, originals frozen")
+    say("4/6", f"stage 2: ExHuBERT on {unseen.name}, originals frozen")
     train("demo_stage2.yaml", run / "expanded", [unseen], run / "stage2", [*extra, *rounds])
     shutil.copytree(run / "stage2" / "model", run / "model")
+    if not options.corpora:
+        add_section(run / "model", "Synthetic speech", SYNTHETIC)
     report_frozen(run / "expanded", run / "model")
 
-    say("5/7", "all models on all test splits")
-    models = {
-        "stage 1": run / "stage1" / "model",
-        "before stage 2": run / "expanded",
-        "after stage 2": run / "model",
-    }
-    limit = ["--clips_per_corpus", str(options.limit)] if options.limit else []
-    evaluation = run / "evaluation"
-    call("evaluate_hf.py", "--model", *models.values(), "--output", evaluation, "--corpora", *corpora, *limit)
-    uars: dict[str, dict[str, float]] = {"chance": {}}
-    for path in evaluation.glob("*/results.json"):
-        results = json.loads(path.read_text(encoding="utf-8"))
-        name = next(name for name, model in models.items() if str(model) == results["model"])
-        for corpus, scores in results["corpora"].items():
-            row = f"{corpus} ({'stage 2' if corpus == unseen.name else 'stage 1'})"
-            uars["chance"][row] = 1 / len(scores["recall"])
-            uars.setdefault(name, {})[row] = scores["uar"]
-    uars = {name: uars[name] for name in ("chance", *models)}
-
-    say("6/7", "UAR on the test splits")
-    own = {row: uars["after stage 2" if "stage 2" in row else "stage 1"][row] for row in uars["chance"]}
-    table = uar_table({**uars, "after its own stage": own})
-    (run / "uar.md").write_text(table + "\n", encoding="utf-8")
-    print(table)
-
-    say("7/7", "the model in a new process, from its folder alone")
+    say("5/6", "the model in a new process, from its folder alone")
     clip = unseen / test_clip(run / "stage2")
     call("demo/classify.py", run / "model", clip)
 
-    print(f"\nWritten to {run}: model/ (the model), uar.md (the table), and in stage1/ and stage2/ results.json,")
-    print("predictions.parquet, curves.png (UAR over updates), confusion_<corpus>.png and recipe.yaml.")
+    say("6/6", "all models on all test splits, clean and under noise, telephone band and a codec")
+    models = {
+        "stage 1": run / "stage1" / "model",
+        "before stage 2": run / "expanded",
+        "after stage 2": run / "stage2" / "model",
+    }
+    limit = ["--clips_per_corpus", str(options.limit)] if options.limit else []
+    evaluation = ["--corpora", *corpora, "--output", run / "evaluation", "--robustness", *limit]
+    call("evaluate_hf.py", "--model", *models.values(), "--names", *models, *evaluation)
+
+    print(f"\nWritten to {run}: model/ (the model and its card); evaluation/ (report.md with all tables and pictures,")
+    print("results.json, predictions.parquet and confusion matrices of each model); stage1/ and stage2/, the runs")
+    print("(recipe.yaml, checkpoints, curves.png, results.json).")
     return 0
 
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas
 
-from exhubert.reports.plots import plot_confusion
+from exhubert.evaluation.calibration import expected_calibration_error, reliability
+from exhubert.evaluation.predictions import class_names_of
+from exhubert.evaluation.scores import average, groups, score
+from exhubert.reports.plots import plot_confusion, plot_reliability
 
 PACKAGES = (
     "torch",
@@ -25,7 +30,7 @@ PACKAGES = (
     "audiomentations",
 )
 UNFINISHED = ".unfinished"
-RESULTS = "results.json"
+RESULTS, CURVES = "results.json", "curves.json"
 
 
 def versions() -> dict[str, str]:
@@ -39,23 +44,59 @@ def versions() -> dict[str, str]:
     return found
 
 
+def make_results(
+    described: dict[str, Any], predictions: pandas.DataFrame, class_names: Sequence[str], split: str, seed: int = 0
+) -> dict[str, Any]:
+    """Returns what is in `results.json`: what `described` says of the model, scores, `seed` and `versions`."""
+    return {
+        **described,
+        "corpora": score(predictions, class_names, split),
+        "average": average(predictions, class_names),
+        "groups": groups(predictions, class_names),
+        "seed": seed,
+        "versions": versions(),
+    }
+
+
+def robustness(
+    predictions: Mapping[str, pandas.DataFrame], class_names: Sequence[str], split: str
+) -> dict[str, dict[str, Any]]:
+    """Returns the `robustness` entry of `results.json` from the predictions under each condition."""
+    kept = ("uar", "uar_interval", "interval_by")
+    return {
+        condition: {
+            "corpora": {
+                corpus: {name: scores[name] for name in kept}
+                for corpus, scores in score(table, class_names, split).items()
+            },
+            "average": {name: value for name, value in average(table, class_names).items() if name in kept},
+        }
+        for condition, table in predictions.items()
+    }
+
+
+def pooled_ece(predictions: pandas.DataFrame) -> float:
+    """Returns the expected calibration error over the clips of all corpora."""
+    return expected_calibration_error(*_confidences(predictions))
+
+
 def write_results(
-    output: str, model: dict[str, Any], corpora: dict[str, Any], predictions: pandas.DataFrame, seed: int
+    directory: Path,
+    results: dict[str, Any],
+    predictions: pandas.DataFrame,
+    name: str,
+    uncalibrated: pandas.DataFrame | None = None,
 ) -> None:
-    """Writes `results.json`, `predictions.parquet` and a confusion matrix for each corpus.
+    """Writes `results.json`, `predictions.parquet`, `reliability.png` and a confusion matrix for each corpus.
 
     Args:
-        output: the run folder.
-        model: the `model` and `parameters` entries of `results.json`.
-        corpora: what `scores.score` returned.
+        directory: the run folder, or another that exists.
+        results: what `make_results` returned.
         predictions: one row a clip.
-        seed: of the run.
+        name: of the model, for the pictures.
+        uncalibrated: the predictions without the temperature, where one was fitted.
     """
-    directory = Path(output)
-    average = sum(scores["uar"] for scores in corpora.values()) / len(corpora)
-    results = {**model, "corpora": corpora, "average": {"uar": average}, "seed": seed, "versions": versions()}
-    columns = [str(name) for name in predictions.columns]
-    class_names = [name.removeprefix("probability_") for name in columns if name.startswith("probability_")]
+    class_names = class_names_of(predictions)
     unfinished = directory / f".predictions.parquet{UNFINISHED}"
     predictions.to_parquet(unfinished, index=False)
     unfinished.replace(directory / "predictions.parquet")
@@ -65,9 +106,21 @@ def write_results(
             [class_names.index(name) for name in rows["reference"]],
             [class_names.index(name) for name in rows["prediction"]],
             class_names,
-            f"{corpus}: UAR {100 * corpora[str(corpus)]['uar']:.1f} %",
+            f"{corpus}: UAR {100 * results['corpora'][str(corpus)]['uar']:.1f} %",
         )
+    bins = reliability(*_confidences(predictions))
+    if uncalibrated is None:
+        plot_reliability(directory / "reliability.png", bins, name)
+    else:
+        before, temperature = reliability(*_confidences(uncalibrated)), results["calibration"]["temperature"]
+        plot_reliability(directory / "reliability.png", before, name, bins, temperature)
     write_text(directory / RESULTS, json.dumps(results, indent=2) + "\n")
+
+
+def _confidences(predictions: pandas.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """The probability of the predicted class of each clip, and whether it is right."""
+    probabilities = predictions[[f"probability_{name}" for name in class_names_of(predictions)]]
+    return probabilities.max(axis=1).to_numpy(), (predictions["prediction"] == predictions["reference"]).to_numpy()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,49 +1,163 @@
-"""Confidence intervals of the UAR."""
+"""Bootstrap intervals: how much the scores of a test set hang on the speakers, or clips, that happen to be in it.
+
+Units (speakers or clips) are drawn with replacement from those of the test set, as many as there are, again and
+again; every draw is scored, and the middle 95 % of the scores are the interval. A few units vary too little when they
+are drawn from themselves: of simulated test sets with 20 speakers, the plain percentile interval holds the true UAR in
+91 to 93 %, and so does BCa. So percentiles further out are taken, those that Student's t asks for: the "expanded
+percentile" interval (Hesterberg 2015, "What Teachers Should Know About the Bootstrap"), which holds it in 93 to 95 %
+and stays within 0 and 1. Where all draws score the same, the interval is a point and tells nothing; close to that it is
+too narrow: that of a class with a true recall of 0.97 holds it in 86 % of test sets with 20 speakers.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import bootstrap
+from numpy.typing import ArrayLike
+from scipy.stats import norm, t
 
+LEVEL = 0.95
 RESAMPLES = 2000
 MIN_SPEAKERS = 5
+AT_ONCE = 200  # resamples, which bounds the memory
 
 
-def uar_interval(
-    references: Sequence[int], predictions: Sequence[int], speakers: Sequence[str], seed: int = 0
-) -> list[float] | None:
-    """Returns the 95 % percentile-bootstrap interval `[low, high]` of the UAR.
+class Resamples(NamedTuple):
+    """The resamples of one test set.
 
-    Speakers are resampled, since clips of one speaker are not independent; with fewer than five speakers, of
-    which there are too few different resamples, clips are. None if a single clip leaves nothing to resample. In a
-    resample that lacks a class, UAR is over the classes that it has.
+    Attributes:
+        by: what was drawn: "speaker" or "clip"; None where a single clip leaves nothing to draw from.
+        units: how many speakers or clips there are.
+        units_of_class: `(classes,)` int, how many of them have the class.
+        matrices: `(systems, RESAMPLES, classes, classes)` float64, confusion matrices with the references in rows.
     """
-    units = np.asarray(speakers)
-    if len(set(speakers)) < MIN_SPEAKERS:
-        units = np.arange(len(references))
-    if len(units) < 2:
+
+    by: str | None
+    units: int
+    units_of_class: np.ndarray
+    matrices: np.ndarray
+
+
+def resample(
+    references: ArrayLike,
+    predictions: Sequence[ArrayLike],
+    speakers: Sequence[str],
+    classes: int,
+    seed: int | Sequence[int] = 0,
+) -> Resamples:
+    """Draws from a test set that one or several systems classified.
+
+    Speakers are drawn with all their clips, since clips of one speaker are not independent. With fewer than five known
+    speakers, of which there are too few different draws, or where most clips are of unknown speakers, clips are drawn.
+    The unknown clips among known speakers are drawn one by one, beside the speakers.
+
+    Args:
+        references: `(clips,)` class numbers.
+        predictions: `(systems, clips)` class numbers; every system gets the same draws.
+        speakers: `(clips,)`, "" where unknown.
+        classes: how many classes there are.
+        seed: the same seed and clips give the same draws, in whatever order the clips come.
+    """
+    cells = np.stack([np.asarray(labels, dtype=np.int64) for labels in (references, *predictions)], axis=1)
+    names = np.asarray(speakers, dtype=str)
+    order = np.lexsort((*cells.T, names))
+    cells, names = cells[order], names[order]
+    known = len(set(names) - {""})
+    by: str | None = "speaker"
+    if known >= MIN_SPEAKERS and 2 * (names != "").sum() >= len(names):
+        begins = (names == "") | np.append(True, names[1:] != names[:-1])
+        unit = begins.cumsum() - 1
+        copies = np.ones(unit[-1] + 1, dtype=np.int64)
+        units = known
+    else:  # clips with the same classes are alike
+        cells, copies = np.unique(cells, axis=0, return_counts=True)
+        unit = np.arange(len(cells))
+        units = len(names)
+        by = "clip" if units > 1 else None
+
+    systems = len(predictions)
+    confusion = np.zeros((len(copies), systems, classes, classes))
+    for system in range(systems):
+        np.add.at(confusion[:, system], (unit, cells[:, 0], cells[:, 1 + system]), 1)
+    having = copies @ (confusion[:, 0].sum(axis=-1) > 0)
+    rng = np.random.default_rng(seed)
+    drawn = []
+    for _ in range(RESAMPLES // AT_ONCE):
+        times = rng.multinomial(copies.sum(), copies / copies.sum(), size=AT_ONCE)
+        drawn.append(times.astype(float) @ confusion.reshape(len(copies), -1))
+    matrices = np.concatenate(drawn).reshape(RESAMPLES, systems, classes, classes).swapaxes(0, 1)
+    return Resamples(by, units, np.minimum(having, units), matrices)
+
+
+def scores_of(matrices: np.ndarray) -> dict[str, np.ndarray]:
+    """Scores confusion matrices `(..., classes, classes)` with the references in rows.
+
+    Returns:
+        `uar`, `accuracy` and `macro_f1`, each `(...)`, and `recall` `(..., classes)`, which is NaN where a class does
+        not occur among the references. UAR and macro-F1 are over the classes that occur.
+    """
+    occurring, predicted = matrices.sum(axis=-1), matrices.sum(axis=-2)
+    hits = np.diagonal(matrices, axis1=-2, axis2=-1)
+    present = occurring > 0
+    recall = np.divide(hits, occurring, out=np.full(hits.shape, np.nan), where=present)
+    f1 = np.where(present, 2 * hits / np.maximum(occurring + predicted, 1), np.nan)
+    return {
+        "uar": np.nanmean(recall, axis=-1),
+        "accuracy": hits.sum(axis=-1) / occurring.sum(axis=-1),
+        "macro_f1": np.nanmean(f1, axis=-1),
+        "recall": recall,
+    }
+
+
+def interval(samples: np.ndarray, units: int | Sequence[int]) -> list[float] | None:
+    """Returns the 95 % interval `[low, high]` of a score, or of its average over corpora.
+
+    Args:
+        samples: `(RESAMPLES,)` or `(corpora, RESAMPLES)`, drawn for each corpus independently. NaN is left out.
+        units: how many units each corpus has. None is returned if one has fewer than two.
+    """
+    widened = _widening(samples, units)
+    if widened is None:
         return None
-    _, unit = np.unique(units, return_inverse=True)
-    classes = max(*references, *predictions) + 1
-    confusion = np.zeros((unit.max() + 1, classes, classes))
-    np.add.at(confusion, (unit, np.asarray(references), np.asarray(predictions)), 1)
+    averages, freedom, factor = widened
+    tail = norm.cdf(factor * t.ppf((1 - LEVEL) / 2, freedom))
+    low, high = np.quantile(averages, [tail, 1 - tail])
+    return [float(low), float(high)]
 
-    def statistic(drawn: np.ndarray, axis: int) -> np.ndarray:
-        matrix = confusion[drawn.astype(int)].sum(axis=-3)
-        occurring = matrix.sum(axis=-1)
-        hits = np.diagonal(matrix, axis1=-2, axis2=-1)
-        recall = np.divide(hits, occurring, out=np.zeros_like(hits), where=occurring > 0)
-        return recall.sum(axis=-1) / (occurring > 0).sum(axis=-1)
 
-    result = bootstrap(
-        (np.arange(len(confusion)),),
-        statistic,
-        n_resamples=RESAMPLES,
-        batch=100,
-        vectorized=True,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    )
-    return [float(result.confidence_interval.low), float(result.confidence_interval.high)]
+def p_value(samples: np.ndarray, units: int | Sequence[int]) -> float | None:
+    """Returns the two-sided p of "the difference is zero"; arguments as for `interval`.
+
+    It is the level at which the interval just reaches zero, so that p is below 0.05 where the 95 % interval excludes
+    it: twice the share of resamples on zero's other side, on Student's scale as the interval is. Its smallest value
+    depends on RESAMPLES and the units: about 0.005 with 20 units, 0.04 with five. It is not corrected for comparing
+    many pairs.
+    """
+    widened = _widening(samples, units)
+    if widened is None:
+        return None
+    averages, freedom, factor = widened
+    beyond = min((averages <= 0).sum(), (averages >= 0).sum())
+    score = norm.ppf((beyond + 1) / (len(averages) + 1))
+    return min(1.0, float(2 * t.cdf(score / factor, freedom)))
+
+
+def _widening(samples: np.ndarray, units: int | Sequence[int]) -> tuple[np.ndarray, float, float] | None:
+    """The averages over corpora, their degrees of freedom, and by how much they vary too little.
+
+    The variance over resamples is (n - 1) / n of the unbiased one. The degrees of freedom are Welch and
+    Satterthwaite's: n - 1 for one corpus, more for several.
+    """
+    counts = np.atleast_1d(np.asarray(units, dtype=float))
+    if counts.min() < 2:
+        return None
+    samples = np.atleast_2d(samples)
+    samples = samples[:, np.isfinite(samples).all(axis=0)]
+    variances = samples.var(axis=1)
+    if not variances.any():
+        variances = np.ones_like(variances)
+    unbiased = variances * counts / (counts - 1)
+    freedom = unbiased.sum() ** 2 / (unbiased**2 / (counts - 1)).sum()
+    return samples.mean(axis=0), float(freedom), float(np.sqrt(unbiased.sum() / variances.sum()))

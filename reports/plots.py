@@ -1,120 +1,287 @@
-"""Pictures of results (PNG)."""
+"""Pictures of results (PNG). Each function writes one and returns the figure."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+import re
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
 from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
 
-# Okabe and Ito's, which colour-blind readers can tell apart; grey is the last.
-DISTINCT_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000", "#999999")
+from exhubert.reports.figures import (
+    DISTINCT_COLOURS,
+    add_legend,
+    legend_width,
+    line_style,
+    new_figure,
+    save_figure,
+    wrapped,
+)
+from exhubert.reports.tables import AVERAGE, some
+
+MOST_PANELS = 9
+TALLEST = 9.0  # inches; what is taller is set in up to three columns
+BLUE, VERMILION, GREY = DISTINCT_COLOURS[0], DISTINCT_COLOURS[5], DISTINCT_COLOURS[-1]
 
 
 def plot_confusion(
     path: Path, references: Sequence[int], predictions: Sequence[int], class_names: Sequence[str], title: str
-) -> None:
+) -> Figure:
     """Writes a confusion matrix: rows are the references' classes, in % of the row; counts below."""
     present = sorted({*references, *predictions})
-    shares = confusion_matrix(references, predictions, labels=present, normalize="true")
-    counts = confusion_matrix(references, predictions, labels=present)
-    figure = _figure(1.2 + 0.9 * len(present), 1.0 + 0.8 * len(present))
+    counts = confusion_matrix(references, predictions, labels=range(len(class_names)))[np.ix_(present, present)]
+    shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+    figure = new_figure(1.2 + 0.9 * len(present), 1.0 + 0.8 * len(present))
     axes = figure.add_subplot()
     names = [class_names[index] for index in present]
     display = ConfusionMatrixDisplay(100 * shares, display_labels=names)
-    display.plot(ax=axes, include_values=False, cmap="Blues", colorbar=False, xticks_rotation=45)
+    display.plot(ax=axes, include_values=False, cmap="Blues", colorbar=False)
     display.im_.set_clim(0, 100)
     for row in range(len(present)):
         for column in range(len(present)):
             text = f"{100 * shares[row, column]:.0f} %\n{counts[row, column]}"
-            colour = "white" if shares[row, column] > 0.6 else "black"
-            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
+            axes.text(column, row, text, ha="center", va="center", color=_ink(shares[row, column]), fontsize=8)
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_xlabel("predicted")
     axes.set_ylabel("reference")
-    axes.set_title(title)
-    _save(figure, path)
-
-
-def plot_curves(path: Path, curves: Mapping[str, Sequence[tuple[int, float]]], title: str) -> None:
-    """Writes validation UAR over updates (the form of the paper's Figure 3); `average` is drawn in black."""
-    figure = _figure(7, 4)
-    axes = figure.add_subplot()
-    for name, points in curves.items():
-        style = {"color": "black", "linewidth": 2.5} if name == "average" else {"linewidth": 1.5}
-        axes.plot([step for step, _ in points], [100 * uar for _, uar in points], marker="o", label=name, **style)
-    axes.set_xlabel("updates")
-    axes.set_ylabel("validation UAR in %")
-    axes.set_title(title)
-    axes.grid(alpha=0.3)
-    axes.legend(loc="best")
-    _save(figure, path)
-
-
-def plot_durations(
-    path: Path, durations: Mapping[str, Sequence[float]], longest_seconds: float = 6.0, bin_seconds: float = 0.25
-) -> None:
-    """Writes a histogram of clip durations, stacked by corpus (the form of the paper's Figure 1).
-
-    Args:
-        path: the PNG file.
-        durations: of each corpus, the durations of its clips in seconds, NaN where unknown; of more than nine
-            corpora the smaller ones are drawn as one.
-        longest_seconds: the last bar, set apart, has everything from here on, and its number on top; where it is
-            much the highest it is cut off.
-        bin_seconds: width of the other bars.
-    """
-    known = {name: np.asarray(seconds, dtype=float) for name, seconds in durations.items()}
-    known = {name: seconds[np.isfinite(seconds)] for name, seconds in known.items()}
-    parts = sorted(known.items(), key=lambda part: -len(part[1]))
-    if len(parts) > len(DISTINCT_COLOURS):
-        rest = parts[len(DISTINCT_COLOURS) - 1 :]
-        together = np.concatenate([seconds for _, seconds in rest])
-        parts = [*parts[: -len(rest)], (f"{len(rest)} other corpora", together)]
-    edges = np.linspace(0.0, longest_seconds, round(longest_seconds / bin_seconds) + 1)
-    starts = np.append(edges[:-1], longest_seconds + 2 * bin_seconds)
-    figure = _figure(9, 4.5)
-    axes = figure.add_subplot()
-    heights = np.zeros(len(starts))
-    for (name, seconds), colour in zip(parts, DISTINCT_COLOURS, strict=False):
-        within = seconds < longest_seconds
-        counts = np.append(np.histogram(seconds[within], edges)[0], np.count_nonzero(~within))
-        label = f"{name} ({len(seconds):,})"
-        axes.bar(starts, counts, bin_seconds, heights, align="edge", color=colour, label=label)
-        heights += counts
-    top = 1.1 * max(1.0, min(heights.max(), 1.5 * heights[:-1].max() or heights.max()))
-    middle, longer = starts[-1] + bin_seconds / 2, int(heights[-1])
-    box = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
-    number = f"{longer:,}" if longer < top else f"{longer:,} ↑"
-    axes.text(middle, min(longer, 0.94 * top) + 0.01 * top, number, ha="center", va="bottom", fontsize=8, bbox=box)
-    axes.set_xlim(0, starts[-1] + 2 * bin_seconds)
-    axes.set_ylim(0, top)
-    whole = np.arange(0, longest_seconds + 1e-9)
-    axes.set_xticks([*whole, middle], [*(f"{second:g}" for second in whole), f"{longest_seconds:g} or\nmore"])
-    axes.yaxis.set_major_formatter("{x:,.0f}")
-    every = np.concatenate([np.zeros(0), *known.values()])
-    names = next(iter(known)) if len(known) == 1 else f"{len(known)} corpora"
-    longest = f", the longest {every.max():.1f} s" if len(every) else ""
-    axes.set_title(f"Durations in {names}: {len(every):,} clips, {every.sum() / 3600:,.1f} hours{longest}", fontsize=10)
-    axes.set_xlabel("seconds")
-    axes.set_ylabel(f"clips in each {bin_seconds:g} s")
-    axes.grid(axis="y", alpha=0.3)
-    axes.set_axisbelow(True)
-    if len(known) > 1:  # in the order in which they are stacked
-        figure.legend(title="corpus (clips)", fontsize=8, loc="outside right upper", reverse=True)
-    _save(figure, path)
-
-
-def _figure(width: float, height: float) -> Figure:
-    # Without pyplot, which keeps every figure and picks a screen backend.
-    figure = Figure(figsize=(max(4.0, width), max(3.5, height)), layout="constrained")
-    FigureCanvasAgg(figure)
+    _add_title(figure, title)
+    save_figure(figure, path)
     return figure
 
 
-def _save(figure: Figure, path: Path) -> None:
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    figure.savefig(unfinished, dpi=150, format="png")
-    unfinished.replace(path)
+def plot_curves(path: Path, curves: Mapping[str, Sequence[tuple[int, float]]], title: str) -> Figure:
+    """Writes one run's validation UAR over updates; `average` is drawn in black.
+
+    Args:
+        path: the PNG file.
+        curves: corpus or `average` -> updates and UAR, from 0 to 1.
+        title: of the picture.
+    """
+    figure = new_figure(6 + legend_width(list(curves)), 4)
+    axes = figure.add_subplot()
+    for number, (name, points) in enumerate(curves.items()):
+        style = {"color": "black", "marker": "o", "linewidth": 2.5} if name == AVERAGE else line_style(number)
+        axes.plot(*_in_percent(points), label=name, markersize=4, **style)
+    axes.set_xlabel("updates")
+    axes.set_ylabel("validation UAR in %")
+    axes.grid(alpha=0.3)
+    add_legend(figure, *axes.get_legend_handles_labels())
+    _add_title(figure, title)
+    save_figure(figure, path)
+    return figure
+
+
+def plot_runs(path: Path, runs: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]) -> Figure:
+    """Writes the validation UAR of several runs over updates, a line for each run (the form of the paper's Figure 3).
+
+    Args:
+        path: the PNG file.
+        runs: name of the run -> corpus or `average` -> updates and UAR, from 0 to 1. Each corpus is a panel; of more
+            than nine only the average is drawn, if it is there.
+    """
+    panels = sorted({name: None for curves in runs.values() for name in curves}, key=lambda name: name == AVERAGE)
+    if len(panels) > MOST_PANELS and AVERAGE in panels:
+        panels = [AVERAGE]
+    columns = 2 if len(panels) == 4 else min(3, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    width, height = (6.0, 4.0) if len(panels) == 1 else (3.4 * columns, 2.6 * rows)
+    figure = new_figure(width + legend_width(list(runs)), height)
+    every = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flatten()
+    handles = {}
+    for number, (run, curves) in enumerate(runs.items()):
+        for panel, axes in zip(panels, every, strict=False):
+            if panel in curves:
+                line = axes.plot(*_in_percent(curves[panel]), markersize=4, **line_style(number))
+                handles[run] = line[0]
+    for panel, axes in zip(panels, every, strict=False):
+        axes.set_title(wrapped(panel, 60 if len(panels) == 1 else 36), fontsize=10)
+        axes.tick_params(labelbottom=True)
+        axes.grid(alpha=0.3)
+    for axes in every[len(panels) :]:
+        axes.set_axis_off()
+    figure.supxlabel("updates", fontsize=10)
+    figure.supylabel("validation UAR in %", fontsize=10)
+    add_legend(figure, list(handles.values()), list(handles))
+    save_figure(figure, path)
+    return figure
+
+
+def plot_uars(
+    path: Path, systems: Mapping[str, Mapping[str, Mapping[str, Any]]], chance: Mapping[str, float | None]
+) -> Figure:
+    """Writes the UAR of systems on corpora as points with their 95 % intervals, and chance as a line.
+
+    Args:
+        path: the PNG file.
+        systems: display name -> corpus -> `uar` and `uar_interval`, from 0 to 1.
+        chance: corpus -> UAR of guessing.
+    """
+    corpora = list(dict.fromkeys(corpus for scores in systems.values() for corpus in scores))
+    row_height = max(0.4, 0.14 * len(systems) + 0.12)
+    columns = min(3, math.ceil(len(corpora) * row_height / TALLEST))
+    rows = math.ceil(len(corpora) / columns)
+    names = ["chance", *systems]
+    figure = new_figure(5 * columns + legend_width(names), rows * row_height + 0.8)
+    every = figure.subplots(1, columns, squeeze=False, sharex=True).flatten()
+    step = 0.8 / len(systems)
+    handles: dict[str, Any] = {}
+    for place, corpus in enumerate(corpora):
+        axes, row = every[place // rows], place % rows
+        axes.axhspan(row - 0.5, row + 0.5, color="black", alpha=0.04 if row % 2 else 0.0, linewidth=0)
+        guessed = chance.get(corpus)
+        if guessed is not None:
+            handles["chance"] = axes.vlines(100 * guessed, row - 0.45, row + 0.45, "black", "dashed", linewidth=1)
+        for number, (name, scores) in enumerate(systems.items()):
+            if corpus not in scores:
+                continue
+            y, style = row - 0.4 + (number + 0.5) * step, line_style(number)
+            interval = scores[corpus].get("uar_interval")
+            if interval:
+                axes.hlines(y, 100 * interval[0], 100 * interval[1], style["color"], linewidth=1.5)
+            points = axes.plot(100 * scores[corpus]["uar"], y, linestyle="", markersize=5, **style)
+            handles[name] = points[0]
+    for number, axes in enumerate(every):
+        shown = corpora[number * rows : (number + 1) * rows]
+        axes.set_yticks(range(len(shown)), [wrapped(corpus) for corpus in shown], fontsize=9)
+        axes.set_ylim(rows - 0.5, -0.5)
+        axes.grid(axis="x", alpha=0.3)
+        axes.set_axisbelow(True)
+    figure.supxlabel("UAR in %, with 95 % interval", fontsize=10)
+    shown = [name for name in names if name in handles]
+    add_legend(figure, [handles[name] for name in shown], shown)
+    save_figure(figure, path)
+    return figure
+
+
+def plot_heat_map(
+    path: Path, uars: Mapping[str, Mapping[str, float]], trained_on: Mapping[str, Collection[str]]
+) -> Figure:
+    """Writes the UAR in % of runs (rows) on test corpora (columns); a frame is where the run has trained on the corpus.
+
+    Args:
+        path: the PNG file.
+        uars: name of the run -> test corpus -> UAR, from 0 to 1.
+        trained_on: name of the run -> its training corpora, where they are known.
+    """
+    corpora = list(dict.fromkeys(corpus for known in uars.values() for corpus in known))
+    values = np.array([[known.get(corpus, np.nan) for corpus in corpora] for known in uars.values()])
+    labels = []
+    for name in uars:
+        training = some(list(trained_on[name]), 2) if name in trained_on else "unknown corpora"
+        labels.append(f"{wrapped(name, 40)}\n{wrapped(f'trained on {training}', 40)}")
+    tests = [wrapped(corpus) for corpus in corpora]
+    row_height = 0.2 + 0.16 * max(label.count("\n") + 1 for label in labels)
+    beside, below = (max(map(len, "\n".join(names).splitlines())) for names in (labels, tests))
+    figure = new_figure(0.5 * len(corpora) + 0.075 * beside + 0.4, row_height * len(uars) + 0.075 * below + 0.9)
+    axes = figure.add_subplot()
+    axes.imshow(100 * values, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+    for row, (name, known) in enumerate(uars.items()):
+        for column, corpus in enumerate(corpora):
+            value = known.get(corpus)
+            text, colour = ("-", "black") if value is None else (f"{100 * value:.1f}", _ink(value))
+            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
+            if corpus in trained_on.get(name, ()):
+                corner = (column - 0.46, row - 0.46)
+                axes.add_patch(Rectangle(corner, 0.92, 0.92, fill=False, edgecolor=VERMILION, linewidth=1.8))
+    axes.set_xticks(range(len(corpora)), tests, rotation=90, fontsize=9)
+    axes.set_yticks(range(len(labels)), labels, fontsize=9)
+    axes.set_xlabel("UAR in % on each test corpus")
+    frame = Patch(fill=False, edgecolor=VERMILION, linewidth=1.8, label="the run was trained on this corpus")
+    figure.legend(handles=[frame], loc="outside upper left", fontsize=8)
+    save_figure(figure, path)
+    return figure
+
+
+def plot_robustness(path: Path, uars: Mapping[str, Mapping[str, float]], chance: float | None = None) -> Figure:
+    """Writes the UAR of systems under conditions: from clean through the noises as a line, the others as points.
+
+    Args:
+        path: the PNG file.
+        uars: display name -> condition -> UAR, from 0 to 1; names of noises end in "dB".
+        chance: UAR of guessing.
+    """
+    conditions = list(dict.fromkeys(condition for known in uars.values() for condition in known))
+    names = [*uars, "chance"]
+    figure = new_figure(1.0 * len(conditions) + 1 + legend_width(names), 4)
+    axes = figure.add_subplot()
+    for number, (name, known) in enumerate(uars.items()):
+        shift = 0.5 * ((number + 0.5) / len(uars) - 0.5)  # so that no point hides another
+        on_line = [condition for condition in known if condition == "clean" or re.search(r"\d dB$", condition)]
+        for part, style in ((on_line, "-"), ([condition for condition in known if condition not in on_line], "")):
+            places = [conditions.index(condition) + shift for condition in part]
+            label = name if style else None
+            values = [100 * known[condition] for condition in part]
+            axes.plot(places, values, linestyle=style, markersize=5, linewidth=1.2, label=label, **line_style(number))
+    if chance is not None:
+        axes.axhline(100 * chance, color="black", linestyle="dashed", linewidth=1, label="chance")
+    axes.set_xticks(range(len(conditions)), [wrapped(condition, 12) for condition in conditions], fontsize=9)
+    axes.set_xlim(-0.5, len(conditions) - 0.5)
+    axes.set_ylabel("UAR in %")
+    axes.grid(axis="y", alpha=0.3)
+    add_legend(figure, *axes.get_legend_handles_labels())
+    save_figure(figure, path)
+    return figure
+
+
+def plot_reliability(
+    path: Path,
+    bins: Sequence[Mapping[str, Any]],
+    title: str,
+    scaled: Sequence[Mapping[str, Any]] | None = None,
+    temperature: float | None = None,
+) -> Figure:
+    """Writes how often predictions of each confidence are right, and how many clips have it; ECE in the title.
+
+    Args:
+        path: the PNG file.
+        bins: each with `low`, `high` (its limits), `clips`, and of these the mean `confidence` and `accuracy`, from
+            0 to 1; those without clips are skipped.
+        title: of the picture.
+        scaled: the same bins with temperature scaling, for a second panel.
+        temperature: the temperature of `scaled`.
+    """
+    panels = {
+        "without scaling" if scaled else "": bins,
+        **({f"temperature {temperature:.2f}": scaled} if scaled else {}),
+    }
+    figure = new_figure(4.2 * len(panels), 5.2)
+    every = figure.subplots(2, len(panels), squeeze=False, sharex=True, sharey="row", height_ratios=[3, 1])
+    for (name, panel), (upper, lower) in zip(panels.items(), every.T, strict=True):
+        filled = [each for each in panel if each["clips"]]
+        clips = np.array([each["clips"] for each in filled])
+        accuracy, confidence, low, high = (
+            100 * np.array([each[key] for each in filled]) for key in ("accuracy", "confidence", "low", "high")
+        )
+        error = float(np.abs(accuracy - confidence) @ clips / clips.sum())
+        upper.bar(low, accuracy, high - low, align="edge", color=BLUE, edgecolor="white", label="accuracy")
+        upper.plot(confidence, confidence, "_", color=VERMILION, markersize=9, markeredgewidth=2.5, label="confidence")
+        upper.plot([0, 100], [0, 100], color=GREY, linestyle="dashed", label="calibrated")
+        upper.set_title(f"{name}{': ' if name else ''}ECE {error:.1f} %", fontsize=10)
+        lower.bar(low, clips, high - low, align="edge", color=GREY, edgecolor="white")
+        lower.set_xlabel("confidence in %")
+    every[0, 0].set_ylabel("accuracy in %")
+    every[0, 0].set_ylim(0, 100)
+    every[0, 0].set_xlim(0, 100)
+    figure.legend(*every[0, 0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=3)
+    every[1, 0].set_ylabel("clips")
+    _add_title(figure, title)
+    save_figure(figure, path)
+    return figure
+
+
+def _in_percent(points: Sequence[tuple[int, float]]) -> tuple[list[int], list[float]]:
+    return [step for step, _ in points], [100 * uar for _, uar in points]
+
+
+def _ink(share: float) -> str:
+    """The colour of text on that share of the blues."""
+    return "white" if share > 0.7 else "black"
+
+
+def _add_title(figure: Figure, title: str) -> None:
+    figure.suptitle(wrapped(title, int(11 * figure.get_figwidth())), fontsize=11)

@@ -337,6 +337,7 @@ def test_bad_audio_in_a_dataset_is_named_by_its_file(tmp_path, parts):
 
 
 def test_a_hub_dataset_is_read_as_a_saved_one(monkeypatch, parts):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     asked = []
     monkeypatch.setattr(datasets, "load_dataset", lambda *arguments: asked.append(arguments) or parts)
     assert len(read_corpus("user/name")) == len(read_corpus("user/name:speech")) == 6

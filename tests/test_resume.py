@@ -244,13 +244,13 @@ def signal_in_evaluation(arguments: list[str], update: int, corpus: str) -> None
 
 
 def signal_in_test(arguments: list[str]) -> None:
-    predict = train_hf.predict
+    classify = train_hf.classify
 
-    def signalled(*args: Any) -> Any:
+    def signalled(*args: Any, **kwargs: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
-        return predict(*args)
+        return classify(*args, **kwargs)
 
-    train_hf.predict = signalled
+    train_hf.classify = signalled
 
 
 def die_in_save(arguments: list[str], update: int, written: str) -> None:

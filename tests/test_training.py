@@ -59,27 +59,33 @@ def test_a_run_leaves_everything_that_a_run_folder_has(tmp_path, write_recipe):
         "checkpoints",
         "confusion_first.png",
         "confusion_second.png",
+        "curves.json",
         "curves.png",
         "environment.json",
         "logs",
         "model",
         "predictions.parquet",
         "recipe.yaml",
+        "reliability.png",
         "results.json",
     ]
     assert list((run / "logs").glob("events.out.tfevents.*"))
 
     results = json.loads((run / "results.json").read_text())
-    assert set(results) == {"model", "parameters", "corpora", "average", "seed", "versions"}
+    described = {"model", "split", "window_seconds", "parameters"}
+    assert set(results) == described | {"corpora", "average", "groups", "seed", "versions"}
     assert set(results["corpora"]) == {"first", "second"}
     first = results["corpora"]["first"]
-    assert set(first) == {"split", "clips", "speakers", "uar", "uar_interval", "accuracy", "macro_f1", "recall"}
+    scores = ("uar", "accuracy", "macro_f1", "arousal_uar", "valence_uar", "recall")
+    intervals = (f"{name}_interval" for name in scores)
+    assert set(first) == {"split", "clips", "speakers", "interval_by", "ece", *scores, *intervals}
     assert (first["split"], first["clips"], first["speakers"]) == ("test", 6, 1)
     assert set(first["recall"]) == {"high/negative", "low/neutral", "low/negative"}
     assert results["average"]["uar"] == pytest.approx(np.mean([c["uar"] for c in results["corpora"].values()]))
 
     table = pandas.read_parquet(run / "predictions.parquet")
-    assert list(table)[:5] == ["corpus", "file_name", "speaker", "reference", "prediction"]
+    about = ["corpus", "file_name", "start_seconds", "speaker", "sex", "language", "windows"]
+    assert list(table)[:9] == [*about, "reference", "prediction"]
     probabilities = table[[name for name in table if name.startswith("probability_")]]
     assert probabilities.shape == (10, 6)
     assert np.allclose(probabilities.sum(axis=1), 1)

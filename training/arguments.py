@@ -138,6 +138,8 @@ DERIVED = {
     "fp16_full_eval": "`fp16`",
     "greater_is_better": "`metric_for_best_model`",
 }
+# Of the fields about the Hub those that are used: `Trainer` would upload checkpoints, and keep a token in each.
+HUB_FIELDS = ("push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision")
 METRICS = ("uar", "accuracy", "macro_f1")
 UPDATES_PER_SAVE = 500  # at most, unless `save_steps` says otherwise: what a kill can cost
 
@@ -226,6 +228,13 @@ def training_arguments(recipe: Recipe, training: dict[str, Any]) -> TrainingArgu
     for name in training:
         if name in DERIVED:
             raise ValueError(f"{name} follows from the recipe; set {DERIVED[name]} instead")
+        if name.startswith(("hub_", "push_to_hub")) and name not in HUB_FIELDS:
+            raise ValueError(
+                f"{name} has no place here: the finished model is pushed, and nothing else ({', '.join(HUB_FIELDS)}); "
+                "the token is that of `hf auth login` or HF_TOKEN"
+            )
+    if training.get("push_to_hub") and not training.get("hub_model_id"):
+        raise ValueError("push_to_hub needs hub_model_id, the name of the repo: user/model")
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if recipe.batch_size % (processes * recipe.micro_batches):
         parts = f"{processes} processes" + (f" x {recipe.micro_batches} micro_batches" * (recipe.micro_batches > 1))

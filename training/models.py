@@ -76,13 +76,16 @@ def _renew_output(model: PreTrainedModel) -> list[str]:
 def prepare(model: PreTrainedModel, recipe: Recipe) -> None:
     """Gives a loaded model the recipe's weighted layer sum and LoRA, and freezes its parts.
 
-    LayerDrop is switched off: a skipped layer has no gradient, which several processes do not stand.
+    LayerDrop is switched off: a skipped layer has no gradient, which several processes do not stand. The temperature
+    of a calibrated model goes, for it is that of the weights before.
 
     Raises:
         ValueError: if the model does not have what the recipe names.
     """
     if getattr(model.config, "layerdrop", 0):
         model.config.layerdrop = 0.0
+    if hasattr(model.config, "calibration_temperature"):
+        model.config.calibration_temperature = 1.0
     if recipe.weighted_layer_sum and not hasattr(model, "layer_weights"):
         _add_layer_weights(model)
     _freeze_unused(model)

@@ -18,7 +18,7 @@ from datasets import Dataset
 from safetensors import SafetensorError
 from transformers import TrainingArguments
 
-from exhubert.evaluation.results import RESULTS, UNFINISHED, versions, write_text
+from exhubert.evaluation.results import CURVES, RESULTS, UNFINISHED, versions, write_text
 from exhubert.reports.plots import plot_curves
 from exhubert.training.arguments import Recipe
 
@@ -117,15 +117,19 @@ def check_clips(output: str, clips: dict[str, dict[str, str]]) -> None:
                 )
 
 
-def write_settings(output: str, recipe: dict[str, Any], clips: dict[str, dict[str, str]], seed: int) -> None:
+def write_settings(
+    output: str, recipe: dict[str, Any], clips: dict[str, dict[str, str]], seed: int, corpora: dict[str, Any]
+) -> None:
     """Writes `recipe.yaml` and `environment.json`; from now on the run is not complete."""
     directory = Path(output)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / RESULTS).unlink(missing_ok=True)
-    environment = {"versions": versions(), "seed": seed, "commit": _commit(), "platform": platform.platform()}
+    environment: dict[str, Any] = {"versions": versions(), "seed": seed, "commit": _commit()}
+    environment["platform"] = platform.platform()
     # The recipe comes first: a folder that has it is known as a run's.
     write_text(directory / SETTINGS, yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
-    write_text(directory / ENVIRONMENT, json.dumps({**environment, "clips": clips}, indent=2) + "\n")
+    environment |= {"corpora": corpora, "clips": clips}
+    write_text(directory / ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
 
 
 @contextlib.contextmanager
@@ -140,7 +144,7 @@ def disk_errors(target: Path) -> Iterator[None]:
 
 
 def write_curves(output: str, log_history: list[dict[str, Any]], title: str) -> None:
-    """Writes `curves.png`: the validation UAR of each corpus, and their average, over the updates."""
+    """Writes `curves.png` and `curves.json`: the validation UAR of each corpus, and their average, over the updates."""
     curves: dict[str, list[tuple[int, float]]] = {}
     for entry in log_history:
         for name, value in entry.items():
@@ -149,6 +153,7 @@ def write_curves(output: str, log_history: list[dict[str, Any]], title: str) -> 
     if len(curves) == 2:  # one corpus, whose curve the average would hide
         curves.pop("average", None)
     if curves:
+        write_text(Path(output) / CURVES, json.dumps(curves) + "\n")
         plot_curves(Path(output) / "curves.png", curves, title)
 
 

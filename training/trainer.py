@@ -225,6 +225,13 @@ class RoundRobinTrainer(Trainer):
             torch.distributed.all_gather_object(values, value)
         return [value for value in values if value is not None]
 
+    def in_step(self, more: bool) -> bool:
+        """Whether any process has more to classify; raises Interrupted on all of them when a signal has come."""
+        more, stop = self.any_process(more, self.signals.received)
+        if stop:
+            raise self.interrupted()
+        return more
+
     def interrupted(self) -> Interrupted:
         """What to raise when all is saved; saves where nothing was to be saved before."""
         where = self._path(self.state.global_step)
@@ -389,7 +396,7 @@ class _Safeguards(TrainerCallback):
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.trainer.any_process(self.trainer.signals.received)[0]:
-            raise _EvaluationCutShort if self.trainer.is_in_train else self.trainer.interrupted()
+            raise _EvaluationCutShort
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""UAR, the unweighted average recall, as a module of the `evaluate` library."""
+"""UAR, the unweighted average recall, as a module of the `evaluate` library; README.md is its card."""
 
 import datasets
 import evaluate
@@ -13,25 +13,38 @@ balanced. A class that is predicted but never occurs among the references has no
 _KWARGS_DESCRIPTION = """
 Args:
     predictions (`list` of `int`): predicted classes.
-    references (`list` of `int`): true classes.
+    references (`list` of `int`): true classes, in the same order; at least one.
 
 Returns:
     uar (`float`): from 0 to 1.
 
+Raises:
+    ValueError: if there are no references, or not as many predictions as references.
+
 Examples:
+
+    The path is that of this module's folder, here as seen from the root of a checkout.
 
     >>> uar = evaluate.load("evaluation/uar")
     >>> results = uar.compute(references=[0, 0, 0, 1], predictions=[0, 0, 1, 1])
     >>> print(round(results["uar"], 4))
     0.8333
+
+    Class 2 never occurs among the references: predicting it is a mistake, but the mean is over classes 0 and 1.
+
+    >>> results = uar.compute(references=[0, 0, 1, 1], predictions=[0, 2, 1, 1])
+    >>> print(results)
+    {'uar': 0.75}
 """
 
 _CITATION = """\
 @inproceedings{schuller2009emotion,
   title = {The {INTERSPEECH} 2009 Emotion Challenge},
   author = {Schuller, Bj{\\"o}rn and Steidl, Stefan and Batliner, Anton},
-  booktitle = {Proc. INTERSPEECH},
+  booktitle = {Proc. {INTERSPEECH} 2009},
+  address = {Brighton, UK},
   pages = {312--315},
+  doi = {10.21437/Interspeech.2009-103},
   year = {2009}
 }
 """
@@ -47,8 +60,11 @@ class UAR(evaluate.Metric):
             citation=_CITATION,
             inputs_description=_KWARGS_DESCRIPTION,
             features=datasets.Features({"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}),
+            reference_urls=["https://doi.org/10.21437/Interspeech.2009-103"],
         )
 
     def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
+        if not references:
+            raise ValueError("there are no references to compute a UAR of; at least one is needed")
         present = sorted(set(references))
         return {"uar": float(recall_score(references, predictions, labels=present, average="macro"))}

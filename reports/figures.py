@@ -1,0 +1,54 @@
+"""What all pictures share: colours, an empty figure, legends, writing it."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+# Okabe and Ito's, which colour-blind readers can tell apart; grey is the last.
+DISTINCT_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000", "#999999")
+LINE_COLOURS = tuple(colour for colour in DISTINCT_COLOURS if colour not in ("#F0E442", "#000000"))  # yellow is faint
+MARKERS = "osD^vP"
+LEGEND_ROWS = 20
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of so many inches, at least 4 by 3.5; without pyplot, which keeps each and picks a screen."""
+    figure = Figure(figsize=(max(4.0, width), max(3.5, height)), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Writes a PNG under a temporary name and renames it."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    figure.savefig(unfinished, dpi=150, format="png")
+    unfinished.replace(path)
+
+
+def line_style(number: int) -> dict[str, Any]:
+    """Colour and marker of a line or point: the first 42 differ."""
+    return {"color": LINE_COLOURS[number % len(LINE_COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+
+
+def wrapped(text: str, characters: int = 32) -> str:
+    """A long name in several lines, as matplotlib prints it as it is."""
+    return "\n".join(textwrap.wrap(text, characters)).replace("$", r"\$")
+
+
+def legend_width(names: Sequence[str]) -> float:
+    """How many inches a legend beside the axes takes."""
+    longest = max((len(line) for name in names for line in wrapped(name).splitlines()), default=0)
+    return math.ceil(len(names) / LEGEND_ROWS) * (0.5 + 0.07 * longest)
+
+
+def add_legend(figure: Figure, handles: Sequence[Any], names: Sequence[str]) -> None:
+    """A legend beside the axes, where it hides nothing."""
+    columns = math.ceil(len(names) / LEGEND_ROWS)
+    figure.legend(handles, [wrapped(name) for name in names], fontsize=8, loc="outside right upper", ncols=columns)
