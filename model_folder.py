@@ -163,8 +163,6 @@ def load_classifier(name_or_path: str, **kwargs: Any) -> tuple[Any, list[str]]:
         ValueError: if it is no audio classification model, or its weights cannot be read.
     """
     config = read_config(name_or_path)
-    if not config:
-        raise ValueError(f"{name_or_path} is no model folder: it has no config.json")
     if "onnx" in config:
         return load_onnx(name_or_path), []
     loader: Any = AutoModelForAudioClassification
@@ -189,6 +187,8 @@ def read_config(name_or_path: str) -> dict[str, Any]:
     Raises:
         OSError: if it is neither a folder nor to be had from the Hub.
     """
+    if Path(name_or_path).is_dir() and not Path(name_or_path, "config.json").is_file():
+        raise OSError(f"{name_or_path} is no model folder: it lacks config.json")
     try:
         return PretrainedConfig.get_config_dict(name_or_path)[0]
     except OSError as error:

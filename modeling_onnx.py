@@ -22,8 +22,8 @@ HIDDEN_STATES = "hidden_states"
 class OnnxClassifier(torch.nn.Module):
     """An ONNX model that behaves as the model of transformers that it was made of does for inference.
 
-    It computes in float32 on the CPU, on as many threads as torch does. It has no parameters, so that moving it to
-    another device or changing its mode does nothing.
+    It computes in float32 on the CPU, on as many threads as torch does when it is loaded. It has no parameters: moving
+    it to another device or changing its mode does nothing.
 
     Args:
         file: the ONNX model.
@@ -55,8 +55,8 @@ class OnnxClassifier(torch.nn.Module):
         except Exception as error:  # its errors have no other base
             raise ValueError(f"{file}: the ONNX model cannot be loaded ({_one_line(error)})") from error
         self.main_input_name = self.session.get_inputs()[0].name
-        states = [output.name for output in self.session.get_outputs() if output.name.startswith(HIDDEN_STATES)]
-        self.state_names = states
+        outputs = [output.name for output in self.session.get_outputs()]
+        self.state_names = [name for name in outputs if name.startswith(HIDDEN_STATES)]
 
     def forward(
         self,
@@ -71,7 +71,7 @@ class OnnxClassifier(torch.nn.Module):
             input_values: what the feature extractor makes of windows, `(batch, samples)`; of a model of spectrograms
                 as well, where it is the first argument.
             attention_mask: refused: windows of several lengths go through one length at a time.
-            output_hidden_states: whether to return `hidden_states`; they cost memory, and no time.
+            output_hidden_states: whether to return `hidden_states`.
             input_features: spectrograms `(batch, ...)`, by their name.
 
         Returns:
@@ -94,7 +94,7 @@ class OnnxClassifier(torch.nn.Module):
         batches = inputs.to(self.device, self.dtype).split(1 if self.int8 else len(inputs))
         outputs = [self._run(names, batch) for batch in batches]
         logits, *states = (torch.cat(parts) for parts in zip(*outputs, strict=True))
-        return SequenceClassifierOutput(logits=logits, hidden_states=tuple(states) if output_hidden_states else None)
+        return SequenceClassifierOutput(logits=logits, hidden_states=tuple(states) or None)
 
     def _run(self, names: list[str], inputs: torch.Tensor) -> list[torch.Tensor]:
         try:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import importlib
+import io
 import logging
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,11 @@ import numpy as np
 import torch
 from torch.nn.utils import parametrize
 from transformers import PretrainedConfig, PreTrainedModel, Wav2Vec2FeatureExtractor
-from transformers.utils import cached_file
 
 from exhubert.audio_exhubert import SAMPLING_RATE, extract_features, longest_input_seconds
 from exhubert.convert.checkpoint import new_folder
-from exhubert.model_folder import load_classifier, load_feature_extractor
+from exhubert.model_card import CARD, add_section
+from exhubert.model_folder import load_trained
 from exhubert.modeling_onnx import HIDDEN_STATES, INSTALL, ONNX_FILE, OnnxClassifier
 
 OPSET = 20  # the first with GELU as one operator; onnxruntime knows it from 1.17 on
@@ -57,30 +58,29 @@ def convert_onnx(
     _require_libraries()
     source = str(source)
     with new_folder(destination) as unfinished:
-        model, new = load_classifier(source, dtype=torch.float32, attn_implementation="eager")
+        loaded: tuple[Any, Any] = load_trained(source, dtype=torch.float32, attn_implementation="eager")
+        model, extractor = loaded
         if isinstance(model, OnnxClassifier):
             raise ValueError(f"{source} is an ONNX model already")
-        if new:
-            raise ValueError(f"{source} has no trained classifier: it lacks {new[0]} ({len(new)} such weights)")
-        model.eval()
-        extractor: Any = load_feature_extractor(source, model.config)
         if isinstance(extractor, Wav2Vec2FeatureExtractor):
             extractor.return_attention_mask = False  # the ONNX model takes none
-        config = _onnx_config(model, int8)
+        config = _onnx_config(model)
         print(f"{source}: {type(model).__name__}, {model.num_parameters():,} parameters, to ONNX opset {OPSET}")
 
         unfinished.mkdir()
         float32 = unfinished.with_name("float32.onnx") if int8 else unfinished / ONNX_FILE
         export(model, extractor, float32, external_data_bytes)
         exported = OnnxClassifier(float32, config)
-        found = [_check_float32(source, differences(model, exported, extractor))]
+        found = [_compared(model, exported, extractor)]
         if int8:
             del exported  # the quantiser needs its memory
             quantize(float32, unfinished / ONNX_FILE, external_data_bytes)
+            config.onnx["int8"] = True
             exported = OnnxClassifier(unfinished / ONNX_FILE, config)
-            found.append(f"int8, {_described(differences(model, exported, extractor))}")
+            found.append(_compared(model, exported, extractor))
             size, before = _bytes(unfinished / ONNX_FILE), _bytes(float32)
-            found.append(f"int8 takes {size / 1e6:,.1f} MB, {size / before:.1%} of float32's {before / 1e6:,.1f} MB")
+            share = 100 * size / before
+            found.append(f"int8 takes {size / 1e6:,.1f} MB, {share:.1f} % of float32's {before / 1e6:,.1f} MB")
         print("\n".join(found))
         table = ""
         if corpora:
@@ -90,7 +90,8 @@ def convert_onnx(
             print(table)
         config.save_pretrained(unfinished)
         extractor.save_pretrained(unfinished)
-        (unfinished / "README.md").write_text(_card(source) + onnx_section(int8, found, table), encoding="utf-8")
+        (unfinished / CARD).write_text(_card(source), encoding="utf-8")
+        add_section(unfinished, "ONNX", onnx_section(int8, found, table))
     return Path(destination)
 
 
@@ -183,7 +184,7 @@ def differences(model: PreTrainedModel, exported: OnnxClassifier, extractor: Any
         with torch.inference_mode():
             expected, got = (each(inputs, output_hidden_states=True) for each in (model, exported))
         logits = max(logits, (got.logits - expected.logits).abs().max().item())
-        for state, other in zip(expected.hidden_states or (), got.hidden_states, strict=True):
+        for state, other in zip(expected.hidden_states or (), got.hidden_states or (), strict=True):
             states = max(states, ((other - state).abs().max() / state.abs().max()).item())
     return logits, states
 
@@ -196,7 +197,7 @@ def made_up_input(extractor: Any, seconds: float, batch: int) -> torch.Tensor:
 
 
 def onnx_section(int8: bool, found: Sequence[str], table: str = "") -> str:
-    """Returns the section of a model card that says what the ONNX model is, how to run it, and what was compared.
+    """Returns the text of a model card's section that says what the ONNX model is, how to run it, and what was compared.
 
     Args:
         int8: whether it is quantised.
@@ -205,18 +206,22 @@ def onnx_section(int8: bool, found: Sequence[str], table: str = "") -> str:
     """
     kind = "with int8 matrices (dynamic quantisation)" if int8 else "in float32"
     listed = "\n".join(f"- {sentence}" for sentence in found)
-    on_corpora = f"\nOn the test splits of real corpora:\n\n{table}\n" if table else ""
-    return f"""
-## ONNX
-
-This folder holds the model as `{ONNX_FILE}`, {kind}, opset {OPSET}, in the place of torch's weights. It is run by
-onnxruntime, without the model's code: `pip install exhubert[onnx]`, then
+    on_corpora = f"\nOn the test splits of corpora, in windows, as `evaluate_hf.py` does:\n\n{table}\n" if table else ""
+    return f"""This folder holds the model as `{ONNX_FILE}`, opset {OPSET}, {kind}. What is said above of Python code is of the model
+that it was exported from; this one is run by onnxruntime, on the CPU:
 
 ```bash
+pip install exhubert[onnx]
 exhubert predict <this folder> speech.wav
 ```
 
-Its answers were compared with torch's:
+```python
+from exhubert.model_folder import load_pipeline
+
+print(load_pipeline("<this folder>")("speech.wav"))
+```
+
+Its answers compared with torch's:
 
 {listed}
 {on_corpora}"""
@@ -235,13 +240,13 @@ class _Outputs(torch.nn.Module):
         return outputs.logits, *(outputs.hidden_states or ())
 
 
-def _onnx_config(model: PreTrainedModel, int8: bool) -> PretrainedConfig:
+def _onnx_config(model: PreTrainedModel) -> PretrainedConfig:
     """The model's configuration, with what `OnnxClassifier` needs to know."""
     config = copy.deepcopy(model.config)
     for name in ("auto_map", "custom_pipelines"):  # name code of torch's model, which does not come along
         vars(config).pop(name, None)
     config.architectures = [type(model).__name__]
-    config.onnx = {"int8": int8, "parameters": model.num_parameters()}
+    config.onnx = {"int8": False, "parameters": model.num_parameters()}
     if hasattr(model, "layer_weights"):
         config.onnx["layer_weights"] = model.layer_weights.tolist()
     return config
@@ -251,28 +256,26 @@ def _check_seconds(extractor: Any) -> float:
     return min(longest_input_seconds(extractor), CHECK_SECONDS)
 
 
-def _check_float32(source: str, found: tuple[float, float]) -> str:
-    """Says what was found; raises ValueError if it is too much, or not a number."""
-    if not max(found) <= LARGEST_DIFFERENCE:
-        raise ValueError(f"{source}: the exported model is another function: float32, {_described(found)}")
-    return f"float32, {_described(found)}"
-
-
-def _described(found: tuple[float, float]) -> str:
-    logits, states = found
-    batches = ", ".join(f"{batch} x {part:.0%}" for part, batch in CHECK_PARTS)
-    return (
-        f"made-up audio ({batches} of the window): largest difference of logits {logits:.2g}, "
-        f"of hidden states {states:.2g} of the largest value"
+def _compared(model: PreTrainedModel, exported: OnnxClassifier, extractor: Any) -> str:
+    """Says how far the export is from the model; raises ValueError if that is too much for float32, or not a number."""
+    logits, states = differences(model, exported, extractor)
+    clips = ", ".join(f"{batch} x {part * _check_seconds(extractor):g} s" for part, batch in CHECK_PARTS)
+    found = (
+        f"{'int8' if exported.int8 else 'float32'} on made-up audio ({clips}): largest difference of logits "
+        f"{logits:.2g}, of hidden states {states:.2g} of the largest value"
     )
+    if not exported.int8 and not max(logits, states) <= LARGEST_DIFFERENCE:
+        raise ValueError(f"the exported {type(model).__name__} is another function than torch's: {found}")
+    return found
 
 
 def _card(source: str) -> str:
     """The card of the model that is exported, or what stands in for it."""
-    file = cached_file(source, "README.md", _raise_exceptions_for_missing_entries=False)
-    if file is None:
-        return f"---\npipeline_tag: audio-classification\n---\n\n# {Path(source).name}\n"
-    return Path(file).read_text(encoding="utf-8")
+    file = Path(source) / CARD
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    base = "" if Path(source).is_dir() else f"base_model: {source}\n"
+    return f"---\npipeline_tag: audio-classification\n{base}---\n\n# {Path(source).name}\n"
 
 
 def _bytes(file: Path) -> int:
@@ -282,8 +285,8 @@ def _bytes(file: Path) -> int:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Leaves the terminal to our own lines: no notes of exporter and quantiser on their insides."""
-    with warnings.catch_warnings():
+    """Leaves the terminal to our own lines: the exporter warns of its insides, and prints whole graphs that fail."""
+    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
         try:

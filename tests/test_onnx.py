@@ -66,6 +66,7 @@ def save(model, directory, **options):
 def run(capsys, monkeypatch, *arguments):
     """Exit code, standard output and standard error of the command line."""
     monkeypatch.setattr(sys, "argv", ["exhubert", *map(str, arguments)])
+    capsys.readouterr()
     return entry_point(), *capsys.readouterr()
 
 
@@ -78,7 +79,7 @@ def root(tmp_path_factory):
 def source(root):
     """An ExHuBERT with everything that shapes the graph: copies, gates, a weighted layer sum, weight norm."""
     torch.manual_seed(0)
-    config = ExHuBERTConfig(**{**SMALL, "num_hidden_layers": 4}, gate_original_layers=True, use_weighted_layer_sum=True)
+    config = ExHuBERTConfig(**{**SMALL, "num_hidden_layers": 2}, gate_original_layers=True, use_weighted_layer_sum=True)
     config.calibration_temperature = 2.0
     return save(ExHuBERTForSequenceClassification(config), root / "model", window_seconds=1.0)
 
@@ -98,7 +99,9 @@ def native(root):
     """A HuBERT with the corpus's classes."""
     torch.manual_seed(0)
     labels = {0: "anger", 1: "neutral", 2: "sadness"}
-    config = HubertConfig(**SMALL, id2label=labels, label2id={name: index for index, name in labels.items()})
+    config = HubertConfig(
+        **{**SMALL, "num_hidden_layers": 1}, id2label=labels, label2id={name: index for index, name in labels.items()}
+    )
     return save(HubertForSequenceClassification(config), root / "native", window_seconds=0.5)
 
 
@@ -117,7 +120,7 @@ def recording():
 
 def test_the_pipeline_gives_the_same_probabilities_and_embeddings(source, exported, recording):
     torchs, ours = load_pipeline(str(source)), load_pipeline(str(exported))
-    for embeddings in (False, True, 0, 3, "weighted"):
+    for embeddings in (False, True, 0, 1, "weighted"):
         expected, got = (each(recording, embeddings=embeddings) for each in (torchs, ours))
         assert len(got["windows"]) == 4
         for one, other in zip([expected, *expected["windows"]], [got, *got["windows"]], strict=True):
@@ -127,8 +130,9 @@ def test_the_pipeline_gives_the_same_probabilities_and_embeddings(source, export
             np.testing.assert_allclose(list(other["probabilities"].values()), values, rtol=0, atol=1e-5)
             if embeddings is not False:
                 np.testing.assert_allclose(other["embedding"], one["embedding"], rtol=0, atol=1e-5)
-    streamed = list(ours.stream(np.array_split(recording, 7)))
-    assert [row["probabilities"] for row in streamed] == [row["probabilities"] for row in got["windows"]]
+    streamed = [list(row["probabilities"].values()) for row in ours.stream(np.array_split(recording, 7))]
+    offline = [list(row["probabilities"].values()) for row in got["windows"]]
+    np.testing.assert_allclose(streamed, offline, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(("batch", "samples"), [(1, SAMPLES_OF_ONE_FRAME), (1, 8001), (5, 3000), (2, 40_000)])
@@ -161,7 +165,7 @@ def test_the_folder_holds_what_is_needed_and_no_more(source, exported):
     assert AutoFeatureExtractor.from_pretrained(exported).window_seconds == 1.0
     card = (exported / "README.md").read_text()
     assert card.startswith((source / "README.md").read_text())
-    assert "float32, made-up audio" in card
+    assert "float32 on made-up audio" in card
 
 
 def test_int8_quantises_matrices_alone_and_answers_alike(native, quantised):
@@ -170,13 +174,14 @@ def test_int8_quantises_matrices_alone_and_answers_alike(native, quantised):
     with torch.inference_mode():
         expected, got = model(inputs).logits, same(inputs, output_hidden_states=True)
     assert 0 < (got.logits - expected).abs().max() < 0.05 * expected.abs().max()
-    assert got.hidden_states[2].shape == (3, 24, 32)
+    assert got.hidden_states[1].shape == (3, 24, 32)
     assert torch.equal(got.logits[1:2], same(inputs[1:2]).logits)  # whatever else is in the batch
 
     graph = onnx.load(quantised / "model.onnx").graph
     kinds = [node.op_type for node in graph.node]
-    layers, projections = 3, 2
+    layers, projections = 1, 2
     assert kinds.count("MatMulInteger") == 6 * layers + projections
+    assert kinds.count("MatMul") == 2 * layers + 1  # attention's own, and the classifier
     assert kinds.count("Conv") == len(SMALL["conv_dim"]) + 1
     assert "ConvInteger" not in kinds
     integers = [
@@ -187,7 +192,11 @@ def test_int8_quantises_matrices_alone_and_answers_alike(native, quantised):
 
 
 def test_large_weights_lie_beside_the_graph(quantised):
-    assert (quantised / "model.onnx").stat().st_size < (quantised / "model.onnx.data").stat().st_size
+    graph = onnx.load(quantised / "model.onnx", load_external_data=False).graph
+    beside = [weight for weight in graph.initializer if onnx.external_data_helper.uses_external_data(weight)]
+    assert {entry.value for weight in beside for entry in weight.external_data if entry.key == "location"} == {
+        "model.onnx.data"
+    }
     assert not [path for path in quantised.parent.iterdir() if path.name.startswith(".")]
 
 
@@ -219,12 +228,15 @@ def test_a_model_of_spectrograms(root):
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("random", "the exported model is another function: float32, made-up audio"),
+        ("random", "is another function than torch's: float32 on made-up audio"),
         ("branch", "this UnsteadyForSequenceClassification does not export to ONNX"),
     ],
 )
 def test_another_function_is_not_written(tmp_path, capsys, monkeypatch, fault, message):
-    save(UnsteadyForSequenceClassification(UnsteadyConfig(**SMALL, fault=fault)), tmp_path / "model")
+    save(
+        UnsteadyForSequenceClassification(UnsteadyConfig(**{**SMALL, "num_hidden_layers": 1}, fault=fault)),
+        tmp_path / "model",
+    )
     code, _, error = run(capsys, monkeypatch, "convert", "onnx", tmp_path / "model", tmp_path / "out")
     assert code == 1
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
@@ -235,7 +247,7 @@ def test_what_cannot_be_exported_is_said_at_once(tmp_path, capsys, monkeypatch, 
     for source, destination, message in (
         ("nowhere", "out", "nowhere: no such folder, and no such model on the Hub"),
         (tmp_path, "out", "is no model folder"),
-        (make_hubert(head="none"), "out", "has no trained classifier: it lacks"),
+        (make_hubert(head="none", name="headless"), "out", "has no trained classifier: it lacks"),
         (exported, "out", "is an ONNX model already"),
         (make_hubert(), exported, "exists already"),
     ):
@@ -256,7 +268,7 @@ def test_broken_folders(tmp_path, exported):
         load_classifier(str(folder))
     shutil.copy(exported / "model.onnx", folder)
     (folder / "config.json").unlink()
-    with pytest.raises(OSError, match=r"copy is no model folder \(.*config\.json"):
+    with pytest.raises(OSError, match=r"copy is no model folder: it lacks config\.json"):
         load_classifier(str(folder))
 
 
