@@ -197,7 +197,7 @@ def made_up_input(extractor: Any, seconds: float, batch: int) -> torch.Tensor:
 
 
 def onnx_section(int8: bool, found: Sequence[str], table: str = "") -> str:
-    """Returns the text of a model card's section that says what the ONNX model is, how to run it, and what was compared.
+    """Returns the text of a card's section that says what the ONNX model is, how to run it, and what was compared.
 
     Args:
         int8: whether it is quantised.
@@ -207,8 +207,8 @@ def onnx_section(int8: bool, found: Sequence[str], table: str = "") -> str:
     kind = "with int8 matrices (dynamic quantisation)" if int8 else "in float32"
     listed = "\n".join(f"- {sentence}" for sentence in found)
     on_corpora = f"\nOn the test splits of corpora, in windows, as `evaluate_hf.py` does:\n\n{table}\n" if table else ""
-    return f"""This folder holds the model as `{ONNX_FILE}`, opset {OPSET}, {kind}. What is said above of Python code is of the model
-that it was exported from; this one is run by onnxruntime, on the CPU:
+    return f"""This folder holds the model as `{ONNX_FILE}`, opset {OPSET}, {kind}. The Python code above is of the
+model that it was exported from; this one is run by onnxruntime, on the CPU:
 
 ```bash
 pip install exhubert[onnx]
