@@ -73,8 +73,8 @@ class ExHuBERTConfig(HubertConfig):
                 f"layerdrop is {layerdrop}; it must be 0 with copies: a skipped copy gets no gradient, and a "
                 "skipped original changes the function that its copy extends"
             )
-        if not calibration_temperature > 0:
-            raise ValueError(f"calibration_temperature is {calibration_temperature}; it must be above 0")
+        if not isinstance(calibration_temperature, int | float) or not calibration_temperature > 0:
+            raise ValueError(f"calibration_temperature is {calibration_temperature!r}; a number above 0 is needed")
         if not any(kwargs.get(name) is not None for name in _LABEL_FIELDS):
             kwargs["id2label"] = dict(enumerate(SIX_CLASSES))
         if kwargs.get("label2id") and not kwargs.get("id2label"):

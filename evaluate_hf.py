@@ -34,8 +34,9 @@ from exhubert.evaluation.degradations import CONDITIONS
 from exhubert.evaluation.predictions import class_names_of, classify, predictions_table
 from exhubert.evaluation.results import CURVES, RESULTS, make_results, pooled_ece, robustness, write_results, write_text
 from exhubert.evaluation.scores import compare
+from exhubert.model_card import CARD, card_metadata
 from exhubert.model_folder import load_trained
-from exhubert.reports.report import write_report
+from exhubert.reports.report import PICTURES, write_report
 from exhubert.reports.tables import chances, uar_table
 
 Corpora = dict[str, dict[str, Dataset]]
@@ -83,15 +84,17 @@ def report(
     options: argparse.Namespace,
 ) -> Path:
     """Compares models that have the same classes, and writes `report.md`; returns its path."""
+    for name in ("comparison.json", *PICTURES):  # of an earlier evaluation
+        (options.output / name).unlink(missing_ok=True)
     comparison = None
     if len(systems) > 1:
-        classes = {tuple(class_names_of(table)) for table in tables.values()}
-        if len(classes) == 1:
-            comparison = compare(tables, next(iter(classes)))
+        classes = [class_names_of(table) for table in tables.values()]
+        if len(set(map(frozenset, classes))) == 1:
+            comparison = compare(tables, classes[0])
             write_text(options.output / "comparison.json", json.dumps(comparison, indent=2) + "\n")
         else:
             print("the models have different classes, so they are not compared clip by clip")
-    recipes = {name: _recipe(model) for name, model in names.items()}
+    trained_on = {name: _trained_on(model) for name, model in names.items()}
     curves = {name: Path(model).parent / CURVES for name, model in names.items()}
     return write_report(
         options.output,
@@ -105,9 +108,7 @@ def report(
         folders={name: os.path.relpath(_folder(name, names, options.output), options.output) for name in names},
         comparison=comparison,
         curves={name: json.loads(path.read_text(encoding="utf-8")) for name, path in curves.items() if path.is_file()},
-        trained_on={
-            name: [Path(corpus).name for corpus in recipe["corpora"]] for name, recipe in recipes.items() if recipe
-        },
+        trained_on={name: corpora for name, corpora in trained_on.items() if corpora},
     )
 
 
@@ -130,8 +131,11 @@ def check(options: argparse.Namespace) -> dict[str, str]:
         if options.split == "validation":
             raise ValueError("--calibrate fits on the validation split; evaluate another one")
         for model in options.model:
+            if not os.access(model, os.W_OK):
+                raise ValueError(f"{model} cannot be written to, where --calibrate saves")
             if not Path(model, "config.json").is_file():
                 raise ValueError(f"{model} is no model folder, in whose config.json --calibrate could save")
+    options.output.mkdir(parents=True, exist_ok=True)
     return dict(zip(names, options.model, strict=True))
 
 
@@ -158,7 +162,7 @@ def evaluate(
     recipe = _recipe(name_or_path)
     for option in ("protocol", "fold"):
         value = recipe.get(option, getattr(options, option))
-        if value != getattr(options, option):
+        if value != getattr(options, option) and PartialState().is_main_process:
             print(f"note: {name_or_path} was trained with --{option} {value}; else its training clips may be tested")
     if tuple(class_names) not in read:
         read[tuple(class_names)], _ = load_corpora(
@@ -169,6 +173,7 @@ def evaluate(
             clips_per_corpus=options.clips_per_corpus,
             protocol=options.protocol,
             fold=options.fold,
+            needed=(options.split, "validation") if options.calibrate else (options.split,),
         )
     corpora = read[tuple(class_names)]
     split = {corpus: parts[options.split] for corpus, parts in corpora.items()}
@@ -188,9 +193,7 @@ def evaluate(
     described = {
         "model": name_or_path,
         "split": options.split,
-        # A model that is loaded for evaluation has nothing frozen; the run that made it says what it trained.
-        "parameters": _training_results(name_or_path).get("parameters")
-        or {"total": model.num_parameters(), "trainable": model.num_parameters(only_trainable=True)},
+        "parameters": _parameters(name_or_path, model),
         "window_seconds": longest_input_seconds(extractor),
     }
     results = make_results(described, predictions, class_names, options.split)
@@ -216,13 +219,28 @@ def evaluate(
 def _recipe(name_or_path: str) -> dict[str, Any]:
     """The resolved recipe of the run that made a model; empty where the model does not lie in a run folder."""
     path = Path(name_or_path).parent / "recipe.yaml"
-    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    recipe = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return recipe if isinstance(recipe, dict) and isinstance(recipe.get("corpora"), list) else {}
 
 
-def _training_results(name_or_path: str) -> dict[str, Any]:
-    """The `results.json` of the run that made a model; empty where the model does not lie in a run folder."""
+def _trained_on(name_or_path: str) -> list[str]:
+    """The corpora that a model was trained on, the last first: by the recipes of its runs, else by its card."""
+    recipe = _recipe(name_or_path)
+    if not recipe:
+        return card_metadata(Path(name_or_path) / CARD).get("datasets", [])
+    own = [Path(corpus).name.removesuffix(".csv") for corpus in recipe["corpora"]]
+    return list(dict.fromkeys([*own, *_trained_on(str(recipe.get("model")))]))
+
+
+def _parameters(name_or_path: str, model: Any) -> dict[str, int]:
+    """Total and trainable parameters; what was frozen only the run that made the model knows, if it lies in one."""
+    total = model.num_parameters()
     path = Path(name_or_path).parent / RESULTS
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if _recipe(name_or_path) and path.is_file():
+        trained = json.loads(path.read_text(encoding="utf-8"))["parameters"]
+        if trained["total"] == total:
+            return trained
+    return {"total": total, "trainable": model.num_parameters(only_trainable=True)}
 
 
 def _folder(name: str, names: Collection[str], output: Path) -> Path:

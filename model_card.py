@@ -61,14 +61,18 @@ LICENCE_KEYS = ("license", "license_name", "license_link")
 METRICS = {"uar": ("uar", "UAR"), "accuracy": ("accuracy", "Accuracy"), "macro_f1": ("f1", "Macro-F1")}  # on the Hub
 
 
-def write_run_card(run: str | os.PathLike[str]) -> bool:
+def write_run_card(run: str | os.PathLike[str], results: Mapping[str, Any] | None = None) -> bool:
     """Writes the card of a run folder's `model/` anew, with recipe and results, and copies the run's pictures there.
+
+    Args:
+        run: the run folder.
+        results: what `results.json` is going to hold, where it is not written yet.
 
     Returns:
         False if the card there was edited by hand: it is left as it is.
     """
     run = Path(run)
-    results = _read_json(run / "results.json")
+    results = _read_json(run / "results.json") if results is None else results
     pictures = ["curves.png", "reliability.png", *(f"confusion_{corpus}.png" for corpus in results["corpora"])]
     for name in pictures:
         if (run / name).is_file():
@@ -252,13 +256,27 @@ def is_edited(card: Path) -> bool:
 def add_section(folder: Path, title: str, text: str) -> None:
     """Puts a section into a folder's card, below how the model is used; one with this title is replaced.
 
-    Whether the card counts as edited by hand stays as it was.
+    Whether the card counts as edited by hand stays as it was. A folder without a card, which others made, stays so.
     """
+    if not (folder / CARD).is_file():
+        return
     edited, card = is_edited(folder / CARD), (folder / CARD).read_text(encoding="utf-8")
-    card = re.sub(rf"^## {re.escape(title)}\n.*?(?=^## |\Z)", "", card, flags=re.MULTILINE | re.DOTALL)
+    card = _section(title).sub("", card)
     start, heading, rest = card.partition("\n## Input\n")
     card = f"{start.rstrip()}\n\n## {title}\n\n{text.strip()}\n{heading}{rest}"
     _write(folder / CARD, card if edited else _sealed(card))
+
+
+def hand_down_section(source: Path, folder: Path, title: str) -> None:
+    """Puts the section with this title of a source's card, if it has one, into a folder's card."""
+    if (source / CARD).is_file():
+        card = SEAL.sub("\n", (source / CARD).read_text(encoding="utf-8"))
+        if found := _section(title).search(card):
+            add_section(folder, title, found[1])
+
+
+def _section(title: str) -> re.Pattern[str]:
+    return re.compile(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
 
 
 def hub_card(folder: Path, repo_id: str) -> str:
@@ -270,11 +288,16 @@ def hub_card(folder: Path, repo_id: str) -> str:
         for here, there in (
             (line[0], MODEL_LINE.format(model=json.dumps(repo_id))),
             (f"\n# {plain(name)}\n", f"\n# {plain(repo_name)}\n"),
-            (f"\n- name: {name}\n", f"\n- name: {repo_name}\n"),  # of the model-index
+            (_index_name(name), _index_name(repo_name)),
             (f" --model {shlex.quote(name)} ", f" --model {repo_id} "),
         ):
             card = card.replace(here, there, 1)
     return card if edited else _sealed(card)
+
+
+def _index_name(name: str) -> str:
+    """How the metadata's model-index begins; names such as 2024 are quoted there."""
+    return "\nmodel-index:\n" + yaml.safe_dump([{"name": name}], allow_unicode=True)
 
 
 def _eval_results(

@@ -189,7 +189,10 @@ def results_sections(
         parts.append(markdown_table([column, "corpora", "clips", "speakers", "UAR"], rows, left=(0, 1)))
     splits = sorted({scores["split"] for scores in corpora.values()})
     options = ["--split", splits[0], "--protocol", (recipe or {}).get("protocol", "auto")]
-    options += ["--fold", str(recipe["fold"])] if recipe and recipe.get("fold") else []
+    for option in ("fold", "clips_per_corpus", "label_file"):
+        if recipe and recipe.get(option):
+            options += [f"--{option}", PureWindowsPath(str(recipe[option])).name]  # of a path its last part
+    options += ["--skip_bad_audio"] if recipe and recipe.get("skip_bad_audio") else []
     command = ["--model", name, "--corpora", *corpora, *options, "--output", "evaluation"]
     parts.append("To measure them again, with the corpora's folders:")
     parts.append(f"```bash\npython evaluate_hf.py {shlex.join(command)}\n```")
@@ -199,6 +202,18 @@ def results_sections(
         if (folder / picture).is_file():
             parts.append(f"![{plain(title)}]({quote(picture)})")
     return parts
+
+
+def calibration_section(calibration: Mapping[str, Any]) -> str:
+    """What a temperature that was fitted after training does; `calibration` is that entry of `results.json`."""
+    before, after = (f"{100 * calibration[f'ece_{when}']:.1f} %" for when in ("before", "after"))
+    return (
+        f"Probabilities are those of the logits divided by a temperature of {calibration['temperature']:.3f}, which "
+        f"`config.json` holds as `calibration_temperature` and the pipeline uses. It was fitted on "
+        f"{calibration['clips']:,} clips of the {calibration['split']} split. On the evaluated split the expected "
+        f"calibration error (ECE) went from {before} to {after}. The training's own results in this card are "
+        f"without it."
+    )
 
 
 def training_sections(

@@ -28,7 +28,7 @@ from transformers import (
 )
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 
-from exhubert.audio_exhubert import WINDOW_SECONDS, ExHuBERTFeatureExtractor
+from exhubert.audio_exhubert import SAMPLING_RATE, WINDOW_SECONDS, ExHuBERTFeatureExtractor
 from exhubert.configuration_exhubert import ExHuBERTConfig
 from exhubert.model_card import CARD, is_edited, source_metadata, write_card
 from exhubert.modeling_onnx import ONNX_FILE, load_onnx
@@ -190,9 +190,12 @@ def read_config(name_or_path: str) -> dict[str, Any]:
     if Path(name_or_path).is_dir() and not Path(name_or_path, "config.json").is_file():
         raise OSError(f"{name_or_path} is no model folder: it lacks config.json")
     try:
-        return PretrainedConfig.get_config_dict(name_or_path)[0]
+        values = PretrainedConfig.get_config_dict(name_or_path)[0]
     except OSError as error:
         raise _not_found(name_or_path, error) from error
+    if not isinstance(values, dict):
+        raise OSError(f"{name_or_path}: config.json is {values!r}, no table of fields")
+    return values
 
 
 def make_feature_extractor(
@@ -229,7 +232,7 @@ def load_feature_extractor(name_or_path: str, config: PretrainedConfig) -> Seque
     """Returns the feature extractor that a model's folder or Hub repo has; where it has none, our model's.
 
     Raises:
-        ValueError: if its file cannot be read.
+        ValueError: if its file cannot be read, or says another rate than 16 kHz.
     """
     try:
         values, _ = FeatureExtractionMixin.get_feature_extractor_dict(name_or_path)
@@ -239,7 +242,12 @@ def load_feature_extractor(name_or_path: str, config: PretrainedConfig) -> Seque
         return make_feature_extractor(config)
     if "window_seconds" in values:
         return make_feature_extractor(config, float(values["window_seconds"]))
-    return AutoFeatureExtractor.from_pretrained(name_or_path, trust_remote_code=False)
+    extractor = AutoFeatureExtractor.from_pretrained(name_or_path, trust_remote_code=False)
+    if extractor.sampling_rate != SAMPLING_RATE:
+        raise ValueError(
+            f"{name_or_path} hears {extractor.sampling_rate} Hz; only models of {SAMPLING_RATE} Hz run here"
+        )
+    return extractor
 
 
 def merge_lora(model: torch.nn.Module, weights: dict[str, Any]) -> dict[str, Any]:

@@ -22,12 +22,15 @@ from huggingface_hub.utils import logging, validate_repo_id
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
-from exhubert.model_card import CARD, hub_card
+from exhubert.model_card import CARD, hub_card, is_edited
 from exhubert.model_folder import CODE_FILES, EMOTION_CODE_FILE, SHARD, check_model_folder
+from exhubert.modeling_onnx import ONNX_FILE
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-PLAIN_FILES = ("config.json", "preprocessor_config.json", CARD, *CODE_FILES, EMOTION_CODE_FILE)
-PICTURES_AND_ONNX = re.compile(r"[^/]+\.png|model[\w-]*\.onnx([._]data)?")
+ONNX_DATA = f"{ONNX_FILE}.data"
+CONFIGS = ("config.json", "preprocessor_config.json")
+PLAIN_FILES = (*CONFIGS, CARD, *CODE_FILES, EMOTION_CODE_FILE, ONNX_FILE, ONNX_DATA)
+PICTURE = re.compile(r"(curves|reliability|confusion_[^/]+)\.png")  # what the card shows
 WAITS = (1, 2, 4)  # seconds before a request is sent again that the Hub answered with 5xx
 REASONS = {
     401: "the Hub does not accept the token (401); log in again with `hf auth login`, or set HF_TOKEN",
@@ -47,12 +50,13 @@ def push_model_folder(
 ) -> str | None:
     """Uploads the files of a model folder, and no others, in one commit, and downloads them to compare.
 
-    The repo and the branch are made if they are missing. Model files that the repo has and the folder has not, such
-    as other shards, are removed by the same commit; what else is there stays. A commit of somebody else in the
-    meantime is not overwritten. The token is that of `hf auth login` or HF_TOKEN.
+    The repo and the branch are made if they are missing. Weights that the repo has and the folder has not, such as
+    other shards, are removed by the same commit; what else is there stays, and so does a card that a person wrote or
+    changed there. A commit of somebody else in the meantime is not overwritten. The token is that of `hf auth login`
+    or HF_TOKEN.
 
     Args:
-        directory: a model folder, also a training checkpoint.
+        directory: a model folder, also a training checkpoint or an ONNX model folder.
         repo_id: `user/model`.
         private: whether a new repo is private; None: as the account's default is. True refuses a public one.
         revision: the branch; None: main.
@@ -87,7 +91,10 @@ def push_model_folder(
     with _plain_errors(repo_id):
         target = _open_target(api, repo_id, private, revision)
         there = [file.rfilename for file in target.siblings or []]
-        stale = [name for name in there if name not in names and _is_model_file(name)]
+        if CARD in there and _has_other_edited_card(api, repo_id, target.sha, card):
+            additions = [addition for addition in additions if addition.path_in_repo != CARD]
+            print(f"{CARD} there was written or changed by hand and stays; to push this folder's, delete it there")
+        stale = [name for name in there if name not in names and (SHARD.fullmatch(name) or name == ONNX_DATA)]
         commit = _patiently(
             api.create_commit,
             repo_id,
@@ -103,9 +110,12 @@ def push_model_folder(
     with _plain_errors(f"{repo_id} is pushed (commit {commit.oid}), but comparing in {tempfile.gettempdir()} failed"):
         for addition in additions:
             _compare(api, repo_id, commit.oid, addition)
-    print(f"downloaded and compared: all {len(names)} files are the same. To load it, whatever is pushed later:")
-    loader = "AutoModelForAudioClassification.from_pretrained"
-    print(f'{loader}("{repo_id}", revision="{commit.oid}", trust_remote_code=True)')
+    print(f"downloaded and compared: all {len(additions)} files are the same. To load it, whatever is pushed later:")
+    pinned = f'"{repo_id}", revision="{commit.oid}"'
+    if "onnx" in _read_json(directory / CONFIGS[0]):
+        print(f"load_pipeline(snapshot_download({pinned}))")
+    else:
+        print(f"AutoModelForAudioClassification.from_pretrained({pinned}, trust_remote_code=True)")
     return commit.oid
 
 
@@ -144,32 +154,49 @@ def model_files(directory: Path) -> tuple[list[str], list[str]]:
     """Returns the names of the files that a push uploads, and of what it leaves out, folders with a slash.
 
     Raises:
-        ValueError: if the card, a code file that the configuration names, or a part of the weights is missing, or
-            the weights cannot be read or are not numbers.
+        ValueError: if the card, a code file that a configuration names, or a part of the weights is missing or would
+            not be uploaded, or the weights cannot be read or are not numbers.
     """
-    config = _read_json(directory / "config.json")
-    code = [f"{reference.split('.')[0]}.py" for reference in config.get("auto_map", {}).values()]
-    for name in (CARD, *code):
-        if not (directory / name).is_file():
-            raise ValueError(f"{directory} is not a whole model folder: it lacks {name}")
-    if (directory / WEIGHTS).is_file():
-        weights = [WEIGHTS]  # what is read, whatever shards lie beside it
-    elif (directory / INDEX).is_file():
-        shards = sorted(set(_read_json(directory / INDEX).get("weight_map", {}).values()))
-        weights = [*shards, INDEX]
-    else:
-        raise ValueError(f"{directory} is not a whole model folder: it lacks {WEIGHTS} or {INDEX}")
+    weights = _weights(directory)
+    files = {path.name for path in directory.iterdir() if path.is_file() and not path.is_symlink()}
+    known = {name for name in files if name in PLAIN_FILES or PICTURE.fullmatch(name)}
+    names = known | {name for name in weights if name in files and SHARD.fullmatch(name)}
+    needed = {*CONFIGS, CARD, *_code_files(directory), *weights}
+    if lacking := [name for name in sorted(needed) if not (directory / name).is_file()]:
+        raise ValueError(f"{directory} is not a whole model folder: it lacks {', '.join(lacking)}")
+    if foreign := sorted(needed - names):
+        raise ValueError(
+            f"{directory}: the model needs {', '.join(foreign)}, which a push leaves out: links, and names that no "
+            f"model folder of this package has"
+        )
     for name in weights:
-        if name != INDEX:
+        if name.endswith(".safetensors"):
             _check_weights(directory / name)
     everything = sorted(path.name + "/" * path.is_dir() for path in directory.iterdir())
-    names = [name for name in everything if _is_model_file(name) and (name in weights or not SHARD.fullmatch(name))]
-    return names, [name for name in everything if name not in names]
+    return sorted(names), [name for name in everything if name not in names]
 
 
-def _is_model_file(name: str) -> bool:
-    """Whether a file of this name, in a model folder or in a repo, is one of those that a push uploads."""
-    return name in PLAIN_FILES or any(pattern.fullmatch(name) for pattern in (SHARD, PICTURES_AND_ONNX))
+def _weights(directory: Path) -> list[str]:
+    """The names of the files that the weights are read from, whatever other weights lie beside them."""
+    if "onnx" in _read_json(directory / CONFIGS[0]):
+        exported = directory / ONNX_FILE
+        beside = exported.is_file() and ONNX_DATA.encode() in exported.read_bytes()
+        return [ONNX_FILE, ONNX_DATA] if beside else [ONNX_FILE]
+    if (directory / WEIGHTS).is_file():
+        return [WEIGHTS]
+    if (directory / INDEX).is_file():
+        return [*sorted(set(_read_json(directory / INDEX).get("weight_map", {}).values())), INDEX]
+    raise ValueError(f"{directory} is not a whole model folder: it lacks {WEIGHTS} or {INDEX}")
+
+
+def _code_files(directory: Path) -> set[str]:
+    """The code files that the configurations name, but for those of other repos (`user/model--file.Class`)."""
+    references: list[Any] = []
+    for name in CONFIGS:
+        for value in (_read_json(directory / name).get("auto_map") or {}).values():
+            references += value if isinstance(value, list) else [value]  # of a tokenizer, two or one and None
+    named = [reference for reference in references if reference is not None and "--" not in reference]
+    return {f"{reference.split('.')[0]}.py" for reference in named}
 
 
 def _check_weights(path: Path) -> None:
@@ -228,14 +255,26 @@ def _patiently(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any
     return call(*arguments, **options)
 
 
+def _has_other_edited_card(api: HfApi, repo_id: str, commit: str | None, card: bytes) -> bool:
+    """Whether a person wrote or changed the card there, and it is not `card`."""
+    with _downloaded(api, repo_id, CARD, commit) as path:
+        return is_edited(path) and path.read_bytes() != card
+
+
 def _compare(api: HfApi, repo_id: str, commit: str, sent: CommitOperationAdd) -> None:
-    """Downloads one file, past the cache; room is needed for one at a time."""
     name = sent.path_in_repo
-    with tempfile.TemporaryDirectory() as scratch:
-        path = api.hf_hub_download(repo_id, name, revision=commit, local_dir=scratch, cache_dir=Path(scratch) / "none")
-        same = UploadInfo.from_path(path).sha256 == sent.upload_info.sha256
+    with _downloaded(api, repo_id, name, commit) as path:
+        same = UploadInfo.from_path(str(path)).sha256 == sent.upload_info.sha256
     if not same:
         raise ValueError(f"{name} comes back as another file, its SHA-256 differs; do not use this commit")
+
+
+@contextlib.contextmanager
+def _downloaded(api: HfApi, repo_id: str, name: str, commit: str | None) -> Iterator[Path]:
+    """Downloads one file, past the cache; room is needed for one at a time."""
+    with tempfile.TemporaryDirectory() as scratch:
+        none = Path(scratch) / "none"
+        yield Path(api.hf_hub_download(repo_id, name, revision=commit, local_dir=scratch, cache_dir=none))
 
 
 @contextlib.contextmanager

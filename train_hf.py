@@ -122,8 +122,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The folder of a whole run is recognised by its results, so they come last.
         with run_folder.disk_errors(Path(recipe.output) / "model"):
             saved = save_model_folder(trainer.model, Path(recipe.output) / "model", recipe.window_seconds, weights)
-        run_folder.write_curves(recipe.output, trainer.state.log_history, recipe.output)
-        write_results(Path(recipe.output), results, predictions, recipe.output)
+        run_folder.write_curves(recipe.output, trainer.state.log_history, Path(recipe.output).name)
+        write_results(Path(recipe.output), results, predictions, Path(recipe.output).name)
         if not write_run_card(recipe.output):
             say(f"{saved}/README.md was edited by hand and is left as it is")
         say(f"written to {recipe.output}; the model is in {saved}")

@@ -48,7 +48,7 @@ def main() -> None:
         for kind in folders:
             share, speed = sizes[kind] / sizes["float32"], seconds["torch"] / seconds[kind]
             numbers = [f"{sizes[kind] / 1e6:,.1f} MB", f"{100 * share:.1f} %", f"{seconds[kind]:.3f} s", f"{speed:.1f}"]
-            rows.append([name, kind, *numbers])
+            rows.append([name, kind if kind == "torch" else f"ONNX {kind}", *numbers])
     print(f"On {torch.get_num_threads()} thread(s), processor time, the least of {ROUNDS} rounds in turn:")
     print(markdown_table(HEADER, rows, left=(0, 1)))
 

@@ -20,7 +20,7 @@ from exhubert.convert.checkpoint import (
     on_meta,
     write_weights,
 )
-from exhubert.model_card import source_metadata, write_card
+from exhubert.model_card import hand_down_section, source_metadata, write_card
 from exhubert.model_folder import save_model_folder
 from exhubert.modeling_exhubert import HEAD, LEFT_OUT, ExHuBERTForSequenceClassification, hubert_name
 
@@ -90,6 +90,7 @@ def convert_contract(
         else:
             print("the copies add nothing yet: the head is kept")
             save_model_folder(hubert, unfinished, checkpoint.window_seconds, write_weights=write, source=str(source))
+            hand_down_section(checkpoint.directory, unfinished, "Not trained yet")
 
         def silenced(name: str) -> torch.Tensor:
             tensor = checkpoint.read(name)

@@ -40,6 +40,32 @@ def load_label_map(
     return _classes(shipped, LABEL_FILE if label_file is None else label_file) | _classes(own, label_file)
 
 
+def load_class_words(
+    class_names: Sequence[str], label_file: str | os.PathLike[str] | None = None, corpus: str | None = None
+) -> dict[str, int | None]:
+    """Returns words with the index of the class that a model has for them, or None where their clips are left out.
+
+    Args:
+        class_names: of the model. If they are the six, in any order, the words are those of `load_label_map`; else the
+            names themselves.
+        label_file: for the six as in `load_label_map`; else a YAML table `word: class name`, null to leave clips out.
+        corpus: as in `load_label_map`.
+
+    Raises:
+        ValueError: if `label_file` is not such a table.
+    """
+    if set(class_names) == set(SIX_CLASSES):
+        words = load_label_map(label_file, corpus)
+        order = [class_names.index(name) for name in SIX_CLASSES]
+        return {word: None if index is None else order[index] for word, index in words.items()}
+    known: dict[str, int | None] = {plain_word(name): index for index, name in enumerate(class_names)}
+    for word, name in ({} if label_file is None else _read_table(Path(label_file))).items():
+        if name is not None and plain_word(name) not in known:
+            raise ValueError(f"{label_file}: {word!r} is {name!r}; the model's classes are {', '.join(class_names)}")
+        known[plain_word(word)] = None if name is None else known[plain_word(name)]
+    return known
+
+
 def label_table(label_file: str | os.PathLike[str] | None = None, corpus: str | None = None) -> str:
     """Returns every word with its place, class and source as a table; `*` marks disputed ones, explained below it."""
     shipped, own = _tables(label_file, corpus)
@@ -70,16 +96,26 @@ def label_table(label_file: str | os.PathLike[str] | None = None, corpus: str | 
     return "\n".join([table, counts, *notes])
 
 
-def map_labels(labels: Sequence[str], corpus: str, label_map: Mapping[str, int | None]) -> list[int | None]:
-    """Returns the class of each label of a corpus; None for words that name no emotion.
+def map_labels(
+    labels: Sequence[str],
+    corpus: str,
+    label_map: Mapping[str, int | None],
+    class_names: Sequence[str] | None = None,
+) -> list[int | None]:
+    """Returns the class of each label of a corpus; None for words whose clips are left out.
 
     Raises:
-        ValueError: for the most frequent label that is not in `label_map`; names the nearest known word and
-            how to add it.
+        ValueError: for the most frequent label that is not in `label_map`; says how to add it.
     """
     unknown = Counter(label for label in labels if plain_word(label) not in label_map)
     if unknown:
         label, count = unknown.most_common(1)[0]
+        if class_names is not None:
+            raise ValueError(
+                f"corpus {corpus!r}: label {label!r} ({count} clips) is no class of the model, which has "
+                f"{', '.join(class_names)}. Say which it is in a YAML file, e.g. `{label}: {class_names[0]}` (null "
+                "leaves such clips out), and name that file as `label_file`"
+            )
         nearest = difflib.get_close_matches(plain_word(label), label_map, n=1, cutoff=0.0)[0]
         raise ValueError(
             f"corpus {corpus!r}: label {label!r} ({count} clips) has no arousal and valence; the nearest known word "
@@ -107,15 +143,22 @@ def plain_word(word: object) -> str:
     return unicodedata.normalize("NFC", str(word)).strip().lower().replace("_", " ")
 
 
-def _read(path: Path, corpus: str | None) -> dict[str, dict[str, Any]]:
-    """The entries of a label file by word, as they hold for a corpus."""
+def _read_table(path: Path) -> dict[Any, Any]:
     if not path.is_file():
         raise ValueError(f"{path}: no such label file")
     try:
         entries = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
+    if not isinstance(entries, dict):
+        raise ValueError(f"{path}: a table of words is needed")
+    return entries
+
+
+def _read(path: Path, corpus: str | None) -> dict[str, dict[str, Any]]:
+    """The entries of a label file by word, as they hold for a corpus."""
+    entries = _read_table(path)
+    if not all(isinstance(entry, dict) for entry in entries.values()):
         raise ValueError(f"{path}: a table `word: {{arousal: ..., valence: ...}}` is needed")
     known = {}
     for word, entry in entries.items():

@@ -11,10 +11,10 @@ import numpy as np
 from datasets import Dataset
 
 from exhubert.configuration_exhubert import SIX_CLASSES
-from exhubert.corpora.labels import load_label_map, map_labels, plain_word
+from exhubert.corpora.labels import load_class_words, map_labels, plain_word
 from exhubert.corpora.readers import check_audio, read_corpus
 from exhubert.corpora.registry import corpus_key
-from exhubert.corpora.splits import PROTOCOLS, protocol_labels, split_corpus
+from exhubert.corpora.splits import PROTOCOLS, SPLITS, protocol_labels, split_corpus
 
 
 def load_corpora(
@@ -26,6 +26,7 @@ def load_corpora(
     clips_per_corpus: int | None = None,
     protocol: str = "auto",
     fold: int | None = None,
+    needed: Sequence[str] = SPLITS,
 ) -> tuple[dict[str, dict[str, Dataset]], list[str]]:
     """Reads, labels and splits corpora.
 
@@ -34,16 +35,17 @@ def load_corpora(
         root: where `entries` are looked for first.
         labels: six for the arousal/valence classes, native for the corpora's own words (in lower case), or the
             class names of a model, which are either.
-        label_file: a YAML file with further emotion words.
+        label_file: a YAML file with further emotion words; for classes other than the six, which one each word is.
         skip_bad_audio: leave out clips whose audio does not decode.
         clips_per_corpus: use about so many clips of each corpus, the same share of each split, chosen at random
             but always the same.
         protocol: how each corpus is split, and which of its labels are used; see `exhubert.corpora.splits`.
         fold: which fold, from 1, for protocols that have folds.
+        needed: the splits to return; a corpus may lack the others.
 
     Returns:
-        For each corpus, by the name of its folder, the splits train, validation and test, with the class index
-        in the column `labels`; and the class names.
+        For each corpus, by the name of its folder, the splits train, validation and test (or those in `needed`), with
+        the class index in the column `labels`; and the class names.
 
     Raises:
         ValueError: for anything wrong with a corpus; names it.
@@ -70,12 +72,11 @@ def load_corpora(
         class_names = sorted({label.lower() for dataset in read.values() for label in dataset.unique("label")})
     else:
         class_names = list(SIX_CLASSES if labels == "six" else labels)
-    six = class_names == list(SIX_CLASSES)
-    native: dict[str, int | None] = {plain_word(name): index for index, name in enumerate(class_names)}
+    six = set(class_names) == set(SIX_CLASSES)
     corpora: dict[str, dict[str, Dataset]] = {}
     for name, dataset in read.items():
         found = dataset["label"][:]
-        words = load_label_map(label_file, keys[name]) if six else native
+        words = load_class_words(class_names, None if labels == "native" else label_file, keys[name])
         if (
             six
             and protocol.partition(":")[0] not in PROTOCOLS
@@ -85,13 +86,14 @@ def load_corpora(
                 f"corpus {name!r}: the protocol {protocol!r} has classes of its own ({', '.join(sorted(set(found)))}); "
                 "train with `labels: native`"
             )
-        mapped = map_labels(found, name, words)
+        mapped = map_labels(found, name, words, None if six else class_names)
         without = Counter(label for label, index in zip(found, mapped, strict=True) if index is None)
         if without:
             which = f"{without.total()} of {len(found)} clips are left out"
-            print(f"corpus {name!r}: {which}, their labels name no emotion: {', '.join(without)}")
+            why = "name no emotion" if six else "are no class of the model"
+            print(f"corpus {name!r}: {which}, their labels {why}: {', '.join(without)}")
         # The split comes first: what is left out afterwards must not move speakers from one part to another.
-        splits = split_corpus(dataset.add_column("labels", mapped), keys[name], protocol, fold)
+        splits = split_corpus(dataset.add_column("labels", mapped), keys[name], protocol, fold, needed=needed)
         share = min(1.0, (clips_per_corpus or len(dataset)) / len(dataset))
         corpora[name] = {}
         for split, part in splits.items():

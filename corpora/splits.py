@@ -27,7 +27,12 @@ PROTOCOLS = ("auto", "official", "speakers", "files", "leave_one_speaker_out", "
 
 
 def split_corpus(
-    dataset: Dataset, corpus: str, protocol: str = "auto", fold: int | None = None, seed: int = 0
+    dataset: Dataset,
+    corpus: str,
+    protocol: str = "auto",
+    fold: int | None = None,
+    seed: int = 0,
+    needed: Sequence[str] = SPLITS,
 ) -> dict[str, Dataset]:
     """Splits a corpus into train, validation and test.
 
@@ -37,6 +42,7 @@ def split_corpus(
         protocol: one of `PROTOCOLS`, or a protocol of the corpus's registry entry.
         fold: which fold, from 1, for protocols that have folds.
         seed: of the splits that are made here.
+        needed: the splits to return; a corpus may lack the others.
 
     Raises:
         ValueError: for an unknown protocol or fold, too few speakers or sessions, a split without clips, or one
@@ -48,10 +54,10 @@ def split_corpus(
     rows: dict[str, list[int]] = {split: [] for split in SPLITS}
     for index, split in enumerate(assigned):
         rows[split].append(index)
-    for split, indices in rows.items():
-        if not indices:
+    for split in needed:
+        if not rows[split]:
             raise ValueError(f"corpus {corpus!r}: no clips in its {split} split ({len(dataset)} clips in all)")
-    return {split: dataset.select(indices) for split, indices in rows.items()}
+    return {split: dataset.select(rows[split]) for split in needed}
 
 
 def protocol_labels(labels: Sequence[str], corpus: str, protocol: str) -> list[str]:

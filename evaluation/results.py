@@ -28,6 +28,7 @@ PACKAGES = (
     "soxr",
     "peft",
     "audiomentations",
+    "onnxruntime",
 )
 UNFINISHED = ".unfinished"
 RESULTS, CURVES = "results.json", "curves.json"
@@ -50,6 +51,7 @@ def make_results(
     """Returns what is in `results.json`: what `described` says of the model, scores, `seed` and `versions`."""
     return {
         **described,
+        "classes": list(class_names),
         "corpora": score(predictions, class_names, split),
         "average": average(predictions, class_names),
         "groups": groups(predictions, class_names),
@@ -96,6 +98,9 @@ def write_results(
         name: of the model, for the pictures.
         uncalibrated: the predictions without the temperature, where one was fitted.
     """
+    (directory / RESULTS).unlink(missing_ok=True)  # it comes last, and belongs to what lies beside it
+    for picture in directory.glob("confusion_*.png"):
+        picture.unlink()
     class_names = class_names_of(predictions)
     unfinished = directory / f".predictions.parquet{UNFINISHED}"
     predictions.to_parquet(unfinished, index=False)

@@ -221,7 +221,7 @@ def plot_robustness(path: Path, uars: Mapping[str, Mapping[str, float]], chance:
         axes.axhline(100 * chance, color="black", linestyle="dashed", linewidth=1, label="chance")
     axes.set_xticks(range(len(conditions)), [wrapped(condition, 12) for condition in conditions], fontsize=9)
     axes.set_xlim(-0.5, len(conditions) - 0.5)
-    axes.set_ylabel("UAR in %")
+    axes.set_ylabel("UAR in %, average over corpora")
     axes.grid(axis="y", alpha=0.3)
     add_legend(figure, *axes.get_legend_handles_labels())
     save_figure(figure, path)

@@ -12,6 +12,7 @@ from exhubert.reports.bootstrap import MIN_SPEAKERS
 
 LONGEST = 40  # lines of a table that are shown at once
 MOST_PICTURES = 6
+PICTURES = ("uars.png", "heat_map.png", "curves_of_runs.png", "robustness.png")
 
 UAR = """\
 UAR is the recall averaged over the classes that occur among the references of a corpus; chance is one divided by their
@@ -19,8 +20,11 @@ number. The average counts each corpus once."""
 BOLD = "The best on each corpus is bold."
 SCORES = """\
 In %, with 95 % bootstrap intervals in brackets: speakers are drawn, each with all clips, or single clips, as the last
-column says. ECE is the expected calibration error."""
-RECALL = 'In %; in brackets 95 % intervals; "-" where a corpus has no clip of the class.'
+column says. An interval that is a point, of clips all right or all wrong, says nothing. ECE is the expected calibration
+error."""
+RECALL = """\
+In %; in brackets 95 % intervals; "-" where a corpus has no clip of the class. An interval that is a point, of clips all
+right or all wrong, says nothing."""
 AROUSAL_VALENCE = """\
 UAR in % if only arousal (low, high) or only valence (negative, neutral, positive) of the six classes counts; in
 brackets 95 % intervals."""
@@ -29,8 +33,8 @@ COMPARISON = """\
 By how many points the UAR of B is above (+) or below (-) that of A on the same clips, with the 95 % interval of the
 difference. p is two-sided, of no difference, by the same bootstrap, and not corrected for the number of comparisons."""
 HEAT_MAP = """\
-UAR in % of each model (rows) on each corpus (columns). Frames mark the corpora of the run that made the model; what the
-model that this run began with had been trained on is not marked."""
+UAR in % of each model (rows) on each corpus (columns). Frames mark the corpora that it was trained on, in its own run
+or before that, as far as its recipe and card say."""
 CURVES = "UAR on the validation split during training."
 ROBUSTNESS = """\
 UAR in % on the same clips under each condition; in brackets by how many points it is above (+) or below (-) that of
@@ -152,6 +156,10 @@ def _robustness(directory: Path, systems: tables.Systems) -> list[str]:
 def _cautions(systems: tables.Systems) -> str:
     """What a reader of the intervals and averages should know about the corpora."""
     few, by_clip, lacking = {}, {}, {}
+    classes = {name: tables.class_names(results) for name, results in systems.items()}
+    different = {name: f"{name} ({', '.join(known)})" for name, known in classes.items()}
+    if len(set(map(frozenset, classes.values()))) == 1:
+        different = {}
     for results in systems.values():
         for corpus, scores in results["corpora"].items():
             if 0 < scores.get("speakers", 0) < MIN_SPEAKERS:
@@ -160,8 +168,10 @@ def _cautions(systems: tables.Systems) -> str:
                 by_clip[corpus] = corpus if scores.get("speakers") else f"{corpus} (speakers unknown)"
             absent = [name for name in tables.class_names(results) if name not in scores.get("recall", {})]
             if absent:
-                lacking[corpus] = f"{corpus} ({', '.join(absent)})"
+                said = f"{corpus} ({', '.join(absent)})"
+                lacking[said] = said
     lines = [
+        ("Different classes", different, "UARs of different classes cannot be compared."),
         (f"Fewer than {MIN_SPEAKERS} speakers", few, "Such scores say little about other speakers."),
         ("Intervals by clip", by_clip, "They leave out how much speakers differ."),
         ("No clip of a class", lacking, "UAR is over the other classes."),

@@ -51,7 +51,8 @@ def uar_table(
     Args:
         uars: display name -> corpus -> UAR, from 0 to 1.
         trainable: display name -> number of trainable parameters.
-        chance: corpus -> UAR of guessing, which is printed first and never bold.
+        chance: corpus -> UAR of guessing, which is printed first and never bold. None where the systems have different
+            classes there, so that none is the best.
     """
     corpora = list(dict.fromkeys(name for known in uars.values() for name in known))
     guessed = [] if chance is None else [chance]
@@ -60,7 +61,9 @@ def uar_table(
         lines.append((AVERAGE, [mean(column) for column in zip(*(values for _, values in lines), strict=True)]))
     grid = [["UAR in %", *(["chance"] if guessed else []), *uars]]
     for name, values in lines:
-        grid.append([name, *map(percent, values[: len(guessed)]), *_best_in_bold(values[len(guessed) :])])
+        comparable = chance is None or values[0] is not None
+        shown = _best_in_bold(values[len(guessed) :]) if comparable else list(map(percent, values[1:]))
+        grid.append([name, *map(percent, values[: len(guessed)]), *shown])
     if trainable:
         counts = [parameter_count(trainable.get(name)) for name in uars]
         grid.append(["trainable", *([UNKNOWN] if guessed else []), *counts])
@@ -208,7 +211,9 @@ def some(names: Sequence[str], most: int = 3) -> str:
 
 
 def class_names(results: Scores) -> Sequence[str]:
-    """The classes of a system, in order: the six, or else those that occur in its corpora."""
+    """The classes of a system, in order; of older results the six, or else those that occur in its corpora."""
+    if "classes" in results:
+        return list(results["classes"])
     found = dict.fromkeys(name for scores in results["corpora"].values() for name in scores.get("recall", {}))
     return SIX_CLASSES if found.keys() <= set(SIX_CLASSES) else list(found)
 

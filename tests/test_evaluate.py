@@ -6,6 +6,7 @@ python -m pytest tests/test_evaluate.py
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -228,6 +229,54 @@ def test_few_clips_one_speaker_and_an_absent_class_are_scored_and_said(place, tm
     assert (scores["clips"], scores["speakers"], scores["interval_by"]) == (4, 1, "clip")
     assert set(scores["recall"]) == {"high/negative", "low/negative"}
     assert "by clip" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_a_corpus_may_have_a_test_split_alone(place, tmp_path):
+    write_corpus(tmp_path / "unseen", split=lambda row: "test")
+    given = ["--model", str(place / "a"), "--corpora", str(tmp_path / "unseen"), "--output", str(tmp_path / "out")]
+    assert evaluate_hf.main(given) == 0
+    assert len(pandas.read_parquet(tmp_path / "out" / "predictions.parquet")) == 24
+    with pytest.raises(ValueError, match="corpus 'unseen': no clips in its validation split"):
+        evaluate_hf.main([*given, "--calibrate"])
+
+
+def test_classes_are_matched_by_name(place, tmp_path, whole):
+    """The six in another order score the same; other classes are said to be others, and a file says which they are."""
+    model = ExHuBERTForSequenceClassification.from_pretrained(place / "a")
+    names = list(model.config.id2label.values())[::-1]
+    model.config.id2label, model.config.label2id = dict(enumerate(names)), {n: i for i, n in enumerate(names)}
+    for parameter in model.classifier.parameters():
+        parameter.data = parameter.data.flip(0)
+    save_model_folder(model, tmp_path / "turned", window_seconds=0.8)
+    given = ["--corpora", str(place / "long"), "--output", str(tmp_path / "out"), "--model"]
+    assert evaluate_hf.main([*given, str(tmp_path / "turned")]) == 0
+    folders = (tmp_path / "out", whole / "model_A")
+    got, expected = (json.loads((folder / "results.json").read_text())["corpora"]["long"] for folder in folders)
+    assert got["recall"] == pytest.approx(expected["recall"])
+
+    model.config.id2label = dict(enumerate(("ang", "neu", "sad", "hap", "dis", "fea")))
+    model.config.label2id = {name: index for index, name in model.config.id2label.items()}
+    save_model_folder(model, tmp_path / "words", window_seconds=0.8)
+    with pytest.raises(
+        ValueError, match=r"label 'anger' \(16 clips\) is no class of the model, which has ang, neu, sad"
+    ):
+        evaluate_hf.main([*given, str(tmp_path / "words")])
+    (tmp_path / "words.yaml").write_text("anger: ang\nneutral: neu\nsadness: null\n")
+    assert evaluate_hf.main([*given, str(tmp_path / "words"), "--label_file", str(tmp_path / "words.yaml")]) == 0
+    table = pandas.read_parquet(tmp_path / "out" / "predictions.parquet")
+    assert set(table["reference"]) == {"ang", "neu"}
+
+
+def test_parameters_are_the_models_own(place, tmp_path):
+    """A results.json beside a model counts only if it is that of the run that made the model."""
+    shutil.copytree(place / "a", tmp_path / "model")
+    (tmp_path / "results.json").write_text(json.dumps({"parameters": {"total": 7, "trainable": 3}}))
+    (tmp_path / "recipe.yaml").write_text("name: soup\n")  # nor is this a recipe
+    given = ["--model", str(tmp_path / "model"), "--corpora", str(place / "long"), "--output", str(tmp_path / "out")]
+    assert evaluate_hf.main(given) == 0
+    model = ExHuBERTForSequenceClassification.from_pretrained(place / "a")
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["parameters"] == {"total": model.num_parameters(), "trainable": model.num_parameters()}
 
 
 @pytest.mark.parametrize(

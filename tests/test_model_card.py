@@ -27,8 +27,10 @@ from exhubert.model_card import (
     is_edited,
     make_card,
     source_metadata,
+    write_card,
     write_run_card,
 )
+from exhubert.model_card_text import calibration_section
 from exhubert.model_folder import save_model_folder
 
 AWKWARD = 'my "corpus" | *[x](y)* <b>: #1'
@@ -60,6 +62,8 @@ RECIPE = {
     "label_file": "C:\\Users\\anna\\words.yaml",
     "augmentation": [{"name": "AddBackgroundNoise", "sounds_path": "/home/anna/noise", "p": 0.5}],
     "protocol": "auto",
+    "clips_per_corpus": 500,
+    "skip_bad_audio": True,
     "rounds": 300,
     "output": "/home/anna/run",
     "training": {
@@ -181,6 +185,7 @@ def test_the_text_says_what_the_run_was(run):
     assert "CC0-1.0" in text and "A database of German emotional speech" in text
     assert "| learning_rate | 1e-05 |" in text
     assert "python evaluate_hf.py --model model --corpora emodb" in text
+    assert "--protocol auto --clips_per_corpus 500 --label_file words.yaml --skip_bad_audio --output" in text
     assert "3 s of 16 kHz mono (48,000 samples)" in text
     for needed in ("Article 5(1)(f)", "Annex III, point 1(c)", "Article 50(3)", "not legal advice", "2406.10275"):
         assert needed in text
@@ -386,6 +391,40 @@ def test_on_the_hub_the_card_names_the_hubs_model(run):
     assert ModelCard(card).data.model_name == "ser-de"
     (run / "model" / "README.md").write_text(card)
     assert not is_edited(run / "model" / "README.md")
+
+
+def test_a_model_called_by_a_number_is_renamed_on_the_hub(run):
+    (run / "model").rename(run / "2024")
+    write_card(run / "2024", results=RESULTS)
+    assert card_of(run / "2024").data.model_name == "2024"
+    assert ModelCard(hub_card(run / "2024", "lab/1e5")).data.model_name == "1e5"
+
+
+def test_the_card_is_written_before_the_results_which_end_a_run(run):
+    (run / "results.json").unlink()
+    assert write_run_card(run, RESULTS)
+    assert len(card_of(run / "model").data.eval_results) == 6
+
+
+def test_a_temperature_is_in_the_card_if_there_is_one(run):
+    found = {"temperature": 1.61803, "split": "validation", "clips": 1200, "ece_before": 0.123, "ece_after": 0.0456}
+    write_run_card(run)
+    add_section(run / "model", "Calibration", calibration_section(found))
+    text = " ".join(card_of(run / "model").text.split())
+    assert "a temperature of 1.618" in text and "1,200 clips of the validation split" in text
+    assert "from 12.3 % to 4.6 %" in text
+    (run / "model" / "README.md").unlink()
+    add_section(run / "model", "Calibration", calibration_section(found))
+    assert not (run / "model" / "README.md").exists()
+
+
+def test_a_new_head_is_said_to_be_new_after_contraction_too(tmp_path, make_hubert):
+    convert_hubert(make_hubert(head="none"), tmp_path / "expanded")
+    convert_contract(tmp_path / "expanded", tmp_path / "contracted")
+    cards = [(tmp_path / name / "README.md").read_text() for name in ("expanded", "contracted")]
+    said = [re.search(r"## Not trained yet\n.*?(?=\n## )", card, re.DOTALL)[0] for card in cards]
+    assert said[0] == said[1]
+    assert not is_edited(tmp_path / "contracted" / "README.md")
 
 
 def test_facts_of_corpora_are_counted_from_their_tables(make_corpus):

@@ -147,12 +147,14 @@ def test_exactly_the_model_files_are_pushed(hub, client, folder):
     for name in ("logs", ".cache"):
         (folder / name).mkdir()
         (folder / name / "confusion_a.png").write_bytes(b"\0")
+    (folder / "party.png").write_bytes(b"\0")
+    (folder / "confusion_link.png").symlink_to(__file__)
     for name in ("curves.png", "confusion_a.png", "model.onnx", "model.onnx.data"):
         (folder / name).write_bytes(b"\0" + name.encode())
     code, output, _ = client("push", folder, "user/model")
     assert code == 0
     assert hub.files("user/model") == sorted([*FILES, "curves.png", "confusion_a.png", "model.onnx", "model.onnx.data"])
-    for name in ("optimizer.pt", "clip.wav", "logs/", ".env"):
+    for name in ("optimizer.pt", "clip.wav", "logs/", ".env", "party.png", "confusion_link.png"):
         assert name in output.split("left out: ")[1].splitlines()[0]
     assert len(hub.repos["models", "user/model"].commits) == 2  # the Hub's own first one, and the push
     pinned = f'AutoModelForAudioClassification.from_pretrained("user/model", revision="{head(hub)}", '
@@ -175,27 +177,67 @@ def test_nothing_is_pushed_twice(hub, client, folder):
     assert f"nothing to change: commit {before}" in output
 
 
-def test_a_push_removes_the_files_of_the_model_before(hub, client, folder):
+def test_a_push_removes_the_weights_before_and_leaves_what_people_added(hub, client, folder):
     """`from_pretrained` reads a whole file where both are there, so old weights would hide new shards."""
-    (folder / "curves.png").write_bytes(b"\0")
     client("push", folder, "user/model")
-    add_licence(hub)
-    (folder / "curves.png").unlink()
+    added = ("LICENSE", "curves.png", "poster.png", "model.onnx")
+    add_files(hub, **dict.fromkeys(added, b"mine"))
     split(folder)
     code, output, _ = client("push", folder, "user/model")
-    expected = {*FILES, *SHARDS, "LICENSE"} - {"model.safetensors"}
+    expected = {*FILES, *SHARDS, *added} - {"model.safetensors"}
     assert (code, set(hub.files("user/model"))) == (0, expected)
-    assert "removed there: curves.png, model.safetensors" in output
+    assert "removed there: model.safetensors\n" in output
     whole = AutoModelForAudioClassification.from_pretrained(folder)
     save_model_folder(whole, folder)
     assert client("push", folder, "user/model")[0] == 0
-    assert set(hub.files("user/model")) == {*FILES, "LICENSE"}
+    assert set(hub.files("user/model")) == {*FILES, *added}
 
 
-def add_licence(hub: HubStandIn) -> None:
-    """A commit of the account's owner, with a file that is no part of a model."""
+def add_files(hub: HubStandIn, **files: bytes) -> None:
+    """A commit of the account's owner."""
     repo = hub.repos["models", "user/model"]
-    repo.add("main", repo.commits[head(hub)] | {"LICENSE": (hub.keep(b"mine"), False)})
+    repo.add("main", repo.commits[head(hub)] | {name: (hub.keep(text), False) for name, text in files.items()})
+
+
+def content_of(hub: HubStandIn, name: str) -> bytes:
+    digest, _ = hub.repos["models", "user/model"].commits[head(hub)][name]
+    return (hub.storage / digest).read_bytes()
+
+
+def test_a_card_that_was_edited_on_the_hub_stays(hub, client, folder):
+    client("push", folder, "user/model")
+    pushed = content_of(hub, "README.md")
+    edited = pushed.replace(b"---\n", b"---\nlicense: mit\n", 1)
+    add_files(hub, **{"README.md": edited})
+    change(folder)
+    code, output, _ = client("push", folder, "user/model")
+    assert (code, content_of(hub, "README.md")) == (0, edited)
+    assert content_of(hub, "model.safetensors") == (folder / "model.safetensors").read_bytes()
+    assert "README.md there was written or changed by hand and stays" in output
+    assert f"all {len(FILES) - 2} files are the same" in output  # but for .gitattributes, and the card
+    add_files(hub, **{"README.md": pushed})
+    (folder / "README.md").write_text((folder / "README.md").read_text() + "\nMine.\n")
+    assert client("push", folder, "user/model")[0] == 0
+    assert content_of(hub, "README.md").endswith(b"Mine.\n")  # nobody had edited the one there
+
+
+def make_onnx(folder: Path, graph: bytes = b"\0graph") -> None:
+    """What an export leaves: other weights, and no model code."""
+    config = json.loads((folder / "config.json").read_text())
+    del config["auto_map"]
+    (folder / "config.json").write_text(json.dumps(config | {"onnx": {"int8": False, "parameters": 1}}))
+    (folder / "model.onnx").write_bytes(graph)
+    for name in ("model.safetensors", "configuration_exhubert.py", "modeling_exhubert.py", "pipeline_exhubert.py"):
+        (folder / name).unlink()
+
+
+def test_an_onnx_model_takes_the_place_of_safetensors(hub, client, folder):
+    client("push", folder, "user/model")
+    add_files(hub, **{"model.onnx.data": b"of an export before"})
+    make_onnx(folder)
+    code, output, _ = client("push", folder, "user/model")
+    assert (code, set(hub.files("user/model"))) == (0, {*FILES, "model.onnx"} - {"model.safetensors"})
+    assert last_line(output) == f'load_pipeline(snapshot_download("user/model", revision="{head(hub)}"))'
 
 
 def test_a_branch_is_made_and_main_stays(hub, client, folder):
@@ -269,6 +311,22 @@ def lose_a_shard(folder: Path) -> None:
     (folder / SHARDS[1]).unlink()
 
 
+def name_a_shard_oddly(folder: Path) -> None:
+    split(folder)
+    (folder / SHARDS[1]).rename(folder / "part_b.safetensors")
+    (folder / SHARDS[2]).write_text((folder / SHARDS[2]).read_text().replace(SHARDS[1], "part_b.safetensors"))
+
+
+def name_own_code(folder: Path) -> None:
+    (folder / "tokenization_mine.py").write_text("")
+    spoil(folder, auto_map={"AutoTokenizer": ["tokenization_mine.Mine", None]})
+
+
+def link_the_weights(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder.parent / "elsewhere")
+    (folder / "model.safetensors").symlink_to(folder.parent / "elsewhere")
+
+
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
@@ -279,7 +337,11 @@ def lose_a_shard(folder: Path) -> None:
         (lambda folder: (folder / "config.json").write_text("{"), "config.json is not a table in JSON"),
         (make_nan, "classifier.bias has values that are not numbers"),
         (cut, r"model.safetensors: the weights cannot be read \(.*is the file whole"),
-        (lose_a_shard, r"model-00002-of-00002.safetensors: the weights cannot be read \(No such file"),
+        (lose_a_shard, "it lacks model-00002-of-00002.safetensors"),
+        (name_a_shard_oddly, "the model needs part_b.safetensors, which a push leaves out"),
+        (name_own_code, "the model needs tokenization_mine.py, which a push leaves out"),
+        (link_the_weights, "the model needs model.safetensors, which a push leaves out: links"),
+        (lambda folder: make_onnx(folder, b"\0model.onnx.data"), "it lacks model.onnx.data"),
     ],
 )
 def test_a_folder_that_is_no_whole_model_is_refused(folder, harm, message):
@@ -334,7 +396,7 @@ def test_a_private_model_is_not_pushed_where_all_can_see_it(hub, client, folder)
 def test_what_somebody_else_pushed_meanwhile_is_not_overwritten(hub, client, folder):
     client("push", folder, "user/model")
     change(folder)
-    hub.trouble("POST", "/user/model/preupload/", lambda: add_licence(hub))
+    hub.trouble("POST", "/user/model/preupload/", lambda: add_files(hub, LICENSE=b"mine"))
     code, _, errors = client("push", folder, "user/model")
     assert code == 1
     assert "the repo was changed in the meantime (412); give the same command again" in errors

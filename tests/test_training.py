@@ -72,7 +72,7 @@ def test_a_run_leaves_everything_that_a_run_folder_has(tmp_path, write_recipe):
     assert list((run / "logs").glob("events.out.tfevents.*"))
 
     results = json.loads((run / "results.json").read_text())
-    described = {"model", "split", "window_seconds", "parameters"}
+    described = {"model", "split", "window_seconds", "parameters", "classes"}
     assert set(results) == described | {"corpora", "average", "groups", "seed", "versions"}
     assert set(results["corpora"]) == {"first", "second"}
     first = results["corpora"]["first"]

@@ -30,6 +30,10 @@ def load_model(recipe: Recipe, class_names: list[str]) -> tuple[PreTrainedModel,
         ValueError: if it does not exist, is no audio model, cannot be expanded, or lacks a part that is to be frozen.
     """
     source = read_config(recipe.model)
+    if "onnx" in source:
+        raise ValueError(
+            f"{recipe.model} is an ONNX model, which cannot be trained; train the one it was exported from"
+        )
     kind = source.get("model_type")
     options: dict[str, Any] = {
         "id2label": dict(enumerate(class_names)),
