@@ -32,9 +32,19 @@ from exhubert.corpora.splits import SPLITS
 from exhubert.evaluation.calibration import fit_temperature
 from exhubert.evaluation.degradations import CONDITIONS
 from exhubert.evaluation.predictions import class_names_of, classify, predictions_table
-from exhubert.evaluation.results import CURVES, RESULTS, make_results, pooled_ece, robustness, write_results, write_text
+from exhubert.evaluation.results import (
+    CURVES,
+    RESULTS,
+    make_results,
+    pooled_ece,
+    robustness,
+    write_predictions,
+    write_results,
+    write_text,
+)
 from exhubert.evaluation.scores import compare
-from exhubert.model_card import CARD, card_metadata
+from exhubert.model_card import CARD, add_section, card_metadata
+from exhubert.model_card_text import calibration_section
 from exhubert.model_folder import load_trained
 from exhubert.reports.report import PICTURES, write_report
 from exhubert.reports.tables import chances, uar_table
@@ -210,9 +220,11 @@ def evaluate(
         results["robustness"] = robustness(degraded, class_names, options.split)
     if PartialState().is_main_process:
         output.mkdir(parents=True, exist_ok=True)
-        write_results(output, results, predictions, name, uncalibrated)
+        write_predictions(output, results, predictions, name, uncalibrated)
+        write_results(output, results)
         if options.calibrate:
             _save_temperature(Path(name_or_path), temperature)
+            add_section(Path(name_or_path), "Calibration", calibration_section(results["calibration"]))
     return results, predictions
 
 

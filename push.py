@@ -91,9 +91,10 @@ def push_model_folder(
     with _plain_errors(repo_id):
         target = _open_target(api, repo_id, private, revision)
         there = [file.rfilename for file in target.siblings or []]
-        if CARD in there and _has_other_edited_card(api, repo_id, target.sha, card):
+        ours = is_edited(directory / CARD)  # then whoever pushes wants it
+        if CARD in there and not ours and _has_other_edited_card(api, repo_id, target.sha, card):
             additions = [addition for addition in additions if addition.path_in_repo != CARD]
-            print(f"{CARD} there was written or changed by hand and stays; to push this folder's, delete it there")
+            print(f"{CARD} there was written or changed by hand and stays, unless this folder's was as well")
         stale = [name for name in there if name not in names and (SHARD.fullmatch(name) or name == ONNX_DATA)]
         commit = _patiently(
             api.create_commit,

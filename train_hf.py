@@ -21,7 +21,7 @@ from exhubert.cli import quiet_transformers, run_with_one_line_errors
 from exhubert.corpora.load import class_notices, load_corpora
 from exhubert.corpora.splits import SPLITS
 from exhubert.evaluation.predictions import classify, predictions_table
-from exhubert.evaluation.results import make_results, write_results
+from exhubert.evaluation.results import make_results, write_predictions, write_results
 from exhubert.model_card import corpus_facts, write_run_card
 from exhubert.model_folder import make_feature_extractor, save_model_folder
 from exhubert.push import check_right_to_push, push_finished_model
@@ -123,9 +123,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with run_folder.disk_errors(Path(recipe.output) / "model"):
             saved = save_model_folder(trainer.model, Path(recipe.output) / "model", recipe.window_seconds, weights)
         run_folder.write_curves(recipe.output, trainer.state.log_history, Path(recipe.output).name)
-        write_results(Path(recipe.output), results, predictions, Path(recipe.output).name)
-        if not write_run_card(recipe.output):
+        write_predictions(Path(recipe.output), results, predictions, Path(recipe.output).name)
+        if not write_run_card(recipe.output, results):
             say(f"{saved}/README.md was edited by hand and is left as it is")
+        write_results(Path(recipe.output), results)
         say(f"written to {recipe.output}; the model is in {saved}")
         if pushing:
             return push_finished_model(saved, *target)

@@ -82,14 +82,16 @@ def pooled_ece(predictions: pandas.DataFrame) -> float:
     return expected_calibration_error(*_confidences(predictions))
 
 
-def write_results(
+def write_predictions(
     directory: Path,
     results: dict[str, Any],
     predictions: pandas.DataFrame,
     name: str,
     uncalibrated: pandas.DataFrame | None = None,
 ) -> None:
-    """Writes `results.json`, `predictions.parquet`, `reliability.png` and a confusion matrix for each corpus.
+    """Writes `predictions.parquet`, `reliability.png` and a confusion matrix for each corpus.
+
+    An older `results.json`, which belongs to others, is removed.
 
     Args:
         directory: the run folder, or another that exists.
@@ -98,7 +100,7 @@ def write_results(
         name: of the model, for the pictures.
         uncalibrated: the predictions without the temperature, where one was fitted.
     """
-    (directory / RESULTS).unlink(missing_ok=True)  # it comes last, and belongs to what lies beside it
+    (directory / RESULTS).unlink(missing_ok=True)
     for picture in directory.glob("confusion_*.png"):
         picture.unlink()
     class_names = class_names_of(predictions)
@@ -119,6 +121,10 @@ def write_results(
     else:
         before, temperature = reliability(*_confidences(uncalibrated)), results["calibration"]["temperature"]
         plot_reliability(directory / "reliability.png", before, name, bins, temperature)
+
+
+def write_results(directory: Path, results: dict[str, Any]) -> None:
+    """Writes `results.json`, which comes last: it marks what lies beside it as complete."""
     write_text(directory / RESULTS, json.dumps(results, indent=2) + "\n")
 
 

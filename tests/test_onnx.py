@@ -30,6 +30,7 @@ from exhubert import ExHuBERTConfig, ExHuBERTForSequenceClassification
 from exhubert.cli import entry_point
 from exhubert.convert.onnx import convert_onnx
 from exhubert.model_folder import check_model_folder, load_classifier, load_pipeline, save_model_folder
+from exhubert.push import push_model_folder
 
 SAMPLES_OF_ONE_FRAME = 448  # with the CNN of SMALL
 
@@ -168,6 +169,11 @@ def test_the_folder_holds_what_is_needed_and_no_more(source, exported):
     before, section, _ = re.split(r"^(## ONNX\n.*?)(?=^## )", card, flags=re.MULTILINE | re.DOTALL)
     assert (source / "README.md").read_text().startswith(before)
     assert "float32 on made-up audio" in section
+
+
+def test_the_folder_can_be_pushed(exported, capsys):
+    push_model_folder(exported, "user/model", dry_run=True)
+    assert "  model.onnx\n" in capsys.readouterr().out
 
 
 def test_int8_quantises_matrices_alone_and_answers_alike(native, quantised):
