@@ -85,6 +85,9 @@ def run_with_one_line_errors(command: Callable[[], int]) -> int:
         return command()
     except SystemExit as error:
         return 1 if error.code == 2 else int(error.code or 0)  # 2 is argparse's; here it means partial success
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get("EXHUBERT_TRACEBACK") == "1":
             raise

@@ -231,17 +231,24 @@ def evaluate(
 def _recipe(name_or_path: str) -> dict[str, Any]:
     """The resolved recipe of the run that made a model; empty where the model does not lie in a run folder."""
     path = Path(name_or_path).parent / "recipe.yaml"
-    recipe = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    in_run = path.is_file() and path.with_name("environment.json").is_file()
+    recipe = yaml.safe_load(path.read_text(encoding="utf-8")) if in_run else None
     return recipe if isinstance(recipe, dict) and isinstance(recipe.get("corpora"), list) else {}
 
 
 def _trained_on(name_or_path: str) -> list[str]:
     """The corpora that a model was trained on, the last first: by the recipes of its runs, else by its card."""
-    recipe = _recipe(name_or_path)
-    if not recipe:
-        return card_metadata(Path(name_or_path) / CARD).get("datasets", [])
-    own = [Path(corpus).name.removesuffix(".csv") for corpus in recipe["corpora"]]
-    return list(dict.fromkeys([*own, *_trained_on(str(recipe.get("model")))]))
+    corpora: list[str] = []
+    seen: set[str] = set()
+    while name_or_path not in seen:
+        seen.add(name_or_path)
+        recipe = _recipe(name_or_path)
+        if not recipe:
+            corpora += card_metadata(Path(name_or_path) / CARD).get("datasets", [])
+            break
+        corpora += [Path(corpus).name.removesuffix(".csv") for corpus in recipe["corpora"]]
+        name_or_path = str(recipe.get("model"))
+    return list(dict.fromkeys(corpora))
 
 
 def _parameters(name_or_path: str, model: Any) -> dict[str, int]:

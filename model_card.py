@@ -267,6 +267,13 @@ def add_section(folder: Path, title: str, text: str) -> None:
     _write(folder / CARD, card if edited else _sealed(card))
 
 
+def remove_section(folder: Path, title: str) -> None:
+    """Takes the section with this title, if there is one, out of a folder's card; as `add_section`."""
+    edited, card = is_edited(folder / CARD), (folder / CARD).read_text(encoding="utf-8")
+    card = _section(title).sub("", card)
+    _write(folder / CARD, card if edited else _sealed(card))
+
+
 def hand_down_section(source: Path, folder: Path, title: str) -> None:
     """Puts the section with this title of a source's card, if it has one, into a folder's card."""
     if (source / CARD).is_file():

@@ -129,7 +129,10 @@ def load_onnx(name_or_path: str) -> OnnxClassifier:
         folder = Path(snapshot_download(name_or_path, allow_patterns=["*.json", f"{ONNX_FILE}*"]))
     if not (folder / ONNX_FILE).is_file():
         raise ValueError(f"{name_or_path} is no ONNX model folder: it lacks {ONNX_FILE}")
-    return OnnxClassifier(folder / ONNX_FILE, AutoConfig.from_pretrained(folder, trust_remote_code=False))
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    if not isinstance(config.onnx, dict) or not {"int8", "parameters"} <= config.onnx.keys():
+        raise ValueError(f"{name_or_path}: `onnx` in config.json is {config.onnx!r}; export the model anew")
+    return OnnxClassifier(folder / ONNX_FILE, config)
 
 
 def _one_line(error: Exception) -> str:

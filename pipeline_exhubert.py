@@ -133,8 +133,8 @@ class ExHuBERTPipeline(Pipeline):
         options = {"window_seconds": window_seconds, "hop_seconds": hop_seconds}
         given = {name: value for name, value in options.items() if value is not None}
         for name, value in given.items():
-            if not SHORTEST[name] <= value < float("inf"):
-                raise ValueError(f"{name} is {value}; it must be at least {SHORTEST[name]} s")
+            if not isinstance(value, int | float) or not SHORTEST[name] <= value < float("inf"):
+                raise ValueError(f"{name} is {value!r}; it must be at least {SHORTEST[name]} s")
         if embeddings is None:
             return given, {}, {}
         if embeddings != "weighted" and not isinstance(embeddings, int):

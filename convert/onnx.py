@@ -20,7 +20,7 @@ from transformers import PretrainedConfig, PreTrainedModel, Wav2Vec2FeatureExtra
 
 from exhubert.audio_exhubert import SAMPLING_RATE, extract_features, longest_input_seconds
 from exhubert.convert.checkpoint import new_folder
-from exhubert.model_card import CARD, add_section
+from exhubert.model_card import CARD, add_section, remove_section
 from exhubert.model_folder import load_trained
 from exhubert.modeling_onnx import HIDDEN_STATES, INSTALL, ONNX_FILE, OnnxClassifier
 
@@ -91,6 +91,7 @@ def convert_onnx(
         config.save_pretrained(unfinished)
         extractor.save_pretrained(unfinished)
         (unfinished / CARD).write_text(_card(source), encoding="utf-8")
+        remove_section(unfinished, "Use")  # code that loads torch's model
         add_section(unfinished, "ONNX", onnx_section(int8, found, table))
     return Path(destination)
 
@@ -141,6 +142,9 @@ def export(model: PreTrainedModel, extractor: Any, file: Path, external_data_byt
     program.save(file, external_data=size > external_data_bytes)
     written = onnx.load(file, load_external_data=False)
     del written.graph.value_info[:]  # inner shapes: onnxruntime infers them, and its quantiser would contradict them
+    for part in (written, written.graph, *written.graph.node, *(n for f in written.functions for n in f.node)):
+        del part.metadata_props[:]  # the exporter's traces, with the paths of this machine
+        part.doc_string = ""
     onnx.save(written, file)
 
 
@@ -207,8 +211,8 @@ def onnx_section(int8: bool, found: Sequence[str], table: str = "") -> str:
     kind = "with int8 matrices (dynamic quantisation)" if int8 else "in float32"
     listed = "\n".join(f"- {sentence}" for sentence in found)
     on_corpora = f"\nOn the test splits of corpora, in windows, as `evaluate_hf.py` does:\n\n{table}\n" if table else ""
-    return f"""This folder holds the model as `{ONNX_FILE}`, opset {OPSET}, {kind}. The Python code above is of the
-model that it was exported from; this one is run by onnxruntime, on the CPU:
+    return f"""This folder holds the model as `{ONNX_FILE}`, opset {OPSET}, {kind}. It is run by onnxruntime, on the
+CPU:
 
 ```bash
 pip install exhubert[onnx]

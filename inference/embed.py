@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from exhubert.inference.analyse import Options, analyse, open_pipeline
-from exhubert.inference.files import as_text, find_audio, go_through
+from exhubert.inference.files import as_text, find_audio, go_through, output_file
 
 ROWS_AT_ONCE = 4096  # in memory while parquet is written: 16 MiB at 1,024 values each
 
@@ -37,7 +37,7 @@ def run_embed(
         model, window_seconds, hop_seconds, vad: as for `run_predict`; windows without speech have no row and no part
             in their clip's embedding, and a clip without speech counts as bad.
         audio: see `find_audio`.
-        output: a .parquet or .npz file, which is replaced.
+        output: a .parquet or .npz file, which is replaced; a link stays, and what it leads to is replaced.
         layer: "last", "weighted", or the number of a hidden state, as the pipeline's `embeddings`.
         per: "clip", the mean over a clip's windows, or "window".
 
@@ -49,9 +49,10 @@ def run_embed(
         OSError: if there is no such model, or the output cannot be written.
         ImportError: if what parquet or `vad` needs is not installed.
     """
-    path = Path(output)
-    if path.suffix.lower() not in WRITERS:
+    suffix = Path(output).suffix.lower()
+    if suffix not in WRITERS:
         raise ValueError(f"{output}: embeddings are written to {' or '.join(WRITERS)}")
+    path = output_file(output)
     files = find_audio(audio)
     options = Options(window_seconds, hop_seconds, _layer(layer), vad)
     pipeline = open_pipeline(model, options)
@@ -68,11 +69,12 @@ def run_embed(
         return [(window["start"], window["end"], window["embedding"]) for window in windows]
 
     try:
-        with WRITERS[path.suffix.lower()](unfinished) as write:
+        with WRITERS[suffix](unfinished) as write:
 
-            def keep(name: str, rows: Any, problem: str) -> None:
+            def keep(name: str, rows: Any, problem: str) -> str:
                 for row in rows or ():
                     write((as_text(name), *row))
+                return problem
 
             code = go_through(files, embed, keep)
         if code != 1:
@@ -86,10 +88,11 @@ def _layer(layer: str) -> bool | int | str:
     """The pipeline's `embeddings`."""
     if layer == "last":
         return True
-    try:
-        return layer if layer == "weighted" else int(layer)
-    except ValueError:
-        raise ValueError(f"--layer is {layer!r}; it must be last, weighted or a number from 0") from None
+    if layer == "weighted":
+        return layer
+    if not layer.isdecimal():
+        raise ValueError(f"--layer is {layer!r}; it must be last, weighted or a number from 0")
+    return int(layer)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from tqdm.auto import tqdm
@@ -26,23 +27,27 @@ def find_audio(arguments: Sequence[str]) -> list[str]:
 
     Args:
         arguments: files, which need not exist; folders, for all audio files below them that are not hidden (`._name`,
-            which Macs leave, is) and not behind a linked folder; globs, with `**` for any depth; `-`.
+            which Macs leave, is) and not behind a linked folder; globs, with `**` for any depth, of which folders
+            without audio are no part; `-`.
 
     Raises:
-        ValueError: if there is no audio in a folder, or a glob matches nothing.
+        ValueError: if there is no audio in a folder, or a glob matches no file and no folder with audio.
         OSError: if a folder cannot be listed.
     """
     found: dict[str, str] = {}
     for argument in arguments:
         if not os.path.lexists(argument) and glob.has_magic(argument):
             matches = sorted(glob.glob(argument, recursive=True))
-            if not matches:
-                raise ValueError(f"{argument}: no file matches this pattern")
+            missing = "no file matches this pattern, and no folder with audio files"
         else:
             matches = [argument]
-        for match in matches:
-            for name in _audio_below(match) if os.path.isdir(match) else [match]:
-                found.setdefault(name if name == STANDARD_INPUT else os.path.abspath(name), name)
+            suffixes = " ".join(suffix[1:] for suffix in (*AUDIO_SUFFIXES, *VIDEO_SUFFIXES))
+            missing = f"no audio files in this folder ({suffixes})"
+        names = [name for match in matches for name in (_audio_below(match) if os.path.isdir(match) else [match])]
+        if not names:
+            raise ValueError(f"{argument}: {missing}")
+        for name in names:
+            found.setdefault(name if name == STANDARD_INPUT else os.path.abspath(name), name)
     return list(found.values())
 
 
@@ -56,9 +61,6 @@ def _audio_below(folder: str) -> list[str]:
         for name in names:
             if name.lower().endswith((*AUDIO_SUFFIXES, *VIDEO_SUFFIXES)) and not name.startswith("."):
                 found.append(os.path.join(directory, name))
-    if not found:
-        suffixes = " ".join(suffix[1:] for suffix in (*AUDIO_SUFFIXES, *VIDEO_SUFFIXES))
-        raise ValueError(f"{folder}: no audio files in this folder ({suffixes})")
     return sorted(found)
 
 
@@ -68,9 +70,22 @@ def open_audio(name: str) -> Iterator[str | BinaryIO]:
     if name != STANDARD_INPUT:
         yield name
         return
+    if sys.stdin is None:  # `<&-`
+        raise ValueError("standard input is closed")
     with tempfile.TemporaryFile() as file:
         shutil.copyfileobj(sys.stdin.buffer, file)
         yield file
+
+
+def output_file(name: str | Path) -> Path:
+    """Returns the file that an output is written to, behind all links, which stay.
+
+    Raises:
+        ValueError: if there is something that is no regular file: a folder, pipe or device.
+    """
+    if os.path.exists(name) and not os.path.isfile(name):
+        raise ValueError(f"{name} exists, and is no regular file; give another --output")
+    return Path(os.path.realpath(name))
 
 
 def as_text(name: str) -> str:
@@ -86,7 +101,7 @@ def printable(text: str) -> str:
 def go_through(
     files: Sequence[str],
     analyse: Callable[[str | BinaryIO, Callable[[float], None]], Any],
-    keep: Callable[[str, Any, str], None],
+    keep: Callable[[str, Any, str], str],
     skipped: int = 0,
 ) -> int:
     """Analyses one file after the other; lists the bad ones at the end, all on standard error.
@@ -95,14 +110,15 @@ def go_through(
         files: what `find_audio` returned.
         analyse: takes an audio file and a function to call with the seconds of audio that have been read; a
             ValueError or OSError means that the file is bad.
-        keep: takes the file's name, and what `analyse` returned, or None and what is wrong.
+        keep: takes the file's name, and what `analyse` returned, or None and what is wrong; returns what is wrong,
+            also something that went wrong only there.
         skipped: files that were done by an earlier run.
 
     Returns:
         The exit code: 0; 2 if some files are bad; 1 if nothing could be done.
     """
     bad: list[str] = []
-    seconds, begin = 0.0, time.perf_counter()
+    analysed, seconds, begin = skipped, 0.0, time.perf_counter()
 
     def speed() -> str:
         return f"{seconds / max(time.perf_counter() - begin, 1e-9):.1f} times real time"
@@ -122,11 +138,13 @@ def go_through(
             try:
                 with open_audio(name) as audio:
                     result = analyse(audio, heard)
+                analysed += 1
             except (ValueError, OSError) as error:
                 problem = as_text(str(error).removeprefix(f"{audio_name(audio)}: "))
-                bad.append(f"{name}: {problem}")
             with tqdm.external_write_mode():  # rows on the terminal do not run into the bar
-                keep(name, result, problem)
+                problem = keep(name, result, problem)
+            if problem:
+                bad.append(f"{name}: {problem}")
             bar.update()
     for line in bad:
         print(f"bad: {printable(line)}", file=sys.stderr)
@@ -139,4 +157,4 @@ def go_through(
     )
     if not bad:
         return 0
-    return 1 if len(bad) == len(files) and not skipped else 2
+    return 2 if analysed else 1

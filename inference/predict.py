@@ -17,7 +17,7 @@ from exhubert.inference.rows import FORMATS, Layout, open_rows
 from exhubert.inference.timeline import plot_timeline, require_matplotlib
 from exhubert.pipeline_exhubert import ExHuBERTPipeline
 
-MODEL_FILES = (".safetensors", ".onnx", ".onnx.data", ".json")
+MODEL_FILES = (".safetensors", ".bin", ".onnx", ".onnx.data", ".json")
 
 
 def run_predict(
@@ -39,7 +39,7 @@ def run_predict(
         output: a .jsonl or .csv file. Audio files that have a row there, without an error, are skipped.
         window_seconds: length of a window; the model's by default.
         hop_seconds: distance of two windows; half a window by default.
-        timeline: folder for a picture of each file.
+        timeline: folder for a picture of each file; a file whose picture cannot be written has its row, and is bad.
         vad: leave out windows without speech.
 
     Returns:
@@ -59,6 +59,8 @@ def run_predict(
     pipeline = open_pipeline(model, options)
     layout = Layout(style, class_names(pipeline), dimensions(pipeline), max(len(printable(name)) for name in files))
 
+    if timeline is not None:
+        Path(timeline).mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         rows, skipped = sys.stdout, 0
         if output is None:
@@ -69,12 +71,16 @@ def run_predict(
             left = [name for name in files if os.path.abspath(as_text(name)) not in done]
             files, skipped = left, len(files) - len(left)
 
-        def keep(name: str, result: Any, problem: str) -> None:
+        def keep(name: str, result: Any, problem: str) -> str:
             row = {"file": as_text(name), **(result or {"error": problem})}
-            if result and name in pictures:
-                plot_timeline(pictures[name], name, result["windows"], layout.class_names, layout.dimensions)
             rows.write(layout.line(row))
             rows.flush()
+            if result and name in pictures:
+                try:
+                    plot_timeline(pictures[name], name, result["windows"], layout.class_names, layout.dimensions)
+                except OSError as error:
+                    return f"no picture: {error}"
+            return problem
 
         return go_through(files, lambda sound, heard: analyse(pipeline, options, sound, heard), keep, skipped)
 
@@ -101,7 +107,7 @@ def _pictures(timeline: str | None, files: Sequence[str]) -> dict[str, Path]:
 
 
 def _settings(model: str, pipeline: ExHuBERTPipeline, options: Options) -> dict[str, Any]:
-    """What the rows depend on."""
+    """What the rows depend on; their file names may be relative to the working directory."""
     folder, config = Path(model), pipeline.model.config
     version = str(getattr(config, "_commit_hash", ""))
     if folder.is_dir():
@@ -116,4 +122,5 @@ def _settings(model: str, pipeline: ExHuBERTPipeline, options: Options) -> dict[
         "hop_seconds": options.hop_seconds or window_seconds / 2,
         "vad": options.vad,
         "classes": class_names(pipeline),
+        "working_directory": os.getcwd(),
     }

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from exhubert.inference.files import STANDARD_INPUT, printable
+from exhubert.inference.files import STANDARD_INPUT, output_file, printable
 
 FORMATS = ("table", "jsonl", "csv")
 SILENT = "no speech"  # in the table
@@ -66,7 +66,7 @@ def open_rows(path: Path, layout: Layout, settings: Mapping[str, Any]) -> Iterat
     What an earlier run left there stays, but for rows with an error and a last line that was not written to its end.
 
     Args:
-        path: the file.
+        path: the file, or a link to it.
         layout: of its lines, jsonl or csv.
         settings: what the rows depend on; kept beside the file, in `<name>.settings.json`.
 
@@ -74,9 +74,11 @@ def open_rows(path: Path, layout: Layout, settings: Mapping[str, Any]) -> Iterat
         The file, and the absolute paths of the audio files that have a row.
 
     Raises:
-        ValueError: if there is a file which was begun with other settings, or is none of ours.
+        ValueError: if there is a file which was begun with other settings, or is none of ours,
+            or something that is no regular file.
         OSError: if it cannot be written.
     """
+    path = output_file(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f"{path.name}.settings.json")
     begun = path.exists() and path.stat().st_size > 0
@@ -115,7 +117,7 @@ def _check_settings(path: Path, beside: Path, settings: Mapping[str, Any]) -> No
 def _rows(path: Path, layout: Layout) -> Iterator[tuple[str, str, str]]:
     """File, error and line of each row."""
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8", newline="\n") as file:  # a carriage return may be part of a name
             lines: Iterable[str] = (line for line in file if line.endswith("\n"))
             if layout.style == "jsonl":
                 for line in lines:
@@ -133,5 +135,5 @@ def _rows(path: Path, layout: Layout) -> Iterator[tuple[str, str, str]]:
 
 def _csv_line(values: Iterable[Any]) -> str:
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerow(values)
-    return buffer.getvalue()
+    csv.writer(buffer).writerow(values)  # its own line end: with another, Python 3.11 quotes no carriage return
+    return buffer.getvalue()[:-2] + "\n"

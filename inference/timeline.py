@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ def plot_timeline(
 
     Raises:
         ImportError: if matplotlib is not installed.
+        OSError: if the file cannot be written.
     """
     figure_of, canvas_of, multiples = require_matplotlib()
     edges, means = _columns(windows, class_names, dimensions)
@@ -50,15 +52,17 @@ def plot_timeline(
     panels = figure.subplots(len(heights), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
 
     drawn = panels[-1].pcolormesh(edges, np.arange(classes + 1), means[:, :classes].T, cmap="Blues", vmin=0, vmax=1)
-    likeliest = means[~silent, :classes].argmax(axis=1) + 0.5
-    panels[-1].hlines(
-        likeliest, edges[:-1][~silent], edges[1:][~silent], color="black", linewidth=1.5, label="likeliest class"
-    )
+    if not silent.all():
+        likeliest = np.where(silent, -1, means[:, :classes].argmax(axis=1))
+        first = np.flatnonzero(np.diff(likeliest, prepend=-2))  # of neighbours that are equal: one line for them
+        last = np.append(first[1:], len(likeliest))
+        lines = np.stack([likeliest[first] + 0.5, edges[first], edges[last]])[:, likeliest[first] >= 0]
+        panels[-1].hlines(*lines, color="black", linewidth=1.5, label="likeliest class")
+        for number, (name, colour) in enumerate(zip(dimensions, COLOURS, strict=False), start=classes):
+            panels[0].stairs(means[:, number], edges, baseline=None, color=colour, linewidth=1.5, label=name)
     panels[-1].set_ylim(0, classes)
     panels[-1].set_yticks(np.arange(classes) + 0.5, class_names, parse_math=False)
     figure.colorbar(drawn, ax=panels[-1], label="probability", fraction=0.05, pad=0.01)
-    for number, (name, colour) in enumerate(zip(dimensions, COLOURS, strict=False), start=classes):
-        panels[0].stairs(means[:, number], edges, baseline=None, color=colour, linewidth=1.5, label=name)
     if dimensions:
         panels[0].set_ylim(-1.05, 1.05)
         panels[0].axhline(0, color="black", linewidth=0.5)
@@ -80,9 +84,12 @@ def plot_timeline(
     together = len(windows) / len(means)
     panels[-1].set_xlabel(unit if together == 1 else f"{unit} (each step is the mean of about {together:.0f} windows)")
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    figure.savefig(unfinished, dpi=150, format="png")
-    unfinished.replace(path)
+    unfinished = path.with_name(f".{os.getpid()}.unfinished")  # short, as a file's name may be nearly too long
+    try:
+        figure.savefig(unfinished, dpi=150, format="png")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def _columns(

@@ -272,6 +272,7 @@ def test_parameters_are_the_models_own(place, tmp_path):
     shutil.copytree(place / "a", tmp_path / "model")
     (tmp_path / "results.json").write_text(json.dumps({"parameters": {"total": 7, "trainable": 3}}))
     (tmp_path / "recipe.yaml").write_text("name: soup\n")  # nor is this a recipe
+    (tmp_path / "environment.json").write_text("{}")
     given = ["--model", str(tmp_path / "model"), "--corpora", str(place / "long"), "--output", str(tmp_path / "out")]
     assert evaluate_hf.main(given) == 0
     model = ExHuBERTForSequenceClassification.from_pretrained(place / "a")

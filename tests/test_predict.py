@@ -109,6 +109,7 @@ def test_classes_of_ones_own_have_no_arousal(clips, tmp_path, capsys):
 
 def test_globs_and_the_same_file_twice(clips, model, capsys):
     shutil.copy("clips/a.flac", "clips/[a].flac")  # a name that reads like a pattern
+    os.mkdir("clips/no.ogg")  # matches as well
     arguments = ["clips/**/*.[ow][ga]*", "./clips/b.wav", os.path.abspath("clips/b.wav"), "clips/[a].flac"]
     assert main(["predict", model, *arguments, "--format", "jsonl"]) == 0
     files = [row["file"] for row in rows_of(capsys.readouterr().out)]
@@ -154,6 +155,8 @@ def test_nothing_but_bad_files_is_a_failure(clips, model, capsys):
     [
         (["predict", "MODEL", "empty"], "empty: no audio files in this folder"),
         (["predict", "MODEL", "clips/*.mp3"], "clips/*.mp3: no file matches"),
+        (["predict", "MODEL", "empt*"], "empt*: no file matches"),
+        (["predict", "MODEL", "clips/b.wav", "empty"], "empty: no audio files in this folder"),
         (["predict", "clips", "clips"], "clips"),
         (["predict", "gone", "clips"], "gone: no such folder"),
         (["predict", "MODEL", "clips", "--window", "0"], "window_seconds is 0.0"),
@@ -164,6 +167,7 @@ def test_nothing_but_bad_files_is_a_failure(clips, model, capsys):
         (["predict", "MODEL", "clips", "--timeline", "clips/notes.txt"], "notes.txt"),
         (["embed", "MODEL", "clips", "--output", "out.csv"], "out.csv: embeddings are written to .parquet or .npz"),
         (["embed", "MODEL", "clips", "--output", "out.npz", "--layer", "5"], "hidden states 0 to 2"),
+        (["embed", "MODEL", "clips", "--output", "out.npz", "--layer", "-1"], "'-1'; it must be last, weighted or"),
         (["embed", "MODEL", "clips", "--output", "out.npz", "--layer", "top"], "'top'; it must be last, weighted or"),
         (["embed", "MODEL", "clips", "--output", "clips/notes.txt/out.npz"], "notes.txt"),
     ],
@@ -182,6 +186,7 @@ def test_mistakes_end_in_one_line(clips, model, capsys, arguments, message):
 def test_a_run_that_was_stopped_goes_on(clips, model, capsys, style):
     write_bad_files()
     shutil.copy("clips/b.wav", 'clips/"quoted",\n.wav')
+    shutil.copy("clips/b.wav", "clips/carriage\rreturn.wav")
     assert main(["predict", model, "clips", "--output", f"whole.{style}"]) == 2
     out = f"runs/out.{style}"
     assert main(["predict", model, "clips/a.flac", "clips/text.wav", "clips/b.wav", "--output", out]) == 2
@@ -189,14 +194,16 @@ def test_a_run_that_was_stopped_goes_on(clips, model, capsys, style):
         file.truncate(file.seek(0, os.SEEK_END) - 20)
     capsys.readouterr()
     assert main(["predict", model, "clips", "./clips/a.flac", "--output", out]) == 2
-    assert "7 files (1 more were done before), 4 bad" in capsys.readouterr().err
-    with open(f"whole.{style}") as whole, open(out) as resumed:
+    assert "8 files (1 more were done before), 4 bad" in capsys.readouterr().err
+    with open(f"whole.{style}", newline="\n") as whole, open(out, newline="\n") as resumed:
+        assert "\r" not in whole.read().replace('"clips/carriage\rreturn.wav"', "")
+        whole.seek(0)
         assert sorted(resumed.read().split("\n")) == sorted(whole.read().split("\n"))
 
     for name in ("text.wav", "empty.wav", "nan.wav", "cut.flac"):  # bad files are tried again
         shutil.copy("clips/a.flac", f"clips/{name}")
     assert main(["predict", model, "clips", "--output", out]) == 0
-    assert "4 files (4 more were done before), 0 bad" in capsys.readouterr().err
+    assert "4 files (5 more were done before), 0 bad" in capsys.readouterr().err
     with open(out) as file:
         assert "no audio" not in file.read()
     assert sorted(os.listdir("runs")) == [f"out.{style}", f"out.{style}.settings.json"]
@@ -220,6 +227,35 @@ def test_rows_of_other_settings_are_not_mixed(clips, model, tmp_path):
     assert (tmp_path / "mine.csv").read_text() == "a,b\n1,2\n"
 
 
+def test_relative_names_of_another_working_directory_are_not_taken_for_done(clips, model, tmp_path, monkeypatch):
+    output = str(tmp_path / "out.jsonl")
+    assert main(["predict", model, "clips/a.flac", "--output", output]) == 0
+    shutil.copytree("clips", "other/clips")
+    monkeypatch.chdir("other")
+    with pytest.raises(ValueError, match="begun with working_directory"):
+        main(["predict", model, "clips/a.flac", "--output", output])
+
+
+def test_links_stay_and_what_is_no_file_is_refused(clips, model):
+    os.mkdir("elsewhere")
+    for command in (
+        ["predict", model, "clips/a.flac", "--output", "csv"],
+        ["embed", model, "clips", "--output", "npz"],
+    ):
+        *start, suffix = command
+        os.mkfifo(f"pipe.{suffix}")
+        os.symlink(f"pipe.{suffix}", f"to_pipe.{suffix}")
+        for name in (f"pipe.{suffix}", f"to_pipe.{suffix}"):
+            with pytest.raises(ValueError, match=rf"{name} exists, and is no regular file"):
+                main([*start, name])
+        assert os.path.islink(f"to_pipe.{suffix}")
+        os.symlink(f"elsewhere/real.{suffix}", f"link.{suffix}")
+        for _ in range(2):
+            assert main([*start, f"link.{suffix}"]) == 0
+        assert os.path.islink(f"link.{suffix}")
+    assert sorted(os.listdir("elsewhere")) == ["real.csv", "real.csv.settings.json", "real.npz"]
+
+
 def test_a_model_that_was_trained_further_is_another(clips, tmp_path):
     name = make_model(tmp_path / "own")
     assert main(["predict", name, "clips/a.flac", "--output", "out.csv"]) == 0
@@ -236,6 +272,12 @@ def test_standard_input_in_a_pipe(clips, model):
     piped, named = rows_of(done.stdout)
     assert piped == {**named, "file": "-"}
     assert done.stderr.startswith("2 files, 0 bad; 0:00:10 of audio in ")
+
+
+def test_standard_input_that_is_closed_is_a_bad_file(clips, model, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)  # what Python makes of `<&-`
+    assert main(["predict", model, "-", "clips/a.flac"]) == 2
+    assert "bad: -: standard input is closed\n" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="the file system refuses names that are not UTF-8")
@@ -264,6 +306,19 @@ def test_pictures_are_in_folders_as_the_files_are(clips, model, tmp_path):
         path.relative_to(tmp_path / "pictures").as_posix() for path in (tmp_path / "pictures").rglob("*.*")
     )
     assert written == ["a.flac.png", "b.wav.png", "more/a.flac.png", "more/c.ogg.png"]
+
+
+def test_a_picture_that_cannot_be_written_stops_nothing(clips, model, capsys):
+    long, too_long = f"{'a' * 236}.wav", f"{'b' * 251}.wav"  # 255 bytes are the most, with .png too
+    for name in (long, too_long, "c.wav"):
+        shutil.copy("clips/a.flac", name)
+    command = ["predict", model, "--format", "jsonl", "--timeline", "pictures"]
+    assert main([*command, long, too_long, "c.wav"]) == 2
+    out, err = capsys.readouterr()
+    assert [row["file"] for row in rows_of(out) if "label" in row] == [long, too_long, "c.wav"]
+    assert f"bad: {too_long}: no picture: " in err
+    assert sorted(os.listdir("pictures")) == [f"{long}.png", "c.wav.png"]
+    assert main([*command, too_long]) == 2  # the row is there
 
 
 @pytest.mark.filterwarnings("error")

@@ -329,7 +329,7 @@ def test_audio_that_turns_out_bad_during_training_is_named_in_one_line(tmp_path,
     assert run_with_one_line_errors(lambda: train_hf.main(arguments)) == 1
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert line.startswith("error: ")
-    assert line.endswith(".wav: the audio holds NaN or infinite samples")
+    assert line.endswith(".wav: the audio holds NaN or infinite samples at 0.00 s")
 
 
 def test_yaml_that_reads_a_number_as_text_is_understood(write_recipe):
