@@ -151,7 +151,7 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().cpu().clone()
 
 
-class EndOfTraining(Exception):  # noqa: N818
+class EndOfTraining(Exception):
     """Training was left: nothing after it is tested here."""
 
 

@@ -12,7 +12,7 @@ from typing import Any
 SAME_PRESS_SECONDS = 1.0  # torchrun passes on the Ctrl-C that the terminal has sent to every process already
 
 
-class Interrupted(Exception):  # noqa: N818  nothing went wrong
+class Interrupted(Exception):
     """A signal has ended the run and everything is saved; says where."""
 
 

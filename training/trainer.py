@@ -364,11 +364,11 @@ class RoundRobinTrainer(Trainer):
             super()._load_rng_state(checkpoint)
 
 
-class _StoppedEarly(Exception):  # noqa: N818  nothing went wrong
+class _StoppedEarly(Exception):
     """The checkpoint is that of a run that early stopping had ended."""
 
 
-class _EvaluationCutShort(Exception):  # noqa: N818
+class _EvaluationCutShort(Exception):
     """A signal came during an evaluation."""
 
 
