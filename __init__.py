@@ -1,28 +1,31 @@
 """ExHuBERT for Transformers: speech emotion recognition by backbone block expansion of HuBERT."""
 
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-from exhubert.audio_exhubert import ExHuBERTFeatureExtractor
-from exhubert.configuration_exhubert import SIX_CLASSES, ExHuBERTConfig
-from exhubert.modeling_exhubert import ExHuBERTForSequenceClassification, ExHuBERTModel
-from exhubert.modeling_wav2vec2_emotion import Wav2Vec2EmotionConfig, Wav2Vec2EmotionForSequenceClassification
+import lazy_loader
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "SIX_CLASSES",
-    "ExHuBERTConfig",
-    "ExHuBERTFeatureExtractor",
-    "ExHuBERTForSequenceClassification",
-    "ExHuBERTModel",
-    "__version__",
-]
+# torch and transformers are imported when something needs them (PEP 562).
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "audio_exhubert": ["ExHuBERTFeatureExtractor"],
+        "configuration_exhubert": ["SIX_CLASSES", "ExHuBERTConfig"],
+        "modeling_exhubert": ["ExHuBERTForSequenceClassification", "ExHuBERTModel"],
+    },
+)
 
-# With the package installed, the Auto classes know these models without `trust_remote_code`.
-AutoConfig.register("exhubert", ExHuBERTConfig, exist_ok=True)
-AutoModel.register(ExHuBERTConfig, ExHuBERTModel, exist_ok=True)
-AutoModelForAudioClassification.register(ExHuBERTConfig, ExHuBERTForSequenceClassification, exist_ok=True)
-AutoFeatureExtractor.register(ExHuBERTConfig, ExHuBERTFeatureExtractor, exist_ok=True)
-AutoConfig.register("wav2vec2_emotion", Wav2Vec2EmotionConfig, exist_ok=True)
-AutoModelForAudioClassification.register(Wav2Vec2EmotionConfig, Wav2Vec2EmotionForSequenceClassification, exist_ok=True)
-AutoFeatureExtractor.register(Wav2Vec2EmotionConfig, ExHuBERTFeatureExtractor, exist_ok=True)
+if TYPE_CHECKING:
+    from exhubert.audio_exhubert import ExHuBERTFeatureExtractor as ExHuBERTFeatureExtractor
+    from exhubert.configuration_exhubert import SIX_CLASSES as SIX_CLASSES
+    from exhubert.configuration_exhubert import ExHuBERTConfig as ExHuBERTConfig
+    from exhubert.modeling_exhubert import ExHuBERTForSequenceClassification as ExHuBERTForSequenceClassification
+    from exhubert.modeling_exhubert import ExHuBERTModel as ExHuBERTModel
+
+# The modules of the models make them known to the Auto classes; whoever has these already may use them next.
+if "transformers" in sys.modules:
+    import_module("exhubert.modeling_exhubert")
+    import_module("exhubert.modeling_wav2vec2_emotion")

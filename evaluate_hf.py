@@ -26,7 +26,6 @@ from accelerate import PartialState
 from datasets import Dataset
 
 from exhubert.audio_exhubert import longest_input_seconds
-from exhubert.cli import quiet_transformers, run_with_one_line_errors
 from exhubert.corpora.load import load_corpora
 from exhubert.corpora.splits import SPLITS
 from exhubert.evaluation.calibration import fit_temperature
@@ -40,14 +39,15 @@ from exhubert.evaluation.results import (
     robustness,
     write_predictions,
     write_results,
-    write_text,
 )
 from exhubert.evaluation.scores import compare
-from exhubert.model_card import CARD, add_section, card_metadata
-from exhubert.model_card_text import calibration_section
-from exhubert.model_folder import load_trained
+from exhubert.model_folder.card import CARD, add_section, card_metadata
+from exhubert.model_folder.card_text import calibration_section
+from exhubert.model_folder.load import load_trained
 from exhubert.reports.report import PICTURES, write_report
 from exhubert.reports.tables import chances, uar_table
+from exhubert.utils.command import quiet_transformers, run_with_one_line_errors
+from exhubert.utils.files import write_text
 
 Corpora = dict[str, dict[str, Dataset]]
 

@@ -26,7 +26,15 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from torch.nn.utils import parametrize
-from transformers import HubertConfig, HubertForSequenceClassification, HubertModel
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoModel,
+    AutoModelForAudioClassification,
+    HubertConfig,
+    HubertForSequenceClassification,
+    HubertModel,
+)
 from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput
 from transformers.models.hubert.modeling_hubert import (
     HubertEncoderLayer,
@@ -35,6 +43,7 @@ from transformers.models.hubert.modeling_hubert import (
     _compute_mask_indices,
 )
 
+from .audio_exhubert import ExHuBERTFeatureExtractor
 from .configuration_exhubert import ExHuBERTConfig
 
 try:
@@ -575,3 +584,9 @@ def _draw_time_mask(
 
 ExHuBERTModel.register_for_auto_class("AutoModel")
 ExHuBERTForSequenceClassification.register_for_auto_class("AutoModelForAudioClassification")
+
+if __name__ == "exhubert.modeling_exhubert":  # a Hub repo's copy is known by the repo's auto_map
+    AutoConfig.register(ExHuBERTConfig.model_type, ExHuBERTConfig, exist_ok=True)
+    AutoModel.register(ExHuBERTConfig, ExHuBERTModel, exist_ok=True)
+    AutoModelForAudioClassification.register(ExHuBERTConfig, ExHuBERTForSequenceClassification, exist_ok=True)
+    AutoFeatureExtractor.register(ExHuBERTConfig, ExHuBERTFeatureExtractor, exist_ok=True)

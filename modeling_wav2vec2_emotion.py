@@ -13,7 +13,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Wav2Vec2Config, Wav2Vec2Model
+from transformers import (
+    AutoConfig,
+    AutoModelForAudioClassification,
+    Wav2Vec2Config,
+    Wav2Vec2Model,
+)
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2PreTrainedModel
 
@@ -102,3 +107,9 @@ class EmotionHead(nn.Module):
 
 Wav2Vec2EmotionConfig.register_for_auto_class()
 Wav2Vec2EmotionForSequenceClassification.register_for_auto_class("AutoModelForAudioClassification")
+
+if __name__ == "exhubert.modeling_wav2vec2_emotion":  # a Hub repo's copy is known by the repo's auto_map
+    AutoConfig.register(Wav2Vec2EmotionConfig.model_type, Wav2Vec2EmotionConfig, exist_ok=True)
+    AutoModelForAudioClassification.register(
+        Wav2Vec2EmotionConfig, Wav2Vec2EmotionForSequenceClassification, exist_ok=True
+    )

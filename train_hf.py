@@ -17,14 +17,14 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedModel, TrainingArguments, set_seed
 
-from exhubert.cli import quiet_transformers, run_with_one_line_errors
 from exhubert.corpora.load import class_notices, load_corpora
 from exhubert.corpora.splits import SPLITS
 from exhubert.evaluation.predictions import classify, predictions_table
 from exhubert.evaluation.results import make_results, write_predictions, write_results
-from exhubert.model_card import corpus_facts, write_run_card
-from exhubert.model_folder import make_feature_extractor, save_model_folder
-from exhubert.push import check_right_to_push, push_finished_model
+from exhubert.model_folder.card import corpus_facts, write_run_card
+from exhubert.model_folder.load import make_feature_extractor
+from exhubert.model_folder.save import save_model_folder
+from exhubert.publish.push import check_right_to_push, push_finished_model
 from exhubert.training import run_folder
 from exhubert.training.arguments import Recipe, parse, resolved
 from exhubert.training.augmentation import Augmentation
@@ -35,6 +35,7 @@ from exhubert.training.losses import build_loss
 from exhubert.training.models import load_model, parts_table
 from exhubert.training.round_robin import MultiCorpus, RoundRobinSampler
 from exhubert.training.trainer import RoundRobinTrainer
+from exhubert.utils.command import quiet_transformers, run_with_one_line_errors
 
 INTERRUPTED = 3  # the exit code after SIGTERM or SIGINT, when everything is saved
 

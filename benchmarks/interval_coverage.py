@@ -12,8 +12,8 @@ import argparse
 
 import numpy as np
 
-from exhubert.reports.bootstrap import interval, resample, scores_of
-from exhubert.reports.tables import markdown_table
+from exhubert.evaluation.bootstrap import interval, resample, scores_of
+from exhubert.utils.text import markdown_table
 
 RECALLS = np.array([0.8, 0.7, 0.5, 0.4])  # of the population
 CONCENTRATION = 6.0  # of the speakers' recalls around them

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 from exhubert import ExHuBERTConfig, ExHuBERTForSequenceClassification
-from exhubert.cli import quiet_transformers
 from exhubert.convert.onnx import convert_onnx, made_up_input
 from exhubert.model_folder import load_classifier, load_feature_extractor, save_model_folder
-from exhubert.reports.tables import markdown_table
+from exhubert.utils.command import quiet_transformers
+from exhubert.utils.text import markdown_table
 
 ROUNDS = 5
 HEADER = ["model", "run by", "weights", "of float32", "3 s of audio", "times torch's speed"]

@@ -10,9 +10,7 @@ import mmap
 import os
 import pickle
 import re
-import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +23,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from exhubert.audio_exhubert import WINDOW_SECONDS
 from exhubert.configuration_exhubert import ExHuBERTConfig
-from exhubert.model_folder import folder_beside
 from exhubert.modeling_exhubert import HEAD, ExHuBERTForSequenceClassification, expanded_weight
+from exhubert.utils.text import first_line
 
 # Mapped pages count as memory until their file is closed, so it is opened anew after so many bytes.
 READ_BYTES = 256 * 2**20
@@ -170,32 +168,6 @@ class Checkpoint:
         return lacking
 
 
-@contextmanager
-def new_folder(destination: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields where to write what becomes the folder `destination` if the block ends without an error.
-
-    Raises:
-        ValueError: if `destination` is there already, and is not an empty folder.
-    """
-    destination = Path(os.path.realpath(destination))
-
-    def check_free() -> None:
-        if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-            raise ValueError(f"{destination} exists already; give a folder that does not, or delete it")
-
-    check_free()
-    with folder_beside(destination) as beside:
-        unfinished = beside / destination.name
-        yield unfinished
-        check_free()  # another conversion may have been faster
-        if destination.is_dir():  # kept, as it may be a mount point, or have access rights of its own
-            for file in sorted(unfinished.iterdir(), key=lambda file: file.name == "config.json"):
-                shutil.move(file, destination / file.name)
-        else:
-            unfinished.rename(destination)
-    print(f"written to {destination}")
-
-
 def is_at_start(checkpoint: Checkpoint, name: str) -> bool:
     """Whether a linear layer's weight or bias is what expansion makes it: the identity, or zero."""
     tensor = checkpoint.read(name)
@@ -330,7 +302,7 @@ def _folder(source: str, revision: str | None) -> Path:
                 break
         return folder
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise OSError(f"{source}: no such folder, and no such model on the Hub ({reason})") from error
 
 
@@ -366,7 +338,7 @@ def _open(file: Path) -> tuple[list[str], Read]:
             f"{file} is no file of tensors alone, and what else a pickle holds could run code: not loaded"
         ) from error
     except (SafetensorError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{file}: the weights cannot be read ({str(error).strip().splitlines()[0]})") from error
+        raise ValueError(f"{file}: the weights cannot be read ({first_line(error)})") from error
     if not isinstance(weights, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in weights.values()):
         raise ValueError(f"{file} holds something else than tensors by name; a state dict is needed")
     return list(weights), weights.__getitem__

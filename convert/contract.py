@@ -16,13 +16,13 @@ from exhubert.convert.checkpoint import (
     as_trained,
     check_same_function,
     is_at_start,
-    new_folder,
     on_meta,
     write_weights,
 )
-from exhubert.model_card import hand_down_section, source_metadata, write_card
-from exhubert.model_folder import save_model_folder
+from exhubert.model_folder.card import hand_down_section, source_metadata, write_card
+from exhubert.model_folder.save import save_model_folder
 from exhubert.modeling_exhubert import HEAD, LEFT_OUT, ExHuBERTForSequenceClassification, hubert_name
+from exhubert.utils.files import whole_folder
 
 
 def convert_contract(
@@ -45,7 +45,7 @@ def convert_contract(
         ValueError: if it is no ExHuBERT, its originals end in linear layers that are not the identity, the
             destination is taken, or the HuBERT does not compute what the originals do.
     """
-    with new_folder(destination) as unfinished:
+    with whole_folder(destination) as unfinished:
         checkpoint = Checkpoint(source, revision)
         model_type = checkpoint.config.get("model_type")
         if model_type != ExHuBERTConfig.model_type:
@@ -81,7 +81,6 @@ def convert_contract(
         write = partial(write_weights, like=like, read=read)
         if hubert_class is HubertModel:
             print(f"left out: the head, as {trained} was trained" if trained else "it has no classification head")
-            unfinished.mkdir()
             hubert_config.architectures = [hubert_class.__name__]
             hubert_config.save_pretrained(unfinished)
             ExHuBERTFeatureExtractor(window_seconds=checkpoint.window_seconds).save_pretrained(unfinished)
@@ -100,6 +99,7 @@ def convert_contract(
         written = Checkpoint(unfinished)
         of = "the source's without what its copies add" if trained else "the source's"
         check_same_function(of, reference, (as_trained(hubert), lambda name: written.read(prefix + name)))
+    print(f"written to {os.path.realpath(destination)}")
     return Path(destination)
 
 

@@ -14,13 +14,13 @@ from exhubert.convert.checkpoint import (
     Checkpoint,
     as_trained,
     check_same_function,
-    new_folder,
     on_meta,
     write_weights,
 )
-from exhubert.model_card import add_section
-from exhubert.model_folder import save_model_folder
+from exhubert.model_folder.card import add_section
+from exhubert.model_folder.save import save_model_folder
 from exhubert.modeling_exhubert import HEAD, ExHuBERTForSequenceClassification, expanded_weight, hubert_name
+from exhubert.utils.files import whole_folder
 
 UNTRAINED = "The classification head is new: what it answers means nothing before the model was trained."
 
@@ -48,7 +48,7 @@ def convert_hubert(
         OSError: if the source is neither a folder nor to be had from the Hub.
         ValueError: if it is no HuBERT, the destination is taken, or the logits differ.
     """
-    with new_folder(destination) as unfinished:
+    with whole_folder(destination) as unfinished:
         checkpoint = Checkpoint(source, revision)
         hubert_config = read_hubert_config(checkpoint)
         config = ExHuBERTConfig.from_hubert_config(hubert_config, num_copies)
@@ -79,6 +79,7 @@ def convert_hubert(
             add_section(unfinished, "Not trained yet", UNTRAINED)
 
         check_same_function("the source's", (as_trained(hubert), checkpoint.read), (model, Checkpoint(unfinished).read))
+    print(f"written to {os.path.realpath(destination)}")
     return Path(destination)
 
 

@@ -19,10 +19,10 @@ from torch.nn.utils import parametrize
 from transformers import PretrainedConfig, PreTrainedModel, Wav2Vec2FeatureExtractor
 
 from exhubert.audio_exhubert import SAMPLING_RATE, extract_features, longest_input_seconds
-from exhubert.convert.checkpoint import new_folder
-from exhubert.model_card import CARD, add_section, remove_section
-from exhubert.model_folder import load_trained
-from exhubert.modeling_onnx import HIDDEN_STATES, INSTALL, ONNX_FILE, OnnxClassifier
+from exhubert.model_folder.card import CARD, add_section, remove_section
+from exhubert.model_folder.load import load_trained
+from exhubert.model_folder.onnx_model import HIDDEN_STATES, INSTALL, ONNX_FILE, OnnxClassifier
+from exhubert.utils.files import whole_folder
 
 OPSET = 20  # the first with GELU as one operator; onnxruntime knows it from 1.17 on
 EXTERNAL_DATA_BYTES = 10**9  # larger weights lie beside the graph, for a protobuf file holds no more than 2 GiB
@@ -57,7 +57,7 @@ def convert_onnx(
     """
     _require_libraries()
     source = str(source)
-    with new_folder(destination) as unfinished:
+    with whole_folder(destination) as unfinished:
         loaded: tuple[Any, Any] = load_trained(source, dtype=torch.float32, attn_implementation="eager")
         model, extractor = loaded
         if isinstance(model, OnnxClassifier):
@@ -67,7 +67,6 @@ def convert_onnx(
         config = _onnx_config(model)
         print(f"{source}: {type(model).__name__}, {model.num_parameters():,} parameters, to ONNX opset {OPSET}")
 
-        unfinished.mkdir()
         float32 = unfinished.with_name("float32.onnx") if int8 else unfinished / ONNX_FILE
         export(model, extractor, float32, external_data_bytes)
         exported = OnnxClassifier(float32, config)
@@ -93,6 +92,7 @@ def convert_onnx(
         (unfinished / CARD).write_text(_card(source), encoding="utf-8")
         remove_section(unfinished, "Use")  # code that loads torch's model
         add_section(unfinished, "ONNX", onnx_section(int8, found, table))
+    print(f"written to {os.path.realpath(destination)}")
     return Path(destination)
 
 
@@ -220,7 +220,8 @@ exhubert predict <this folder> speech.wav
 ```
 
 ```python
-from exhubert.model_folder import load_pipeline
+from exhubert.model_folder.load import load_pipeline
+from exhubert.utils.files import whole_folder
 
 print(load_pipeline("<this folder>")("speech.wav"))
 ```

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 from exhubert.corpora.load import load_corpora
 from exhubert.evaluation.metrics import classification_scores
 from exhubert.evaluation.predictions import classify, predictions_table
-from exhubert.modeling_onnx import OnnxClassifier
-from exhubert.reports.tables import markdown_table
+from exhubert.model_folder.onnx_model import OnnxClassifier
+from exhubert.utils.text import markdown_table
 
 HEADER = ["corpus", "clips", "same class", "UAR torch", "UAR ONNX", "largest difference of logits"]
 

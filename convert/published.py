@@ -14,13 +14,13 @@ from exhubert.convert.checkpoint import (
     Checkpoint,
     check_same_function,
     is_at_start,
-    new_folder,
     on_meta,
     write_weights,
 )
 from exhubert.convert.hubert import read_hubert_config
-from exhubert.model_folder import save_model_folder
+from exhubert.model_folder.save import save_model_folder
 from exhubert.modeling_exhubert import ExHuBERTForSequenceClassification
+from exhubert.utils.files import whole_folder
 
 
 def convert_published(
@@ -42,7 +42,7 @@ def convert_published(
         ValueError: if it is no such checkpoint (naming the first weight that does not fit), or the destination is
             taken.
     """
-    with new_folder(destination) as unfinished:
+    with whole_folder(destination) as unfinished:
         checkpoint = Checkpoint(source, revision)
         config = _published_config(checkpoint)
         gated = on_meta(ExHuBERTForSequenceClassification, config)
@@ -69,6 +69,7 @@ def convert_published(
         check_same_function(
             "the source's with every linear layer", (gated, checkpoint.read), (model, Checkpoint(unfinished).read)
         )
+    print(f"written to {os.path.realpath(destination)}")
     return Path(destination)
 
 

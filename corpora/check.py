@@ -15,12 +15,13 @@ from typing import NamedTuple
 import pandas
 
 from exhubert.audio_exhubert import SAMPLING_RATE
+from exhubert.corpora.clip_facts import ClipFacts, scan_clips
 from exhubert.corpora.labels import load_label_map, map_labels
-from exhubert.corpora.naming import AUDIO_SUFFIXES, VIDEO_SUFFIXES
 from exhubert.corpora.readers import METADATA_READERS, OUTSIDE, RESERVED_COLUMNS, SEGMENT_COLUMNS
 from exhubert.corpora.registry import corpus_key
-from exhubert.corpora.scan import ClipFacts, scan_clips
 from exhubert.corpora.splits import SPLITS
+from exhubert.utils.files import is_audio, visible_files, whole_file
+from exhubert.utils.text import first_line, printable
 
 SHORTEST_SECONDS = 0.1
 LONGEST_SECONDS = 60.0
@@ -99,11 +100,8 @@ def report_check(findings: pandas.DataFrame) -> str:
 
 def write_findings(findings: pandas.DataFrame, output: str | os.PathLike[str]) -> None:
     """Writes all findings to a CSV file, whole or not at all."""
-    output = Path(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = output.with_name(f".{output.name}.unfinished")
-    findings.to_csv(unfinished, index=False)
-    unfinished.replace(output)
+    with whole_file(output) as unfinished:
+        findings.to_csv(unfinished, index=False)
 
 
 def run_check(
@@ -162,10 +160,9 @@ def _check(
     findings += _check_copies(rows, clips)
     findings += _check_columns(path.name, table)
     findings += _check_labels(rows, corpus, label_map)
-    findings += [
-        Finding(name, WARNING, "audio that no row names", "") for name in _audio_files(directory) if name not in clips
-    ]
-    printable = [Finding(*map(_printable, finding)) for finding in findings]
+    there = (path.relative_to(directory).as_posix() for path in visible_files(directory) if is_audio(path))
+    findings += [Finding(name, WARNING, "audio that no row names", "") for name in there if name not in clips]
+    printable = [Finding(*map(printable, finding)) for finding in findings]
     return pandas.DataFrame(printable, columns=list(Finding._fields), dtype=str), clips
 
 
@@ -183,7 +180,7 @@ def _read_metadata(directory: Path) -> tuple[Path, pandas.DataFrame]:
             f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
         ) from error
     except (ValueError, OSError) as error:
-        raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{path} cannot be read: {first_line(error)}") from error
     if table.empty:
         raise ValueError(f"{path} has no rows")
     if "file_name" not in table.columns:
@@ -343,19 +340,5 @@ def _check_labels(rows: Sequence[Row], corpus: str, label_map: Mapping[str, int 
             yield Finding(names[0], WARNING, "unknown label", str(error))
 
 
-def _audio_files(directory: Path) -> Iterator[str]:
-    """The audio files below a folder, as paths relative to it; hidden ones and linked folders are left out."""
-    for folder, subfolders, names in os.walk(directory):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for name in sorted(names):
-            if name.lower().endswith((*AUDIO_SUFFIXES, *VIDEO_SUFFIXES)) and not name.startswith("."):
-                yield Path(folder, name).relative_to(directory).as_posix()
-
-
 def _counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def _printable(text: str) -> str:
-    """Escapes what is no text: bytes that are not UTF-8, line ends, a terminal's control characters."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

@@ -6,7 +6,6 @@ add to it or replace its own.
 
 from __future__ import annotations
 
-import difflib
 import os
 import unicodedata
 from collections import Counter
@@ -18,7 +17,7 @@ import yaml
 
 from exhubert.configuration_exhubert import SIX_CLASSES
 from exhubert.corpora.registry import corpus_or_none, find_corpus
-from exhubert.reports.tables import markdown_table
+from exhubert.utils.text import markdown_table, nearest
 
 LABEL_FIELDS = {"arousal", "valence", "aliases", "source", "disputed", "note", "corpora"}
 LABEL_FILE = Path(__file__).with_name("labels.yaml")
@@ -116,10 +115,9 @@ def map_labels(
                 f"{', '.join(class_names)}. Say which it is in a YAML file, e.g. `{label}: {class_names[0]}` (null "
                 "leaves such clips out), and name that file as `label_file`"
             )
-        nearest = difflib.get_close_matches(plain_word(label), label_map, n=1, cutoff=0.0)[0]
         raise ValueError(
             f"corpus {corpus!r}: label {label!r} ({count} clips) has no arousal and valence; the nearest known word "
-            f"is {nearest!r}. Correct it in metadata.csv, or add it in a YAML file, e.g. "
+            f"is {nearest(plain_word(label), label_map)!r}. Correct it in metadata.csv, or add it in a YAML file, e.g. "
             f"`{label}: {{arousal: high, valence: negative}}`, and name that file as `label_file`"
         )
     return [label_map[plain_word(label)] for label in labels]

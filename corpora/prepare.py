@@ -16,12 +16,12 @@ import soundfile
 from tqdm.auto import tqdm
 
 from exhubert.audio_exhubert import SAMPLING_RATE, read_audio
-from exhubert.corpora.naming import SHOWN, VIDEO_SUFFIXES, Clips, Tree, list_tree, read_clips
+from exhubert.corpora.clip_facts import scan_clips
+from exhubert.corpora.distribution import SHOWN, Clips, Tree, list_tree, read_clips
 from exhubert.corpora.readers import read_corpus
 from exhubert.corpora.registry import Corpus, corpus_or_none, find_corpus
-from exhubert.corpora.scan import scan_clips
 from exhubert.corpora.splits import SPLITS, assign_splits, protocol_labels
-from exhubert.model_folder import folder_beside
+from exhubert.utils.files import VIDEO_SUFFIXES, whole_folder
 
 AUDIO_MODES = ("link", "copy", "flac")
 FIRST_COLUMNS = ("file_name", "label", "speaker", "language", "split", "duration_seconds", "sex", "session")
@@ -51,7 +51,7 @@ def prepare_corpus(
         seed: of a split that is made here.
 
     Returns:
-        How many clips were left out because something is wrong with them.
+        The exit code: 2 if clips were left out because something is wrong with them, else 0.
 
     Raises:
         ValueError: if the key is unknown, the tree does not follow the corpus's scheme, `output` exists, or the table
@@ -87,7 +87,7 @@ def prepare_corpus(
         _split([{**row, "file_name": row["path"]} for row in clips.rows], Clips(), name, protocol, fold, seed)
     print(f"{corpus.name if corpus else key}: {len(clips.rows)} clips in {len(tree.audio)} audio files below {raw}")
 
-    with folder_beside(output) as unfinished:
+    with whole_folder(output) as unfinished:
         try:
             rows = _place_audio(clips, tree, unfinished, audio)
         except OSError as error:
@@ -98,21 +98,20 @@ def prepare_corpus(
             rows = _leave_out_copies(rows, clips, unfinished)
         if rows:
             rows = [{**row, "corpus": name} for row in _split(rows, clips, name, protocol, fold, seed)]
-            _write_metadata(unfinished / "metadata.csv", rows)
-            (unfinished / "README.md").write_text(_readme(key, corpus, len(rows), protocol, fold), encoding="utf-8")
-            os.rename(unfinished, output)
-    for title, reasons in (("left out", clips.left_out), ("left out, please look", clips.bad)):
-        for reason, paths in reasons.items():
-            if paths:
-                more = ", ..." if len(paths) > SHOWN else ""
-                print(f"{title}: {len(paths)} {reason}: {', '.join(paths[:SHOWN])}{more}")
-    if not rows:
-        raise ValueError(f"{raw}: none of the clips can be used")
+        for title, reasons in (("left out", clips.left_out), ("left out, please look", clips.bad)):
+            for reason, paths in reasons.items():
+                if paths:
+                    more = ", ..." if len(paths) > SHOWN else ""
+                    print(f"{title}: {len(paths)} {reason}: {', '.join(paths[:SHOWN])}{more}")
+        if not rows:
+            raise ValueError(f"{raw}: none of the clips can be used")
+        _write_metadata(unfinished / "metadata.csv", rows)
+        (unfinished / "README.md").write_text(_readme(key, corpus, len(rows), protocol, fold), encoding="utf-8")
     hours = sum(float(row["duration_seconds"]) for row in rows) / 3600
     print(f"{output}: {_counts(rows)}, {hours:.2f} hours, {len({row['label'] for row in rows})} labels")
     for split in SPLITS:
         print(f"  {split}: {_counts([row for row in rows if row['split'] == split])}")
-    return sum(map(len, clips.bad.values()))
+    return 2 if any(clips.bad.values()) else 0
 
 
 def _read_table(path: Path, tree: Tree, corpus: Corpus | None) -> Clips:

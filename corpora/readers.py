@@ -32,6 +32,7 @@ from tqdm.auto import tqdm
 
 from exhubert.audio_exhubert import AudioFile, audio_seconds, read_audio
 from exhubert.corpora.splits import SPLIT_NAMES
+from exhubert.utils.text import first_line
 
 METADATA_READERS: dict[str, Callable[[Path], pandas.DataFrame]] = {
     "metadata.csv": lambda path: pandas.read_csv(path, dtype=str, keep_default_na=False),
@@ -177,7 +178,7 @@ def _read_table(path: Path, plain: bool) -> Dataset:
     except UnicodeEncodeError as error:
         raise ValueError(f"{path}: {error.object!r} cannot be written as UTF-8; rename the file") from error
     except (ValueError, OSError) as error:
-        raise ValueError(f"{path} cannot be read: {_first_line(error)}") from error
+        raise ValueError(f"{path} cannot be read: {first_line(error)}") from error
     if not isinstance(table.index, pandas.RangeIndex):
         raise ValueError(f"{path}: there are rows with more fields than the first line has columns")
     if plain:
@@ -204,7 +205,7 @@ def _read_datasets_folder(directory: Path) -> Dataset:
     except IndexError as error:  # it has no files of rows
         raise ValueError(f"{directory} has no rows") from error
     except (OSError, pyarrow.ArrowException, KeyError, TypeError) as error:
-        raise ValueError(f"{directory}: the dataset cannot be read: {_first_line(error)}") from error
+        raise ValueError(f"{directory}: the dataset cannot be read: {first_line(error)}") from error
     return _dataset_of_parts(directory, loaded)
 
 
@@ -219,7 +220,7 @@ def _read_hub(name: str, config: str | None) -> Dataset:
         loaded = datasets.load_dataset(name, config)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         raise ValueError(
-            f"{name} is neither a folder nor a dataset that can be had from the Hub: {_first_line(error)}"
+            f"{name} is neither a folder nor a dataset that can be had from the Hub: {first_line(error)}"
         ) from error
     return _dataset_of_parts(name, loaded)
 
@@ -318,7 +319,7 @@ def _read_audformat(directory: Path) -> Dataset:
                 shutil.copy(file, copy)
             database = audformat.Database.load(copy, load_data=True)
         except (OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
-            reason = _first_line(error).replace(copy, str(directory))
+            reason = first_line(error).replace(copy, str(directory))
             raise ValueError(f"{directory}: the database cannot be read: {reason}") from error
     table = _audformat_table(directory, audformat, database)
     return _dataset_of(header, table, directory)
@@ -364,7 +365,7 @@ def _audformat_table(directory: Path, audformat: Any, database: Any) -> pandas.D
     try:
         speakers = segmented(database.get("speaker"))
     except (ValueError, TypeError) as error:
-        reason = _first_line(error).rstrip(":")
+        reason = first_line(error).rstrip(":")
         raise ValueError(f"{directory}: the tables do not agree on the speakers ({reason})") from error
     rows["speaker"] = _of_clips(rows.index, speakers, "speaker")
     split = _audformat_splits(directory, database, segmented, rows.index)
@@ -466,7 +467,3 @@ def _refuse(origin: str | Path, names: pandas.Series, wrong: pandas.Series, why:
 def _text(values: pandas.Series) -> pandas.Series:
     """As stripped text, empty where there is nothing."""
     return values.astype(object).where(values.notna(), "").map(str).str.strip()
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

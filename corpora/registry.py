@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import textwrap
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from exhubert.reports.tables import markdown_table
+from exhubert.utils.text import markdown_table, nearest
 
 FOLDER = Path(__file__).with_name("known")
 PARTS = {
@@ -85,8 +84,8 @@ def find_corpus(key: str) -> Corpus:
     corpus = corpus_or_none(key)
     if corpus is None:
         names = _names()
-        nearest = difflib.get_close_matches(_plain(key), names, n=1, cutoff=0.4)
-        hint = f"; the nearest is {names[nearest[0]]!r}" if nearest else ""
+        alike = nearest(_plain(key), names, cutoff=0.4)
+        hint = f"; the nearest is {names[alike]!r}" if alike else ""
         raise ValueError(
             f"no corpus {key!r} in the registry{hint} (`exhubert corpora list` shows all). A corpus of your own is "
             "prepared with --table labels.csv"
@@ -137,6 +136,13 @@ def select(language: str = "", licence: str = "", kind: str = "", part: str = ""
     return chosen
 
 
+def corpora_list(language: str = "", licence: str = "", kind: str = "", part: str = "") -> str:
+    """Returns the table of the corpora that `select` chooses, and how many they are."""
+    chosen = select(language, licence, kind, part)
+    more = "* not confirmed by a source at hand; `exhubert corpora show KEY` says more"
+    return f"{corpora_table(chosen)}\n{len(chosen)} corpora; {more}"
+
+
 def corpora_table(corpora: Sequence[Corpus]) -> str:
     """Returns a table of corpora, one a line; `*` marks fields that no source at hand confirmed."""
     rows = []
@@ -157,8 +163,13 @@ def corpora_table(corpora: Sequence[Corpus]) -> str:
     return markdown_table(header, rows, left=(0, 1, 2, 3, 4, 7, 8))
 
 
-def describe(corpus: Corpus) -> str:
-    """Returns everything known of a corpus, for people; `*` marks what no source at hand confirmed."""
+def describe(key: str) -> str:
+    """Returns everything known of a corpus, for people; `*` marks what no source at hand confirmed.
+
+    Raises:
+        ValueError: as `find_corpus`.
+    """
+    corpus = find_corpus(key)
     published = ", ".join(f"{_number(value)} {name}" for name, value in corpus.published.items())
     split = corpus.official_split
     lines = {

@@ -14,12 +14,13 @@ from datasets import Dataset
 
 from exhubert.audio_exhubert import audio_seconds
 from exhubert.configuration_exhubert import SIX_CLASSES
+from exhubert.corpora.durations import plot_durations
 from exhubert.corpora.labels import load_label_map, map_labels
 from exhubert.corpora.readers import SEGMENT_COLUMNS, locate_clip, read_corpus
 from exhubert.corpora.registry import corpus_key
 from exhubert.corpora.splits import SPLITS
-from exhubert.reports.durations import plot_durations
-from exhubert.reports.tables import markdown_table
+from exhubert.utils.files import write_text
+from exhubert.utils.text import markdown_table
 
 TOTAL = "total"
 ROWS_AT_ONCE = 256
@@ -90,9 +91,7 @@ def write_statistics(
         plot_durations(
             output / "durations.png", {name: part["seconds"].tolist() for name, part in _by(clips, "corpus")}
         )
-        unfinished = output / ".statistics.md.unfinished"
-        unfinished.write_text(f"{text}\n\n![Durations of the clips](durations.png)\n", encoding="utf-8")
-        unfinished.replace(output / "statistics.md")
+        write_text(output / "statistics.md", f"{text}\n\n![Durations of the clips](durations.png)\n")
     return text
 
 

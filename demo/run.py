@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import HubertConfig, HubertModel
 
-from exhubert.cli import quiet_transformers, run_with_one_line_errors
 from exhubert.convert.hubert import convert_hubert
 from exhubert.corpora.readers import METADATA_READERS
-from exhubert.model_card import add_section
+from exhubert.model_folder.card import add_section
+from exhubert.utils.command import quiet_transformers, run_with_one_line_errors
 from synthetic_speech import make_corpora
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,33 +14,10 @@ from exhubert.evaluation.calibration import expected_calibration_error, reliabil
 from exhubert.evaluation.predictions import class_names_of
 from exhubert.evaluation.scores import average, groups, score
 from exhubert.reports.plots import plot_confusion, plot_reliability
+from exhubert.utils.files import whole_file, write_text
+from exhubert.utils.versions import versions
 
-PACKAGES = (
-    "torch",
-    "transformers",
-    "accelerate",
-    "datasets",
-    "evaluate",
-    "numpy",
-    "soundfile",
-    "soxr",
-    "peft",
-    "audiomentations",
-    "onnxruntime",
-)
-UNFINISHED = ".unfinished"
 RESULTS, CURVES = "results.json", "curves.json"
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python, this package and the packages that shape a result."""
-    found = {"python": platform.python_version()}
-    for name in ("exhubert", *PACKAGES):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
 
 
 def make_results(
@@ -104,9 +79,8 @@ def write_predictions(
     for picture in directory.glob("confusion_*.png"):
         picture.unlink()
     class_names = class_names_of(predictions)
-    unfinished = directory / f".predictions.parquet{UNFINISHED}"
-    predictions.to_parquet(unfinished, index=False)
-    unfinished.replace(directory / "predictions.parquet")
+    with whole_file(directory / "predictions.parquet") as unfinished:
+        predictions.to_parquet(unfinished, index=False)
     for corpus, rows in predictions.groupby("corpus", sort=False):
         plot_confusion(
             directory / f"confusion_{corpus}.png",
@@ -132,10 +106,3 @@ def _confidences(predictions: pandas.DataFrame) -> tuple[np.ndarray, np.ndarray]
     """The probability of the predicted class of each clip, and whether it is right."""
     probabilities = predictions[[f"probability_{name}" for name in class_names_of(predictions)]]
     return probabilities.max(axis=1).to_numpy(), (predictions["prediction"] == predictions["reference"]).to_numpy()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file beside its name and renames it."""
-    unfinished = path.with_name(f".{path.name}{UNFINISHED}")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)

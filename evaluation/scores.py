@@ -18,8 +18,8 @@ import pandas
 from sklearn.metrics import confusion_matrix
 
 from exhubert.configuration_exhubert import SIX_CLASSES
+from exhubert.evaluation.bootstrap import Resamples, interval, p_value, resample, scores_of
 from exhubert.evaluation.calibration import expected_calibration_error
-from exhubert.reports.bootstrap import Resamples, interval, p_value, resample, scores_of
 
 OVERALL = ("uar", "accuracy", "macro_f1")
 DIMENSIONS = ("arousal", "valence")  # in the order of the six classes' names: low/negative

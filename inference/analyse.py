@@ -19,7 +19,7 @@ from exhubert.audio_exhubert import (
 )
 from exhubert.configuration_exhubert import SIX_CLASSES
 from exhubert.inference.speech import SHORTEST_SPEECH_SECONDS, speech_seconds
-from exhubert.model_folder import load_pipeline
+from exhubert.model_folder.load import load_pipeline
 from exhubert.pipeline_exhubert import ExHuBERTPipeline
 
 Spans = dict[tuple[float, float], float]  # start and end of each window in seconds, the share of speech in it

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from exhubert.inference.analyse import Options, analyse, open_pipeline
-from exhubert.inference.files import as_text, find_audio, go_through, output_file
+from exhubert.inference.audio_files import as_text, find_audio, go_through, output_file
 
 ROWS_AT_ONCE = 4096  # in memory while parquet is written: 16 MiB at 1,024 values each
 

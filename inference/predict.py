@@ -12,10 +12,11 @@ from typing import Any
 
 from exhubert.audio_exhubert import longest_input_seconds
 from exhubert.inference.analyse import Options, analyse, class_names, dimensions, open_pipeline
-from exhubert.inference.files import STANDARD_INPUT, as_text, find_audio, go_through, printable
-from exhubert.inference.rows import FORMATS, Layout, open_rows
+from exhubert.inference.audio_files import STANDARD_INPUT, as_text, find_audio, go_through
+from exhubert.inference.prediction_rows import FORMATS, Layout, open_rows
 from exhubert.inference.timeline import plot_timeline, require_matplotlib
 from exhubert.pipeline_exhubert import ExHuBERTPipeline
+from exhubert.utils.text import printable
 
 MODEL_FILES = (".safetensors", ".bin", ".onnx", ".onnx.data", ".json")
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from exhubert.inference.files import printable
+from exhubert.utils.files import whole_file
+from exhubert.utils.text import printable
 
 MOST_WINDOWS = 200  # of more, means over some are drawn: lines that a reader can follow
 TICK_SECONDS = (0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 28800, 86400)
@@ -83,13 +83,8 @@ def plot_timeline(
     panels[-1].xaxis.set_major_formatter(lambda seconds, _: _clock(seconds, unit))
     together = len(windows) / len(means)
     panels[-1].set_xlabel(unit if together == 1 else f"{unit} (each step is the mean of about {together:.0f} windows)")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{os.getpid()}.unfinished")  # short, as a file's name may be nearly too long
-    try:
+    with whole_file(path) as unfinished:
         figure.savefig(unfinished, dpi=150, format="png")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _columns(

@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
 
-from exhubert.reports.figures import (
+from exhubert.reports.tables import AVERAGE, some
+from exhubert.utils.figures import (
     DISTINCT_COLOURS,
     add_legend,
     legend_width,
@@ -22,7 +23,6 @@ from exhubert.reports.figures import (
     save_figure,
     wrapped,
 )
-from exhubert.reports.tables import AVERAGE, some
 
 MOST_PANELS = 9
 TALLEST = 9.0  # inches; what is taller is set in up to three columns

@@ -8,10 +8,11 @@ from typing import Any
 from urllib.parse import quote
 
 from exhubert.reports import plots, tables
-from exhubert.reports.bootstrap import MIN_SPEAKERS
+from exhubert.utils.files import write_text
 
 LONGEST = 40  # lines of a table that are shown at once
 MOST_PICTURES = 6
+FEW_SPEAKERS = 5  # below, a test set says little about other speakers
 PICTURES = ("uars.png", "heat_map.png", "curves_of_runs.png", "robustness.png")
 
 UAR = """\
@@ -105,9 +106,7 @@ def write_report(
     table = tables.calibration_table(systems)
     parts += _section("Calibration", CALIBRATION, *([TEMPERATURE, table] if table else []), *reliability)
     path = directory / "report.md"
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    write_text(path, "\n\n".join(part for part in parts if part) + "\n")
     return path
 
 
@@ -162,7 +161,7 @@ def _cautions(systems: tables.Systems) -> str:
         different = {}
     for results in systems.values():
         for corpus, scores in results["corpora"].items():
-            if 0 < scores.get("speakers", 0) < MIN_SPEAKERS:
+            if 0 < scores.get("speakers", 0) < FEW_SPEAKERS:
                 few[corpus] = f"{corpus} ({scores['speakers']})"
             if scores.get("interval_by") == "clip":
                 by_clip[corpus] = corpus if scores.get("speakers") else f"{corpus} (speakers unknown)"
@@ -172,7 +171,7 @@ def _cautions(systems: tables.Systems) -> str:
                 lacking[said] = said
     lines = [
         ("Different classes", different, "UARs of different classes cannot be compared."),
-        (f"Fewer than {MIN_SPEAKERS} speakers", few, "Such scores say little about other speakers."),
+        (f"Fewer than {FEW_SPEAKERS} speakers", few, "Such scores say little about other speakers."),
         ("Intervals by clip", by_clip, "They leave out how much speakers differ."),
         ("No clip of a class", lacking, "UAR is over the other classes."),
     ]

@@ -7,11 +7,12 @@ Where nothing at all is known, the table is an empty text.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from exhubert.configuration_exhubert import SIX_CLASSES
+from exhubert.utils.text import markdown_table
 
 AVERAGE = "average"
 MOST_COLUMNS = 10  # corpora beside each other; more are below each other
@@ -22,19 +23,6 @@ Scores = Mapping[str, Any]
 Systems = Mapping[str, Scores]
 Columns = dict[str, Callable[[Scores], str]]
 Rows = dict[tuple[str, ...], Scores]
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> str:
-    """Returns a markdown table; the columns whose numbers are in `left` are left-aligned, the others right-aligned."""
-    cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in (header, *rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-
-    def line(row: Sequence[str]) -> str:
-        padded = zip(row, widths, strict=True)
-        return " | ".join(c.ljust(w) if number in left else c.rjust(w) for number, (c, w) in enumerate(padded))
-
-    rule = "|".join("-" * (w + 2) if number in left else "-" * (w + 1) + ":" for number, w in enumerate(widths))
-    return "\n".join([f"| {line(cells[0])} |", f"|{rule}|", *(f"| {line(row)} |" for row in cells[1:])])
 
 
 def uar_table(

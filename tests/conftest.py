@@ -17,6 +17,8 @@ import soundfile
 import torch
 from transformers import HubertConfig, HubertForCTC, HubertForSequenceClassification, HubertModel
 
+from exhubert.utils.command import run_with_one_line_errors
+
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {
     "hidden_size": 32,
@@ -139,3 +141,11 @@ def run_without_package(tmp_path: Path, script: str) -> dict:
     done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def refused(capsys: pytest.CaptureFixture[str], main: Callable[[list[str]], int], *arguments: object) -> str:
+    """Runs a command in this process; it must end in one line on standard error and exit code 1. Returns that line."""
+    assert run_with_one_line_errors(lambda: main([str(argument) for argument in arguments])) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: ")
+    return line

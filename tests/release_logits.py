@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from conftest import HUBERT_KINDS, ROOT, SMALL
 from exhubert import ExHuBERTConfig, ExHuBERTForSequenceClassification
 from exhubert.convert.published import convert_published
-from exhubert.reports.tables import markdown_table
+from exhubert.utils.text import markdown_table
 
 LARGE = HUBERT_KINDS["large"]
 MODELS: dict[str, dict[str, Any]] = {

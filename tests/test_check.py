@@ -20,7 +20,7 @@ import soundfile
 from conftest import write_video
 from exhubert.corpora import scan
 from exhubert.corpora.check import check_corpus, run_check
-from exhubert.corpora.scan import scan_clip, scan_clips
+from exhubert.corpora.clip_facts import scan_clip, scan_clips
 
 RATE = 16_000
 NOISE = 0.2 * np.random.default_rng(0).standard_normal(RATE).clip(-3, 3)

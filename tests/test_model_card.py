@@ -19,7 +19,8 @@ from conftest import ROOT, SMALL, run_without_package
 from exhubert import ExHuBERTConfig, ExHuBERTForSequenceClassification
 from exhubert.convert.contract import convert_contract
 from exhubert.convert.hubert import convert_hubert
-from exhubert.model_card import (
+from exhubert.model_folder import save_model_folder
+from exhubert.model_folder.card import (
     LICENCES,
     add_section,
     corpus_facts,
@@ -30,8 +31,7 @@ from exhubert.model_card import (
     write_card,
     write_run_card,
 )
-from exhubert.model_card_text import calibration_section
-from exhubert.model_folder import save_model_folder
+from exhubert.model_folder.card_text import calibration_section
 
 AWKWARD = 'my "corpus" | *[x](y)* <b>: #1'
 SCORES = {

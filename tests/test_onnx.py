@@ -31,7 +31,7 @@ from exhubert import ExHuBERTConfig, ExHuBERTForSequenceClassification
 from exhubert.cli import entry_point
 from exhubert.convert.onnx import convert_onnx
 from exhubert.model_folder import check_model_folder, load_classifier, load_pipeline, save_model_folder
-from exhubert.push import push_model_folder
+from exhubert.publish.push import push_model_folder
 
 SAMPLES_OF_ONE_FRAME = 448  # with the CNN of SMALL
 

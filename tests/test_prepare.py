@@ -20,9 +20,9 @@ from conftest import ROOT, write_video
 from exhubert.audio_exhubert import read_audio
 from exhubert.cli import main, run_with_one_line_errors
 from exhubert.corpora import registry
+from exhubert.corpora.distribution import VIDEO_SUFFIXES
 from exhubert.corpora.labels import load_label_map, map_labels
 from exhubert.corpora.load import load_corpora
-from exhubert.corpora.naming import VIDEO_SUFFIXES
 from exhubert.corpora.readers import check_audio, read_corpus
 from exhubert.corpora.splits import overlap, split_corpus
 

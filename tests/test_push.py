@@ -22,7 +22,7 @@ from transformers import AutoModelForAudioClassification
 from conftest import ROOT, WITHOUT_PACKAGE
 from exhubert.convert.hubert import convert_hubert
 from exhubert.model_folder import save_model_folder
-from exhubert.push import push_model_folder
+from exhubert.publish.push import push_model_folder
 from exhubert.training.arguments import parse, resolved
 from hub_stand_in import READER, WRITER, HubStandIn, Repo
 

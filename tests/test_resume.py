@@ -29,11 +29,11 @@ from transformers import ASTConfig, ASTForAudioClassification, HubertConfig, Hub
 
 import train_hf
 from conftest import HUBERT_KINDS, ROOT, SMALL, write_corpus
-from exhubert.cli import quiet_transformers, run_with_one_line_errors
 from exhubert.training import trainer as trainer_module
 from exhubert.training.collator import AudioCollator
 from exhubert.training.interruption import SAME_PRESS_SECONDS, Signals
 from exhubert.training.trainer import RoundRobinTrainer
+from exhubert.utils.command import quiet_transformers, run_with_one_line_errors
 
 PATIENCE_SECONDS = 240  # for a life that takes two on an idle machine
 UPDATES = 12

@@ -21,8 +21,8 @@ from sklearn.metrics import (
 )
 
 from exhubert.configuration_exhubert import SIX_CLASSES
+from exhubert.evaluation.bootstrap import interval, p_value, resample, scores_of
 from exhubert.evaluation.scores import average, compare, groups, score
-from exhubert.reports.bootstrap import interval, p_value, resample, scores_of
 
 ABC = ("a", "b", "c")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import sys
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from exhubert.training.augmentation import Augmentation
 from exhubert.training.lora import ATTENTION
+from exhubert.utils.text import nearest
 
 FREEZABLE = ("feature_encoder", "originals", "base")
 CHOICES = {
@@ -375,5 +375,4 @@ def _checked_lora(values: dict[str, Any]) -> dict[str, Any]:
 
 def _check_name(name: str, known: Sequence[str], message: str) -> None:
     if name not in known:
-        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-        raise ValueError(f"{message} {name!r}; the nearest is {nearest!r}")
+        raise ValueError(f"{message} {name!r}; the nearest is {nearest(name, known)!r}")

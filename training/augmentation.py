@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import inspect
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from exhubert.audio_exhubert import SAMPLING_RATE
+from exhubert.utils.text import first_line, nearest
 
 
 class Augmentation:
@@ -52,14 +52,12 @@ class Augmentation:
 def _transform(parameters: dict[str, Any], known: Mapping[str, Any]) -> Any:
     name = parameters.pop("name", None)
     if name not in known:
-        nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
         what = "a transform without a `name`" if name is None else f"no transform {name!r}"
-        raise ValueError(f"augmentation: {what} in audiomentations; the nearest is {nearest!r}")
+        raise ValueError(f"augmentation: {what} in audiomentations; the nearest is {nearest(name, known)!r}")
     legal = [key for key in inspect.signature(known[name]).parameters if key != "self"]
     for key in parameters:
         if key not in legal:
-            nearest = difflib.get_close_matches(str(key), legal, n=1, cutoff=0.0)[0]
-            raise ValueError(f"augmentation: {name} has no parameter {key!r}; the nearest is {nearest!r}")
+            raise ValueError(f"augmentation: {name} has no parameter {key!r}; the nearest is {nearest(key, legal)!r}")
     # Tried once: some say only then that a file or a library is missing, and that must not come up hours later.
     try:
         transform = known[name](**parameters)
@@ -69,8 +67,7 @@ def _transform(parameters: dict[str, Any], known: Mapping[str, Any]) -> Any:
             transform(samples=0.1 * noise, sample_rate=SAMPLING_RATE)
         transform.p = probability
     except Exception as error:  # the library's are of many kinds
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ValueError(f"augmentation: {name} with {parameters} fails: {reason}") from error
+        raise ValueError(f"augmentation: {name} with {parameters} fails: {first_line(error)}") from error
     return transform
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from transformers import PretrainedConfig
 
 from exhubert.audio_exhubert import WINDOW_SECONDS, extract_features
-from exhubert.model_folder import make_feature_extractor
+from exhubert.model_folder.load import make_feature_extractor
 
 ModelInput = Callable[[np.ndarray], np.ndarray]
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from exhubert.modeling_exhubert import HEAD
+from exhubert.utils.files import whole_file
 
 PARTS_FILE = "lora.safetensors"
 ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
@@ -69,9 +70,8 @@ def save_lora_parts(model: torch.nn.Module, directory: Path, weights: dict[str, 
     weights = model.state_dict() if weights is None else weights
     parts = {name: tensor.contiguous() for name, tensor in weights.items() if _is_part(name)}
     if parts:
-        unfinished = directory / f".{PARTS_FILE}.unfinished"
-        save_file(parts, unfinished)
-        unfinished.replace(directory / PARTS_FILE)
+        with whole_file(directory / PARTS_FILE) as unfinished:
+            save_file(parts, unfinished)
 
 
 def load_lora_parts(model: torch.nn.Module, directory: Path) -> None:

@@ -9,11 +9,11 @@ import torch
 from transformers import PreTrainedModel
 
 from exhubert.configuration_exhubert import ExHuBERTConfig
-from exhubert.model_folder import load_classifier, read_config
+from exhubert.model_folder.load import load_classifier, read_config
 from exhubert.modeling_exhubert import HEAD, ExHuBERTForSequenceClassification
-from exhubert.reports.tables import markdown_table
 from exhubert.training.arguments import Recipe
 from exhubert.training.lora import add_lora
+from exhubert.utils.text import markdown_table
 
 PARTS = ("CNN feature encoder", "feature projection", "original layers", "copies", "other encoder", "LoRA", "head")
 

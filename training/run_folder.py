@@ -18,9 +18,12 @@ from datasets import Dataset
 from safetensors import SafetensorError
 from transformers import TrainingArguments
 
-from exhubert.evaluation.results import CURVES, RESULTS, UNFINISHED, versions, write_text
+from exhubert.evaluation.results import CURVES, RESULTS
 from exhubert.reports.plots import plot_curves
 from exhubert.training.arguments import Recipe
+from exhubert.utils.files import UNFINISHED, write_text
+from exhubert.utils.text import first_line
+from exhubert.utils.versions import versions
 
 SETTINGS, ENVIRONMENT = "recipe.yaml", "environment.json"
 
@@ -139,8 +142,7 @@ def disk_errors(target: Path) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
         room = shutil.disk_usage(next(path for path in (target, *target.parents) if path.exists())).free // 2**20
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise OSError(f"{target} could not be written, {room} MiB are free there: {reason}") from error
+        raise OSError(f"{target} could not be written, {room} MiB are free there: {first_line(error)}") from error
 
 
 def write_curves(output: str, log_history: list[dict[str, Any]], title: str) -> None:

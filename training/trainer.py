@@ -22,12 +22,13 @@ from transformers import EarlyStoppingCallback, ProgressCallback, Trainer, Train
 from transformers.integrations import TensorBoardCallback
 
 from exhubert.evaluation.metrics import average_metrics, compute_metrics, only_logits
-from exhubert.model_folder import save_model_folder
+from exhubert.model_folder.save import save_model_folder
 from exhubert.training.collator import AudioCollator
 from exhubert.training.interruption import Interrupted, Signals
 from exhubert.training.lora import load_lora_parts, save_lora_parts
 from exhubert.training.round_robin import Draw, RoundRobinSampler
 from exhubert.training.run_folder import disk_errors, whole_checkpoints
+from exhubert.utils.text import first_line
 
 AVERAGE = "eval_average_uar"
 LOST_PROCESS = ("Connection", "gloo", "NCCL", "Timed out")  # in the errors of collectives
@@ -97,7 +98,7 @@ class RoundRobinTrainer(Trainer):
             raise self.interrupted() from None
         except RuntimeError as error:
             if self.args.world_size > 1 and any(word in str(error) for word in LOST_PROCESS):
-                reason = str(error).strip().splitlines()[0]
+                reason = first_line(error)
                 raise ConnectionError(f"another process of this run is gone, or does not answer ({reason})") from error
             raise
         finally:

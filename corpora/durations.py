@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from exhubert.reports.figures import DISTINCT_COLOURS, new_figure, save_figure
+from exhubert.utils.figures import DISTINCT_COLOURS, new_figure, save_figure
 
 
 def plot_durations(

@@ -11,6 +11,8 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from exhubert.utils.files import whole_file
+
 # Okabe and Ito's, which colour-blind readers can tell apart; grey is the last.
 DISTINCT_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000", "#999999")
 LINE_COLOURS = tuple(colour for colour in DISTINCT_COLOURS if colour not in ("#F0E442", "#000000"))  # yellow is faint
@@ -26,10 +28,9 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Writes a PNG under a temporary name and renames it."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    figure.savefig(unfinished, dpi=150, format="png")
-    unfinished.replace(path)
+    """Writes a PNG, whole or not at all."""
+    with whole_file(path) as unfinished:
+        figure.savefig(unfinished, dpi=150, format="png")
 
 
 def line_style(number: int) -> dict[str, Any]:

@@ -22,9 +22,9 @@ from huggingface_hub.utils import logging, validate_repo_id
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
-from exhubert.model_card import CARD, hub_card, is_edited
-from exhubert.model_folder import CODE_FILES, EMOTION_CODE_FILE, SHARD, check_model_folder
-from exhubert.modeling_onnx import ONNX_FILE
+from exhubert.model_folder.card import CARD, hub_card, is_edited
+from exhubert.model_folder.onnx_model import ONNX_FILE
+from exhubert.model_folder.save import CODE_FILES, EMOTION_CODE_FILE, SHARD, check_model_folder
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ONNX_DATA = f"{ONNX_FILE}.data"

@@ -11,7 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from exhubert.inference.files import STANDARD_INPUT, output_file, printable
+from exhubert.inference.audio_files import STANDARD_INPUT, output_file
+from exhubert.utils.files import whole_file, write_text
+from exhubert.utils.text import printable
 
 FORMATS = ("table", "jsonl", "csv")
 SILENT = "no speech"  # in the table
@@ -79,25 +81,19 @@ def open_rows(path: Path, layout: Layout, settings: Mapping[str, Any]) -> Iterat
         OSError: if it cannot be written.
     """
     path = output_file(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f"{path.name}.settings.json")
     begun = path.exists() and path.stat().st_size > 0
     if begun:
         _check_settings(path, beside, settings)
     else:
-        beside.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        write_text(beside, json.dumps(settings, indent=2) + "\n")
     done = set()
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        with unfinished.open("w", encoding="utf-8", newline="") as file:
-            file.write(layout.header())
-            for name, error, line in _rows(path, layout) if begun else ():
-                if not error and name != STANDARD_INPUT:
-                    file.write(line)
-                    done.add(os.path.abspath(name))
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with whole_file(path) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as file:
+        file.write(layout.header())
+        for name, error, line in _rows(path, layout) if begun else ():
+            if not error and name != STANDARD_INPUT:
+                file.write(line)
+                done.add(os.path.abspath(name))
     with path.open("a", encoding="utf-8", newline="") as file:
         yield file, done
 

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from exhubert.configuration_exhubert import SIX_CLASSES
 from exhubert.corpora.registry import Corpus, corpus_or_none
 from exhubert.pipeline_exhubert import PIPELINE_TASK
-from exhubert.reports.tables import markdown_table
+from exhubert.utils.text import markdown_table
 
 EXAMPLES = (
     "disgust",

@@ -17,7 +17,8 @@ from typing import Any, BinaryIO
 from tqdm.auto import tqdm
 
 from exhubert.audio_exhubert import audio_name
-from exhubert.corpora.naming import AUDIO_SUFFIXES, VIDEO_SUFFIXES
+from exhubert.utils.files import AUDIO_SUFFIXES, VIDEO_SUFFIXES, is_audio, visible_files
+from exhubert.utils.text import printable
 
 STANDARD_INPUT = "-"
 
@@ -43,25 +44,16 @@ def find_audio(arguments: Sequence[str]) -> list[str]:
             matches = [argument]
             suffixes = " ".join(suffix[1:] for suffix in (*AUDIO_SUFFIXES, *VIDEO_SUFFIXES))
             missing = f"no audio files in this folder ({suffixes})"
-        names = [name for match in matches for name in (_audio_below(match) if os.path.isdir(match) else [match])]
+        names = [
+            name
+            for match in matches
+            for name in (filter(is_audio, map(str, visible_files(match))) if os.path.isdir(match) else [match])
+        ]
         if not names:
             raise ValueError(f"{argument}: {missing}")
         for name in names:
             found.setdefault(name if name == STANDARD_INPUT else os.path.abspath(name), name)
     return list(found.values())
-
-
-def _audio_below(folder: str) -> list[str]:
-    def stop(error: OSError) -> None:
-        raise error
-
-    found = []
-    for directory, subfolders, names in os.walk(folder, onerror=stop):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        for name in names:
-            if name.lower().endswith((*AUDIO_SUFFIXES, *VIDEO_SUFFIXES)) and not name.startswith("."):
-                found.append(os.path.join(directory, name))
-    return sorted(found)
 
 
 @contextlib.contextmanager
@@ -91,11 +83,6 @@ def output_file(name: str | Path) -> Path:
 def as_text(name: str) -> str:
     """A file's name as Unicode: bytes in it that are not UTF-8 become `\\udcXX`."""
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def printable(text: str) -> str:
-    """Text for a terminal: line ends, control characters and bytes that are not UTF-8 are escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def go_through(

@@ -13,13 +13,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from exhubert.corpora.registry import Corpus, patterns_of
+from exhubert.utils.files import AUDIO_SUFFIXES, VIDEO_SUFFIXES, is_audio, visible_files
 
-# In the order of preference, where a folder holds the same clip in several forms.
-AUDIO_SUFFIXES = (
-    *(".wav", ".flac", ".aiff", ".aif", ".au", ".sph", ".caf", ".w64"),
-    *(".ogg", ".oga", ".opus", ".mp3"),
-)
-VIDEO_SUFFIXES = (".m4a", ".aac", ".wma", ".webm", ".mp4", ".avi", ".mkv", ".mov", ".flv", ".mpg")  # by PyAV
 STANDARD_COLUMNS = ("speaker", "sex", "session", "language", "split", "text", "intensity", "take")
 SHOWN = 3  # examples in messages
 
@@ -55,20 +50,9 @@ def list_tree(root: str | os.PathLike[str]) -> Tree:
     tree = Tree(Path(root))
     if not tree.root.is_dir():
         raise ValueError(f"{root}: no such folder")
-    seen = set()
-    for folder, folders, names in os.walk(root, followlinks=True, onerror=_raise):
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:  # a link that leads back
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
-        for name in sorted(names):
-            path = Path(folder, name)
-            if name.startswith(".") or not path.is_file():
-                continue
-            suffix = path.suffix.lower()
-            files = tree.audio if suffix in (*AUDIO_SUFFIXES, *VIDEO_SUFFIXES) else tree.texts
+    for path in visible_files(tree.root, follow_links=True):
+        if path.is_file():
+            files = tree.audio if is_audio(path) else tree.texts
             files[_readable(path.relative_to(tree.root))] = path
     if not tree.audio:
         formats = " ".join(suffix[1:] for suffix in (*AUDIO_SUFFIXES, *VIDEO_SUFFIXES))
@@ -247,12 +231,7 @@ def _names_in(rule: str | Mapping[str, Any]) -> list[str]:
 
 
 def _without_suffix(name: str) -> str:
-    known = name.lower().endswith((*AUDIO_SUFFIXES, *VIDEO_SUFFIXES))
-    return name.rpartition(".")[0] if known else name
-
-
-def _raise(error: OSError) -> None:
-    raise error  # a folder that cannot be read, which `os.walk` would pass over
+    return name.rpartition(".")[0] if is_audio(name) else name
 
 
 def _readable(path: Path) -> str:

@@ -25,7 +25,7 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import validate_repo_id
 
 from exhubert.corpora.registry import Corpus, corpus_or_none
-from exhubert.model_card_text import (
+from exhubert.model_folder.card_text import (
     MODEL_LINE,
     architecture,
     citation_section,
@@ -39,6 +39,7 @@ from exhubert.model_card_text import (
     training_sections,
     use_section,
 )
+from exhubert.utils.files import whole_file, write_text
 
 CARD = "README.md"
 WRITTEN_BY = "Written by ExHuBERT for Transformers"
@@ -76,9 +77,8 @@ def write_run_card(run: str | os.PathLike[str], results: Mapping[str, Any] | Non
     pictures = ["curves.png", "reliability.png", *(f"confusion_{corpus}.png" for corpus in results["corpora"])]
     for name in pictures:
         if (run / name).is_file():
-            unfinished = run / "model" / f".{name}.unfinished"
-            shutil.copyfile(run / name, unfinished)
-            unfinished.replace(run / "model" / name)
+            with whole_file(run / "model" / name) as unfinished:
+                shutil.copyfile(run / name, unfinished)
     return write_card(
         run / "model",
         known=card_metadata(run / "model" / CARD),
@@ -96,7 +96,7 @@ def write_card(folder: Path, **facts: Any) -> bool:
     """
     if is_edited(folder / CARD):
         return False
-    _write(folder / CARD, _sealed(str(make_card(folder, **facts))))
+    write_text(folder / CARD, _sealed(str(make_card(folder, **facts))))
     return True
 
 
@@ -264,14 +264,14 @@ def add_section(folder: Path, title: str, text: str) -> None:
     card = _section(title).sub("", card)
     start, heading, rest = card.partition("\n## Input\n")
     card = f"{start.rstrip()}\n\n## {title}\n\n{text.strip()}\n{heading}{rest}"
-    _write(folder / CARD, card if edited else _sealed(card))
+    write_text(folder / CARD, card if edited else _sealed(card))
 
 
 def remove_section(folder: Path, title: str) -> None:
     """Takes the section with this title, if there is one, out of a folder's card; as `add_section`."""
     edited, card = is_edited(folder / CARD), (folder / CARD).read_text(encoding="utf-8")
     card = _section(title).sub("", card)
-    _write(folder / CARD, card if edited else _sealed(card))
+    write_text(folder / CARD, card if edited else _sealed(card))
 
 
 def hand_down_section(source: Path, folder: Path, title: str) -> None:
@@ -374,9 +374,3 @@ def _sealed(card: str) -> str:
     card = SEAL.sub("", card).strip()
     rule = "and written anew after training; once it is edited, it is left alone"
     return f"{card}\n\n<!-- {WRITTEN_BY}, {rule}. SHA-256 of the above: {_digest(card)} -->\n"
-
-
-def _write(path: Path, text: str) -> None:
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)

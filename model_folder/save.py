@@ -1,0 +1,147 @@
+"""Writes a model folder: what the Hub repo of a model carries, complete, or not at all."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from exhubert.audio_exhubert import WINDOW_SECONDS
+from exhubert.configuration_exhubert import ExHuBERTConfig
+from exhubert.model_folder.card import CARD, is_edited, source_metadata, write_card
+from exhubert.model_folder.load import make_feature_extractor
+from exhubert.model_folder.onnx_model import ONNX_FILE
+from exhubert.modeling_wav2vec2_emotion import Wav2Vec2EmotionConfig
+from exhubert.pipeline_exhubert import CUSTOM_PIPELINES
+from exhubert.utils.files import whole_folder
+
+CODE_FILES = ("configuration_exhubert.py", "modeling_exhubert.py", "audio_exhubert.py", "pipeline_exhubert.py")
+EMOTION_CODE_FILE = "modeling_wav2vec2_emotion.py"  # carried by the folders of that model alone
+
+AUTO_MAPS = {  # by model type
+    ExHuBERTConfig.model_type: {
+        "AutoConfig": "configuration_exhubert.ExHuBERTConfig",
+        "AutoModel": "modeling_exhubert.ExHuBERTModel",
+        "AutoModelForAudioClassification": "modeling_exhubert.ExHuBERTForSequenceClassification",
+    },
+    Wav2Vec2EmotionConfig.model_type: {
+        "AutoConfig": "modeling_wav2vec2_emotion.Wav2Vec2EmotionConfig",
+        "AutoModelForAudioClassification": "modeling_wav2vec2_emotion.Wav2Vec2EmotionForSequenceClassification",
+    },
+}
+
+SHARD = re.compile(r"model(-\d{5}-of-\d{5}\.safetensors|\.safetensors(\.index\.json)?)")
+
+
+def save_model_folder(
+    model: PreTrainedModel,
+    directory: str | os.PathLike[str],
+    window_seconds: float = WINDOW_SECONDS,
+    state_dict: dict[str, Any] | None = None,
+    write_weights: Callable[[Path], None] | None = None,
+    source: str | None = None,
+) -> Path:
+    """Writes configuration, safetensors, the four code files, the feature extractor and a card.
+
+    The folder loads with `AutoModelForAudioClassification`, `AutoFeatureExtractor` and
+    `pipeline("speech-emotion-recognition")`, also where this package is not installed. It is written beside the
+    target and renamed when complete. The files of a model folder that is there already are replaced, each at once, but
+    a card that was edited by hand stays.
+
+    Args:
+        model: any audio-classification model.
+        directory: the target.
+        window_seconds: length of the model's input in seconds.
+        state_dict: the weights, where they are not `model.state_dict()` (sharded training). LoRA is merged into them.
+        write_weights: writes the weights into the folder that it is given, where the model does not hold them (it is
+            on the meta device).
+        source: folder or Hub id of the weights that it started from, whose licence is its card's; where it was
+            loaded from by default.
+
+    Raises:
+        ValueError: if `directory` holds something else than a model.
+    """
+    directory = Path(directory)
+    if directory.exists() and not (
+        directory.is_dir() and ((directory / "config.json").exists() or not any(directory.iterdir()))
+    ):
+        raise ValueError(f"{directory} exists and is no model folder; give another name, or delete it")
+    with whole_folder(directory, replace=True) as unfinished:
+        _write(model, unfinished, window_seconds, state_dict, write_weights)
+        source = model.config.name_or_path if source is None else source
+        write_card(unfinished, known=source_metadata(source or ""))
+        written = {path.name for path in unfinished.iterdir()}
+        if is_edited(directory / CARD):
+            (unfinished / CARD).unlink()
+    for path in directory.iterdir():  # the shards of what was there
+        if path.name not in written and SHARD.fullmatch(path.name):
+            path.unlink()
+    return directory
+
+
+def merge_lora(model: torch.nn.Module, weights: dict[str, Any]) -> dict[str, Any]:
+    """Returns weights with what LoRA adds to a layer in its weight, under the names of the model without LoRA."""
+    merged = {}
+    for name, tensor in weights.items():
+        if ".lora_" in name:
+            continue
+        layer, base, rest = name.partition(".base_layer.")
+        if rest == "weight":
+            factors = [weights[f"{layer}.lora_{factor}.default.weight"] for factor in "BA"]
+            adapter: Any = model.get_submodule(layer)
+            tensor = tensor + adapter.scaling["default"] * (factors[0] @ factors[1])
+        merged[f"{layer}.{rest}" if base else name] = tensor
+    return merged
+
+
+def _write(
+    model: PreTrainedModel,
+    directory: Path,
+    window_seconds: float,
+    state_dict: dict[str, Any] | None,
+    write_weights: Callable[[Path], None] | None,
+) -> None:
+    if write_weights is None:
+        if any(".lora_" in parameter for parameter, _ in model.named_parameters()):
+            state_dict = merge_lora(model, model.state_dict() if state_dict is None else state_dict)
+        if type(model).__name__.startswith("FSDP"):
+            type(model)._auto_class = None  # FSDP2 made this class, and its code, torch's, would be saved
+        model.save_pretrained(directory, state_dict=state_dict)
+    else:
+        config = copy.deepcopy(model.config)
+        config.architectures = [type(model).__name__]
+        config.save_pretrained(directory)
+        write_weights(directory)
+    config_file = directory / "config.json"
+    config = json.loads(config_file.read_text(encoding="utf-8"))
+    config["custom_pipelines"] = CUSTOM_PIPELINES
+    if config["model_type"] in AUTO_MAPS:  # `save_pretrained` names the saved class alone
+        config["auto_map"] = AUTO_MAPS[config["model_type"]]
+    config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    make_feature_extractor(model.config, window_seconds).save_pretrained(directory)
+    package = Path(__file__).parent.parent
+    own = (EMOTION_CODE_FILE,) if config["model_type"] == Wav2Vec2EmotionConfig.model_type else ()
+    for code_file in (*CODE_FILES, *own):
+        shutil.copyfile(package / code_file, directory / code_file)
+
+
+def check_model_folder(directory: str | os.PathLike[str]) -> Path:
+    """Returns `directory` as a path, or raises ValueError naming the first file that a model folder lacks."""
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise ValueError(f"{directory}: no such model folder")
+    exported = (directory / ONNX_FILE).is_file()
+    for name in ("config.json", "preprocessor_config.json", *(() if exported else CODE_FILES)):
+        if not (directory / name).is_file():
+            raise ValueError(f"{directory} is not a model folder: it lacks {name}")
+    if not exported and not any(directory.glob("*.safetensors")):
+        raise ValueError(f"{directory} is not a model folder: it lacks weights (*.safetensors)")
+    return directory

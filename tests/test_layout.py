@@ -1,0 +1,121 @@
+"""The layout: which part may import which, what the root holds, and what is imported when.
+
+python -m pytest tests/test_layout.py
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+
+import pytest
+
+from conftest import ROOT
+
+# Each floor imports only from those below it; the second column is the one exception.
+FLOORS = (
+    ("configuration_exhubert", "audio_exhubert", "modeling_wav2vec2_emotion", "utils"),
+    ("corpora", "reports", "modeling_exhubert", "pipeline_exhubert"),
+    ("model_folder", "evaluation"),
+    ("training", "inference", "convert", "publish"),
+    ("train_hf", "evaluate_hf"),
+    ("cli", "__main__", "demo", "benchmarks"),
+)
+# Saving the model carries the configuration, audio and pipeline code along.
+WITHIN_A_FLOOR = {("modeling_exhubert", "pipeline_exhubert"), ("__main__", "cli")}
+HEAVY = ("torch", "transformers", "pandas", "matplotlib", "datasets", "sklearn", "scipy")
+
+
+def modules() -> dict[str, ast.Module]:
+    """Every Python file of the package by its path."""
+    tracked = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.py"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return {
+        name: ast.parse((ROOT / name).read_text(encoding="utf-8"))
+        for name in tracked.stdout.split()
+        if not name.startswith("tests/") and (ROOT / name).exists()
+    }
+
+
+def imported_parts(tree: ast.Module) -> set[str]:
+    """The parts of the package that a file imports, anywhere in it."""
+    parts = set()
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names if alias.name.startswith("exhubert.")]
+        elif isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").split(".")[0] == "exhubert"):
+            names = [f"exhubert.{node.module}" if node.level else str(node.module)]
+            if names == ["exhubert"]:
+                names = [f"exhubert.{alias.name}" for alias in node.names]
+        parts |= {name.split(".")[1] for name in names}
+    return parts
+
+
+def test_imports_run_downwards_only():
+    floor_of = {part: number for number, parts in enumerate(FLOORS, start=1) for part in parts}
+    upwards = []
+    for name, tree in modules().items():
+        part = name.split("/")[0].removesuffix(".py")
+        if part == "__init__":
+            continue
+        assert part in floor_of, f"{name}: {part} stands on no floor"
+        for other in imported_parts(tree) - {part}:
+            below = floor_of.get(other, 0) < floor_of[part]
+            if not below and (part, other) not in WITHIN_A_FLOOR:
+                upwards.append(f"{name} imports {other}")
+    assert not upwards
+
+
+def test_no_function_is_longer_than_80_lines():
+    long = [
+        f"{name}: {node.name} has {node.end_lineno - node.lineno + 1} lines"
+        for name, tree in modules().items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno >= 80
+    ]
+    assert not long
+
+
+def test_the_root_holds_the_scripts_and_the_files_of_hub_repos():
+    assert sorted(name for name in modules() if "/" not in name) == [
+        "__init__.py",
+        "__main__.py",
+        "audio_exhubert.py",
+        "cli.py",
+        "configuration_exhubert.py",
+        "evaluate_hf.py",
+        "modeling_exhubert.py",
+        "modeling_wav2vec2_emotion.py",
+        "pipeline_exhubert.py",
+        "train_hf.py",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("code", "absent"),
+    [
+        ("import exhubert", HEAVY),
+        ("import exhubert.cli", HEAVY),
+        ("from exhubert.cli import main; main(['corpora', 'list'])", HEAVY),
+        ("from exhubert.cli import main; main(['corpora', 'show', 'emodb'])", HEAVY),
+        ("from exhubert.model_folder import load_pipeline", ("pandas", "matplotlib", "datasets")),
+    ],
+)
+def test_nothing_heavy_is_imported_before_it_is_needed(code, absent):
+    script = f"import sys\n{code}\nloaded = set({absent!r}) & set(sys.modules)\nassert not loaded, loaded"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT.parent)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_auto_classes_know_the_models_of_the_package():
+    for first in ("from transformers import AutoConfig\nimport exhubert", "from exhubert import ExHuBERTModel"):
+        script = f"{first}\nfrom transformers import AutoConfig\nprint(AutoConfig.for_model('exhubert').num_copies)"
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT.parent)
+        assert done.stdout.splitlines()[-1:] == ["1"], done.stderr

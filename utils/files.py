@@ -1,0 +1,131 @@
+"""Files and folders that are written whole or not at all, and the audio files below a folder."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+# In the order of preference, where a folder holds the same clip in several forms.
+AUDIO_SUFFIXES = (
+    *(".wav", ".flac", ".aiff", ".aif", ".au", ".sph", ".caf", ".w64"),
+    *(".ogg", ".oga", ".opus", ".mp3"),
+)
+VIDEO_SUFFIXES = (".m4a", ".aac", ".wma", ".webm", ".mp4", ".avi", ".mkv", ".mov", ".flv", ".mpg")  # by PyAV
+UNFINISHED = ".unfinished"
+LONGEST_NAME = 240  # bytes, of which file systems take 255
+
+
+@contextlib.contextmanager
+def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields a hidden name beside `path`; what is written there becomes `path` if the block ends without an error.
+
+    What was at `path` is replaced at once, or stays. The folder is made where it is missing.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    name = os.fsdecode(os.fsencode(f".{path.name}")[:LONGEST_NAME])
+    unfinished = path.with_name(f"{name}{UNFINISHED}")
+    try:
+        yield unfinished
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes UTF-8 text, whole or not at all."""
+    with whole_file(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def whole_folder(directory: str | os.PathLike[str], replace: bool = False) -> Iterator[Path]:
+    """Yields an empty folder that becomes `directory` if the block ends without an error.
+
+    It has `directory`'s name, in a hidden folder beside it. What runs that were killed on this machine have left there
+    is removed. An empty folder that is there already is filled, as it may be a mount point or have access rights of its
+    own.
+
+    Args:
+        directory: the target.
+        replace: whether a folder that holds something may be there: files of the same names are replaced, each at once
+            and `config.json` last, and the others stay.
+
+    Raises:
+        ValueError: if `directory` is there already, and is not an empty folder (but see `replace`).
+    """
+    directory = Path(os.path.realpath(directory))
+
+    def check_free() -> None:
+        if directory.exists() and not (directory.is_dir() and (replace or not any(directory.iterdir()))):
+            raise ValueError(f"{directory} exists already; give a folder that does not, or delete it")
+
+    check_free()
+    prefix = f".{directory.name}{UNFINISHED}-{socket.gethostname()}-"
+    for left in directory.parent.glob(f"{glob.escape(prefix)}*"):
+        if not _runs(left.name[len(prefix) :]):
+            shutil.rmtree(left, ignore_errors=True)
+    beside = directory.with_name(f"{prefix}{os.getpid()}")
+    shutil.rmtree(beside, ignore_errors=True)
+    unfinished = beside / directory.name
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        check_free()  # another process may have been faster
+        if directory.is_dir():
+            for path in sorted(unfinished.iterdir(), key=lambda path: path.name == "config.json"):
+                shutil.move(path, directory / path.name)  # across file systems, too
+        else:
+            unfinished.rename(directory)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _runs(process: str) -> bool:
+    """Whether a process of this machine is alive."""
+    if os.name != "posix" or not process.isdigit():  # elsewhere `os.kill` would end it
+        return True
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        pass
+    return True
+
+
+def visible_files(folder: str | os.PathLike[str], follow_links: bool = False) -> Iterator[Path]:
+    """Yields the files below a folder in the order of their names, but for what is hidden (`._name`, which Macs leave).
+
+    Args:
+        folder: where to look.
+        follow_links: whether linked folders are searched too, each folder once.
+
+    Raises:
+        OSError: if a folder cannot be listed.
+    """
+
+    def stop(error: OSError) -> None:
+        raise error
+
+    seen = set()
+    for place, subfolders, names in os.walk(folder, onerror=stop, followlinks=follow_links):
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in seen:  # a link that leads back
+            subfolders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and name != "__MACOSX")
+        for name in sorted(names):
+            if not name.startswith("."):
+                yield Path(place, name)
+
+
+def is_audio(name: str | os.PathLike[str]) -> bool:
+    """Whether a file is called as audio, or video, which may have sound, is."""
+    return os.fspath(name).lower().endswith((*AUDIO_SUFFIXES, *VIDEO_SUFFIXES))
