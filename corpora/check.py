@@ -162,8 +162,8 @@ def _check(
     findings += _check_labels(rows, corpus, label_map)
     there = (path.relative_to(directory).as_posix() for path in visible_files(directory) if is_audio(path))
     findings += [Finding(name, WARNING, "audio that no row names", "") for name in there if name not in clips]
-    printable = [Finding(*map(printable, finding)) for finding in findings]
-    return pandas.DataFrame(printable, columns=list(Finding._fields), dtype=str), clips
+    shown = [Finding(*map(printable, finding)) for finding in findings]
+    return pandas.DataFrame(shown, columns=list(Finding._fields), dtype=str), clips
 
 
 def _read_metadata(directory: Path) -> tuple[Path, pandas.DataFrame]:

@@ -44,11 +44,9 @@ def find_audio(arguments: Sequence[str]) -> list[str]:
             matches = [argument]
             suffixes = " ".join(suffix[1:] for suffix in (*AUDIO_SUFFIXES, *VIDEO_SUFFIXES))
             missing = f"no audio files in this folder ({suffixes})"
-        names = [
-            name
-            for match in matches
-            for name in (filter(is_audio, map(str, visible_files(match))) if os.path.isdir(match) else [match])
-        ]
+        names = []
+        for match in matches:
+            names += sorted(filter(is_audio, map(str, visible_files(match)))) if os.path.isdir(match) else [match]
         if not names:
             raise ValueError(f"{argument}: {missing}")
         for name in names:

@@ -17,6 +17,7 @@ from transformers import (
 )
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 
+from exhubert import modeling_exhubert  # noqa: F401 - makes our models known to the Auto classes
 from exhubert.audio_exhubert import SAMPLING_RATE, WINDOW_SECONDS, ExHuBERTFeatureExtractor
 from exhubert.model_folder.onnx_model import load_onnx
 from exhubert.modeling_wav2vec2_emotion import Wav2Vec2EmotionForSequenceClassification

@@ -18,7 +18,7 @@ import pytest
 import soundfile
 
 from conftest import write_video
-from exhubert.corpora import scan
+from exhubert.corpora import clip_facts
 from exhubert.corpora.check import check_corpus, run_check
 from exhubert.corpora.clip_facts import scan_clip, scan_clips
 
@@ -94,7 +94,7 @@ def test_the_hash_is_of_the_samples_not_of_the_file(tmp_path):
 def test_long_files_are_decoded_in_blocks(tmp_path, monkeypatch):
     soundfile.write(tmp_path / "a.flac", np.stack([NOISE, -NOISE], axis=1), RATE)
     whole = scan_clip(tmp_path / "a.flac")
-    monkeypatch.setattr(scan, "BLOCK_BYTES", 8000)  # 1,000 frames
+    monkeypatch.setattr(clip_facts, "BLOCK_BYTES", 8000)  # 1,000 frames
     assert scan_clip(tmp_path / "a.flac") == whole
 
 

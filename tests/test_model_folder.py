@@ -6,6 +6,7 @@ python -m pytest tests/test_model_folder.py
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import torch
 from transformers import HubertForSequenceClassification
 
 from conftest import ROOT, run_without_package
-from exhubert import ExHuBERTForSequenceClassification, model_folder
+from exhubert import ExHuBERTForSequenceClassification
 from exhubert.model_folder import CODE_FILES, check_model_folder, save_model_folder
 
 
@@ -144,7 +145,7 @@ def test_a_failure_while_writing_leaves_what_was_there(tmp_path, folder, monkeyp
     def fail(*arguments, **options):
         raise OSError("disk full")
 
-    monkeypatch.setattr(model_folder.shutil, "copyfile", fail)
+    monkeypatch.setattr(shutil, "copyfile", fail)
     with pytest.raises(OSError, match="disk full"):
         save_model_folder(model, folder)
     with pytest.raises(OSError, match="disk full"):

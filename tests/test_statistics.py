@@ -16,8 +16,8 @@ import soundfile
 from PIL import Image
 
 from exhubert.configuration_exhubert import SIX_CLASSES
+from exhubert.corpora import durations as clip_durations
 from exhubert.corpora.statistics import corpus_statistics, statistics_markdown, write_statistics
-from exhubert.reports import durations as clip_durations
 
 
 def edit(folder: Path, change) -> None:
