@@ -1,7 +1,9 @@
 # make demo   the whole idea in some minutes: two stages on synthetic speech; CORPORA=DIR uses real corpora there
-# make test   lint, type check and every test
-# make test-releases   the model's tests on several releases of transformers, and how far their logits differ; SLOW=1
-#                      adds the slow ones
+# make test   lint, type check and every test but the heaviest
+# make test-slow      the heaviest: kills and memory in their whole form
+# make test-avx2      the numeric tests, held to what most laptops' processors can do
+# make test-releases  the model's tests, and a training, on several releases of transformers, and how far their logits
+#                     differ; SLOW=1 adds the slow ones
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,48 +17,56 @@ ROUNDS ?=
 DEMO_OPTIONS = --run "$(RUN)" $(if $(CORPORA),--corpora "$(CORPORA)") $(if $(LIMIT),--limit $(LIMIT)) \
 	$(if $(ROUNDS),--rounds $(ROUNDS))
 
-# Each file has the pins of one release of transformers; constraints.txt has those of everything else.
+# A process for each core, as the tests' models are too small for more threads; the order keeps the longest files early.
+PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile \
+	--no-loadscope-reorder
+# Those whose numbers depend on the processor's kernels.
+NUMERIC_TESTS := $(wildcard tests/test_model.py tests/test_model_modes*.py tests/test_published.py)
+
+# Each file has what differs on one release of transformers from what `make test` runs with: torch and the rest are the
+# same, in $(VENV).
 RELEASES := $(patsubst tests/releases/%.txt,%,$(wildcard tests/releases/*.txt))
-# What needs no extra: the model and its loading.
-RELEASE_TESTS := $(wildcard tests/test_model*.py tests/test_convert.py tests/test_audio.py tests/test_published.py \
-	tests/test_pipeline.py tests/test_users_scripts.py)
+# The release that `make test` runs with; only the logits are computed again on it.
+PINNED := $(patsubst transformers==%,%,$(filter transformers==%,$(file < constraints.txt)))
+RELEASE_TESTS := $(wildcard tests/test_model*.py tests/test_convert*.py tests/test_audio*.py tests/test_published.py \
+	tests/test_pipeline*.py tests/test_users_scripts.py tests/test_training_releases.py)
 SLOW ?=
 RELEASE_PYTHON = env HF_HOME="$(CURDIR)/.releases/$*/cache" HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 \
 	PYTHONDONTWRITEBYTECODE= .releases/$*/bin/python
 
-.PHONY: demo test test-releases $(RELEASES:%=test-%) lint types clean
+.PHONY: demo test test-slow test-avx2 test-releases $(RELEASES:%=test-%) lint types clean
 
 demo: $(READY)
 	$(BIN)/python demo/run.py $(DEMO_OPTIONS)
 
-# A process for each core, as the tests' models are too small for more threads; the order keeps the longest files early.
 test: lint types
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not heavy"
+
+test-slow: $(READY)
+	$(PYTEST) -m heavy
+
+test-avx2: $(READY)
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) -q -m "not slow and not heavy" $(NUMERIC_TESTS)
 
 # Two releases at a time. One that fails holds up no other, and the table is printed all the same.
-test-releases: .releases/.wheel
+test-releases: $(READY)
 	rm -f .releases/*/tests.xml
 	failed=0; \
 	$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target $(RELEASES:%=test-%) || failed=1; \
 	$(BIN)/python tests/release_logits.py $(RELEASES:%=.releases/%) && exit $$failed
 
 $(RELEASES:%=test-%): test-%: .releases/%/.ready
-	$(RELEASE_PYTHON) -m pytest -q $(if $(SLOW),,-m "not slow") -p no:cacheprovider --junitxml=.releases/$*/tests.xml \
-		tests/release_logits.py $(RELEASE_TESTS)
+	$(RELEASE_PYTHON) -m pytest -q -m "not heavy$(if $(SLOW),, and not slow)" -p no:cacheprovider \
+		--junitxml=.releases/$*/tests.xml tests/release_logits.py $(if $(filter $(PINNED),$*),,$(RELEASE_TESTS))
 
-# Compiling all of torch and transformers takes twice as long as installing them: what is imported is compiled then.
-.releases/%/.ready: tests/releases/%.txt .releases/.wheel
-	$(PYTHON) -m venv --clear .releases/$*
-	awk -F== 'NR == FNR { own[$$1]; next } !($$1 in own)' $< constraints.txt > .releases/$*/constraints.txt
-	.releases/$*/bin/python -m pip install --disable-pip-version-check --quiet --no-compile \
-		--constraint .releases/$*/constraints.txt --requirement $< transformers==$* pytest .releases/*.whl
-	touch $@
-
-# One editable wheel for all releases: pip would build it once for each, all in this folder at the same time.
-.releases/.wheel: $(READY)
-	mkdir -p .releases && rm -f .releases/*.whl
-	$(BIN)/python -c "from setuptools.build_meta import build_editable; build_editable('.releases')" \
-		> .releases/wheel.log 2>&1 || { cat .releases/wheel.log; exit 1; }
+# An environment of its own whose packages come before those of $(VENV).
+.releases/%/.ready: tests/releases/%.txt $(READY)
+	$(PYTHON) -m venv --clear --without-pip .releases/$*
+	own=$$(.releases/$*/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))"); \
+	shared=$$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))"); \
+	echo "import site; site.addsitedir('$$shared')" > "$$own/shared.pth" && \
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-compile --target "$$own" \
+		--requirement $<
 	touch $@
 
 lint: $(READY)
