@@ -10,6 +10,7 @@ import argparse
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -49,21 +50,22 @@ def small_hubert() -> HubertModel:
     return HubertModel(config)
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Runs all stages; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="folder for everything that is made")
     parser.add_argument("--corpora", type=Path, help="folder of corpus folders; synthetic ones are made without it")
     parser.add_argument("--limit", type=int, help="clips per corpus")
     parser.add_argument("--rounds", type=int, help="rounds of each stage, instead of the recipes'")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     run: Path = options.run
 
     say("1/6", "corpora")
     if options.corpora:
         corpora = corpus_folders(options.corpora)
     else:
-        corpora = make_corpora(run.parent / "synthetic_corpora", SYNTHETIC_CLIPS)
+        clips = SYNTHETIC_CLIPS if options.limit is None else min(options.limit, SYNTHETIC_CLIPS)
+        corpora = make_corpora(run.parent / "synthetic_corpora", clips)
         print(SYNTHETIC)
     *known, unseen = corpora
     clear(run)

@@ -5,6 +5,8 @@ python -m pytest tests/test_demo.py
 
 from __future__ import annotations
 
+import importlib
+import itertools
 import json
 import os
 import re
@@ -17,7 +19,7 @@ import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from conftest import ROOT
+from conftest import ROOT, refused
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 pytestmark = pytest.mark.slow
@@ -40,6 +42,13 @@ def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
     return done
+
+
+@pytest.fixture
+def demo_command(monkeypatch):
+    """The demo's own `main`, in this process."""
+    monkeypatch.syspath_prepend(ROOT / "demo")
+    return importlib.import_module("run").main
 
 
 def blocks(language: str) -> list[str]:
@@ -103,6 +112,15 @@ def test_the_readmes_python_runs_and_prints_what_it_shows(demo):
     assert outputs[0].splitlines()[0] in shown  # the class it names is one of the six
 
 
+# The commands `exhubert ...` of a run of lines in one process: the libraries are imported once.
+SEVERAL = """
+import shlex, sys
+from exhubert.cli import main
+for line in sys.argv[1:]:
+    assert main(shlex.split(line)[1:]) == 0, line
+"""
+
+
 def test_the_readmes_commands_run(demo):
     folder, _ = demo
     commands = [
@@ -112,8 +130,9 @@ def test_the_readmes_commands_run(demo):
         if not line.startswith(("make ", "git ", "#"))
     ]
     assert len(commands) >= 4
-    for command in commands:
-        run(["bash", "-c", command], folder)
+    for ours, lines in itertools.groupby(commands, key=lambda line: line.startswith("exhubert ")):
+        for command in [[sys.executable, "-c", SEVERAL, *lines]] if ours else [["bash", "-c", line] for line in lines]:
+            run(command, folder)
     assert (folder / "runs" / "scores" / "mine" / "results.json").is_file()
 
 
@@ -128,15 +147,13 @@ def test_the_readmes_map_names_every_file():
             assert path.name in table or f"`{path.parts[0]}/`" in table, f"the README's map does not name {name}"
 
 
-def test_a_folder_of_something_else_is_not_cleared(tmp_path):
+def test_a_folder_of_something_else_is_not_cleared(tmp_path, capsys, demo_command):
     (tmp_path / "thesis.txt").write_text("precious")
-    command = [sys.executable, "demo/run.py", "--run", str(tmp_path), "--corpora", str(tmp_path / "corpora")]
     for name in ("a", "b"):
         (tmp_path / "corpora" / name).mkdir(parents=True)
         (tmp_path / "corpora" / name / "metadata.csv").write_text("file_name,label,speaker\n")
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "holds something else than a demo" in done.stderr
+    line = refused(capsys, demo_command, "--run", tmp_path, "--corpora", tmp_path / "corpora")
+    assert "holds something else than a demo" in line
     assert (tmp_path / "thesis.txt").read_text() == "precious"
 
 
@@ -147,13 +164,12 @@ def test_the_readmes_links_lead_somewhere():
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("corpora", "message"),
     [
-        (["--corpora", "nowhere"], "error: nowhere: no such folder of corpora"),
-        (["--corpora", "recipes"], "error: recipes: 0 corpus folder(s) there; two are needed, one of them for stage 2"),
+        ("nowhere", "error: nowhere: no such folder of corpora"),
+        ("recipes", "error: recipes: 0 corpus folder(s) there; two are needed, one of them for stage 2"),
     ],
 )
-def test_wrong_corpora_end_the_demo_in_one_line(options, message):
-    done = subprocess.run([sys.executable, "demo/run.py", *options], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1] == message
+def test_wrong_corpora_end_the_demo_in_one_line(corpora, message, capsys, demo_command, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert refused(capsys, demo_command, "--corpora", corpora) == message
