@@ -15,10 +15,10 @@ from exhubert.utils.command import quiet_transformers, run_with_one_line_errors
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="exhubert", description="ExHuBERT: speech emotion recognition.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     convert = commands.add_parser("convert", help="make a model folder of a checkpoint")
-    kinds = convert.add_subparsers(dest="target", required=True, metavar="KIND")
+    kinds = convert.add_subparsers(required=True, metavar="KIND")
     hubert = kinds.add_parser(
         "hubert",
         help="expand a HuBERT",
@@ -51,14 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     onnx.add_argument("source", metavar="SRC", help="Hub id or folder of the model")
     onnx.add_argument("destination", metavar="DST", help="folder to write; must not exist")
     onnx.add_argument("--int8", action="store_true", help="quantise the matrices: a quarter of the size, and faster")
-    onnx.add_argument(
-        "--check",
-        dest="corpora",
-        metavar="DIR",
-        nargs="+",
-        default=[],
-        help="corpora, to compare on their test splits",
-    )
+    compared = "corpora, to compare on their test splits"
+    onnx.add_argument("--check", dest="corpora", metavar="DIR", nargs="+", default=[], help=compared)
     onnx.set_defaults(run="convert.onnx:convert_onnx")
 
     _add_corpora(commands)
@@ -75,14 +69,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     push.add_argument("--revision", metavar="BRANCH", help="branch, made if it does not exist (default: main)")
     push.add_argument("--dry-run", action="store_true", help="list the files and send nothing")
     push.set_defaults(run="publish.push:push_model_folder")
-    options = vars(parser.parse_args(arguments))
-    for name in ("command", "action", "target"):  # of the parsers
-        options.pop(name, None)
-    return _run(options.pop("run"), options.pop("prints", False), options)
+    return _run(**vars(parser.parse_args(arguments)))
 
 
-def _run(run: str, prints: bool, options: dict[str, Any]) -> int:
-    """Calls `module:function` of the package with a command's options.
+def _run(run: str, prints: bool = False, **options: Any) -> int:
+    """Calls `module:function` of the package with a command's options, and prints what it returns if it `prints`.
 
     Returns:
         The exit code: that which the function returns, if it returns a number; else 0.
@@ -107,7 +98,7 @@ def entry_point() -> int:
 def _add_corpora(commands: Any) -> None:
     """The parsers of `exhubert corpora ...`."""
     corpora = commands.add_parser("corpora", help="list, prepare and check emotion corpora")
-    actions = corpora.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions = corpora.add_subparsers(required=True, metavar="ACTION")
 
     listed = actions.add_parser("list", help="the known corpora", description="Lists the registry of corpora.")
     listed.add_argument("--language", default="", help="a language's code, such as de")
