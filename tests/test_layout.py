@@ -114,8 +114,19 @@ def test_nothing_heavy_is_imported_before_it_is_needed(code, absent):
     assert done.returncode == 0, done.stderr
 
 
-def test_the_auto_classes_know_the_models_of_the_package():
-    for first in ("from transformers import AutoConfig\nimport exhubert", "from exhubert import ExHuBERTModel"):
-        script = f"{first}\nfrom transformers import AutoConfig\nprint(AutoConfig.for_model('exhubert').num_copies)"
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT.parent)
-        assert done.stdout.splitlines()[-1:] == ["1"], done.stderr
+@pytest.mark.parametrize(
+    "first",
+    [
+        "from transformers import AutoConfig\nimport exhubert",
+        "from exhubert import ExHuBERTConfig",
+        "import exhubert.model_folder.load",
+    ],
+)
+def test_the_auto_classes_know_the_models_of_the_package(first):
+    script = f"""{first}
+from transformers import AutoConfig, AutoModelForAudioClassification
+for model_type in ("exhubert", "wav2vec2_emotion"):
+    print(AutoModelForAudioClassification._model_mapping[type(AutoConfig.for_model(model_type))].__name__)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT.parent)
+    assert done.stdout.split() == ["ExHuBERTForSequenceClassification", "Wav2Vec2EmotionForSequenceClassification"]
