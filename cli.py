@@ -167,7 +167,7 @@ def _add_inference(commands: Any) -> None:
         help="write embeddings of audio",
         description="Writes the model's mean hidden states of audio of any length. Bad files are listed at the end.",
     )
-    embed.add_argument("--output", metavar="FILE", required=True, help=".parquet or .npz")
+    embed.add_argument("--output", metavar="FILE", required=True, help=".parquet")
     embed.add_argument("--layer", default="last", help="last, weighted, or a number from 0 (default: last)")
     embed.add_argument("--per", default="clip", choices=("clip", "window"), help="what has a row (default: clip)")
     embed.set_defaults(run="inference.embed:run_embed")

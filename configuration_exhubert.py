@@ -19,6 +19,7 @@ SIX_CLASSES = (
     "high/neutral",
     "high/positive",
 )
+QUADRANT = ("arousal", "valence")  # what the parts of these names say
 _LABEL_FIELDS = {"num_labels", "id2label", "label2id"}
 
 

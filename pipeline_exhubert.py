@@ -3,14 +3,16 @@
 The model saw windows of 3 s in training, so longer audio is cut into overlapping windows; the clip's
 probabilities are the mean over its windows. Audio is decoded, cut and classified piece by piece: what is held in
 memory does not grow with the length of a file.
+
+From audio to logits is one way for all of the package: `make_windows`, `batch_windows`, `run_batch`.
 """
 
 from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,7 +28,7 @@ from .audio_exhubert import (
     longest_input_seconds,
     resample_chunks,
 )
-from .configuration_exhubert import SIX_CLASSES
+from .configuration_exhubert import QUADRANT, SIX_CLASSES
 
 PIPELINE_TASK = "speech-emotion-recognition"
 # What `config.json` says, for `transformers.pipeline` to find the class.
@@ -39,11 +41,123 @@ CUSTOM_PIPELINES = {
     }
 }
 WINDOWS_PER_FORWARD = 8
+MOST_SHAPES = 64  # of windows that wait for others of their shape
 SAMPLES_AT_A_TIME = 2**20  # of an array
 SHORTEST = {"window_seconds": SHORTEST_INPUT_SECONDS, "hop_seconds": 0.01}
 INPUTS = "a path, the bytes of a file, a binary file, mono 16 kHz samples, or a dict of 'array' and 'sampling_rate'"
 
-Window = tuple[float, float, np.ndarray]  # start and end in seconds, the model's input
+
+class Window(NamedTuple):
+    """A piece of a clip, as the model gets it.
+
+    Attributes:
+        clip: the number of its clip.
+        index: its number in the clip, from 0.
+        start, end: in seconds.
+        features: the model's input, as `extract_features` makes it; None for a window that is not to be classified.
+    """
+
+    clip: int
+    index: int
+    start: float
+    end: float
+    features: np.ndarray | None
+
+
+def make_windows(
+    chunks: Iterable[np.ndarray],
+    extractor: Any,
+    window_seconds: float | None = None,
+    hop_seconds: float | None = None,
+    keep: Callable[[np.ndarray], bool] | None = None,
+    on_progress: Callable[[float], None] | None = None,
+    clip: int = 0,
+) -> Iterator[Window]:
+    """Cuts a clip into windows, each as soon as its last sample is there.
+
+    Args:
+        chunks: 16 kHz mono float32 `(samples,)` each, of any lengths.
+        extractor: the model's feature extractor.
+        window_seconds: length of a window; None is the model's own.
+        hop_seconds: distance of two windows; half a window by default.
+        keep: takes the samples of a window; where it says no, the window has no features.
+        on_progress: called with the seconds of each chunk.
+        clip: the number of the clip.
+
+    Raises:
+        ValueError: as `extract_features`; whatever reading the chunks raises.
+    """
+
+    def reported() -> Iterator[np.ndarray]:
+        for chunk in chunks:
+            if on_progress is not None:
+                on_progress(len(chunk) / SAMPLING_RATE)
+            yield chunk
+
+    seconds = longest_input_seconds(extractor) if window_seconds is None else window_seconds
+    for index, (start, samples) in enumerate(iter_windows(reported(), seconds, hop_seconds)):
+        kept = keep is None or keep(samples)
+        features = extract_features(samples, extractor, window_seconds) if kept else None
+        yield Window(clip, index, start / SAMPLING_RATE, (start + len(samples)) / SAMPLING_RATE, features)
+
+
+def batch_windows(windows: Iterable[Window], batch_size: int, masked: bool = False) -> Iterator[list[Window]]:
+    """Collects windows of any number of clips in batches, so that no result depends on what else is in its batch.
+
+    Those of a batch have one shape; a model without a window of its own gets shorter ones at the end of a clip. What is
+    held does not grow with the number of windows. Windows without features are left out.
+
+    Args:
+        windows: of `make_windows`.
+        batch_size: windows in a batch, at most.
+        masked: whether an attention mask will tell shorter windows from their padding; then any make a batch, in order.
+    """
+    waiting: dict[Any, list[Window]] = {}
+    for window in windows:
+        if window.features is None:
+            continue
+        shape = None if masked else window.features.shape
+        waiting.setdefault(shape, []).append(window)
+        if len(waiting[shape]) == batch_size:
+            yield waiting.pop(shape)
+        elif len(waiting) > MOST_SHAPES:
+            yield waiting.pop(next(iter(waiting)))
+    yield from waiting.values()
+
+
+def run_batch(model: Any, extractor: Any, batch: Sequence[Window], masked: bool = False, **options: Any) -> Any:
+    """Classifies a batch of `batch_windows`.
+
+    Args:
+        model: an audio-classification model; gets the batch on its own device and in its own type.
+        extractor: its feature extractor.
+        batch: one window or more.
+        masked: as for `batch_windows`.
+        options: for the model, such as `output_hidden_states`.
+
+    Returns:
+        What the model returns: `logits` `(batch, classes)`, and what `options` ask for.
+    """
+    features = [window.features for window in batch if window.features is not None]
+    inputs = {}
+    if masked:
+        longest = max(map(len, features))
+        mask = np.stack([np.arange(longest) < len(each) for each in features])
+        inputs["attention_mask"] = torch.from_numpy(mask).long().to(model.device)
+        features = [np.pad(each, (0, longest - len(each))) for each in features]
+    inputs[extractor.model_input_names[0]] = torch.from_numpy(np.stack(features)).to(model.device, model.dtype)
+    return model(**inputs, **options)
+
+
+def quadrant_of(probabilities: Mapping[str, float]) -> dict[str, float]:
+    """Arousal and valence, P(high) - P(low) and P(positive) - P(negative), of the six classes; nothing of others."""
+    if probabilities.keys() != set(SIX_CLASSES):
+        return {}
+
+    def share(word: str) -> float:
+        return sum(value for name, value in probabilities.items() if word in name.split("/"))
+
+    return dict(zip(QUADRANT, (share("high") - share("low"), share("positive") - share("negative")), strict=True))
 
 
 class ExHuBERTPipeline(Pipeline):
@@ -60,6 +174,10 @@ class ExHuBERTPipeline(Pipeline):
             `hidden_states` (0: what its first layer gets; -1: as True), "weighted" the sum of all of them by the
             learned weights of a model with `use_weighted_layer_sum`. An embedding is the mean over the frames, padding
             included, as the model's own pooling. False, the default, leaves embeddings out.
+        keep: a function that takes the samples of a window, float32 at 16 kHz, and says whether it is to be classified
+            (whether there is speech in it, say). The others' values are None, without an embedding, and have no part in
+            the clip's, which are None where no window is kept.
+        on_progress: a function that is called with the seconds of audio that were decoded, many times in a file.
 
     Returns, for each input, a dict:
         label: class name.
@@ -103,7 +221,7 @@ class ExHuBERTPipeline(Pipeline):
             chunks: mono samples `(samples,)` each, of any lengths: floating point, or integers of 8, 16 or 32 bits,
                 which are scaled by their range.
             sampling_rate: of the chunks, in Hz.
-            kwargs: `window_seconds`, `hop_seconds`, `embeddings`, as in a call.
+            kwargs: `window_seconds`, `hop_seconds`, `embeddings`, `keep`, `on_progress`, as in a call.
 
         Yields:
             The dicts that a call has in `windows`; none for a stream without samples.
@@ -113,11 +231,10 @@ class ExHuBERTPipeline(Pipeline):
                 holds NaN or infinite samples, with its time.
         """
         windowing, forward, _ = self._sanitize_parameters(**kwargs)
-        windows = self._windows(
-            resample_chunks(chunks, sampling_rate, "the stream"), **{**self._preprocess_params, **windowing}
-        )
+        chunks = resample_chunks(chunks, sampling_rate, "the stream")
+        windows = make_windows(chunks, self.feature_extractor, **{**self._preprocess_params, **windowing})
         forward = {**self._forward_params, **forward}
-        results = (self.forward({"name": "the stream", "windows": [window]}, **forward) for window in windows)
+        results = (self.forward({"name": "the stream", "windows": iter([window])}, **forward) for window in windows)
         return (self.postprocess(result)["windows"][0] for result in results)
 
     def _sanitize_parameters(
@@ -125,53 +242,49 @@ class ExHuBERTPipeline(Pipeline):
         window_seconds: float | None = None,
         hop_seconds: float | None = None,
         embeddings: bool | int | str | None = None,
+        keep: Callable[[np.ndarray], bool] | None = None,
+        on_progress: Callable[[float], None] | None = None,
         **kwargs: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         if kwargs:
-            known = "window_seconds, hop_seconds, embeddings"
+            known = "window_seconds, hop_seconds, embeddings, keep, on_progress"
             raise ValueError(f"unknown argument {next(iter(kwargs))!r}; known: {known}")
-        options = {"window_seconds": window_seconds, "hop_seconds": hop_seconds}
-        given = {name: value for name, value in options.items() if value is not None}
-        for name, value in given.items():
-            if not isinstance(value, int | float) or not SHORTEST[name] <= value < float("inf"):
+        for name, value in (("window_seconds", window_seconds), ("hop_seconds", hop_seconds)):
+            number = value is None or (isinstance(value, int | float) and SHORTEST[name] <= value < float("inf"))
+            if not number:
                 raise ValueError(f"{name} is {value!r}; it must be at least {SHORTEST[name]} s")
-        if embeddings is None:
-            return given, {}, {}
-        if embeddings != "weighted" and not isinstance(embeddings, int):
+        if embeddings is not None and embeddings != "weighted" and not isinstance(embeddings, int):
             raise ValueError(f"embeddings is {embeddings!r}; it must be True, False, a layer's number or 'weighted'")
-        return given, {"embeddings": embeddings}, {}
+        windowing = {"window_seconds": window_seconds, "hop_seconds": hop_seconds}
+        windowing |= {"keep": keep, "on_progress": on_progress}
+        given = {name: value for name, value in windowing.items() if value is not None}
+        return given, {} if embeddings is None else {"embeddings": embeddings}, {}
 
-    def preprocess(
-        self, inputs: Any, window_seconds: float | None = None, hop_seconds: float | None = None
-    ) -> dict[str, Any]:
-        """Returns what `forward` takes: the audio's `name`, for errors, and `windows`, made when they are asked for.
-
-        Each is its start and end in seconds and the model's input, as `extract_features` makes it.
-        """
+    def preprocess(self, inputs: Any, **windowing: Any) -> dict[str, Any]:
+        """Returns what `forward` takes: the audio's `name`, for errors, and `windows`, made when they are asked for."""
         name, chunks = _open(inputs)
-        return {"name": name, "windows": self._windows(chunks, window_seconds, hop_seconds)}
-
-    def _windows(
-        self, chunks: Iterable[np.ndarray], window_seconds: float | None = None, hop_seconds: float | None = None
-    ) -> Iterator[Window]:
-        seconds = longest_input_seconds(self.feature_extractor) if window_seconds is None else window_seconds
-        for start, samples in iter_windows(chunks, seconds, hop_seconds):
-            features = extract_features(samples, self.feature_extractor, window_seconds)
-            yield start / SAMPLING_RATE, (start + len(samples)) / SAMPLING_RATE, features
+        return {"name": name, "windows": make_windows(chunks, self.feature_extractor, **windowing)}
 
     def _forward(self, model_inputs: dict[str, Any], embeddings: bool | int | str = False) -> dict[str, Any]:
-        name, spans, probabilities, embedded = model_inputs["name"], [], [], []
-        for batch in _batches(model_inputs["windows"]):
-            inputs = torch.from_numpy(np.stack([features for _, _, features in batch]))
+        name, spans = model_inputs["name"], {}
+        indices, probabilities, embedded = [], [], []
+
+        def noted() -> Iterator[Window]:
+            for window in model_inputs["windows"]:
+                spans[window.index] = window.start, window.end
+                yield window
+
+        options = {} if embeddings is False else {"output_hidden_states": True}
+        for batch in batch_windows(noted(), WINDOWS_PER_FORWARD):
             try:
-                options = {} if embeddings is False else {"output_hidden_states": True}
-                outputs = self.model(inputs.to(self.model.device, self.model.dtype), **options)
+                outputs = run_batch(self.model, self.feature_extractor, batch, **options)
             except (ValueError, RuntimeError) as error:
-                raise ValueError(f"{name}: from {batch[0][0]:.2f} s to {batch[-1][1]:.2f} s: {error}") from error
-            for (start, end, _), finite in zip(batch, outputs.logits.isfinite().all(dim=-1).tolist(), strict=True):
+                raise ValueError(f"{name}: from {batch[0].start:.2f} s to {batch[-1].end:.2f} s: {error}") from error
+            for window, finite in zip(batch, outputs.logits.isfinite().all(dim=-1).tolist(), strict=True):
                 if not finite:
-                    raise ValueError(f"{name}: the model's answer from {start:.2f} s to {end:.2f} s is not finite")
-                spans.append((start, end))
+                    span = f"from {window.start:.2f} s to {window.end:.2f} s"
+                    raise ValueError(f"{name}: the model's answer {span} is not finite")
+                indices.append(window.index)
             # What `evaluate_hf.py --calibrate` found; a model that was not calibrated has none.
             logits = outputs.logits.float() / getattr(self.model.config, "calibration_temperature", 1.0)
             probabilities.append(logits.softmax(dim=-1).cpu())
@@ -179,8 +292,8 @@ class ExHuBERTPipeline(Pipeline):
                 embedded.append(self._embed(outputs.hidden_states, embeddings).float().cpu())
         if not spans:
             raise ValueError(f"{name}: the audio is empty (0 samples)")
-        result = {"spans": spans, "probabilities": torch.cat(probabilities)}
-        return {**result, "embeddings": torch.cat(embedded)} if embedded else result
+        columns = [torch.cat(parts) for parts in (probabilities, embedded) if parts]
+        return {"spans": spans, "indices": indices, "columns": columns}
 
     def _embed(self, states: Any, embeddings: bool | int | str) -> torch.Tensor:
         """Mean over the frames of the states that `embeddings` says, `(windows, hidden_size)`."""
@@ -199,37 +312,33 @@ class ExHuBERTPipeline(Pipeline):
 
     def postprocess(self, model_outputs: dict[str, Any]) -> dict[str, Any]:
         """Names classes and averages over the windows."""
-        columns = [model_outputs[name] for name in ("probabilities", "embeddings") if name in model_outputs]
+        columns = model_outputs["columns"]
+        rows = zip(model_outputs["indices"], *columns, strict=True)
+        classified = {index: self._named(*row) for index, *row in rows}
+        nothing = dict.fromkeys(("label", "probabilities", *self.quadrant))
         windows = [
-            {"start": start, "end": end, **self._named(*row)}
-            for (start, end), *row in zip(model_outputs["spans"], *columns, strict=True)
+            {"start": start, "end": end, **classified.get(index, nothing)}
+            for index, (start, end) in model_outputs["spans"].items()
         ]
-        return {**self._named(*(column.mean(dim=0) for column in columns)), "windows": windows}
+        clip = self._named(*(column.mean(dim=0) for column in columns)) if columns else nothing
+        return {**clip, "windows": windows}
 
     def _named(self, probabilities: torch.Tensor, embedding: torch.Tensor | None = None) -> dict[str, Any]:
-        names = self.model.config.id2label
-        values = {names[index]: value for index, value in enumerate(probabilities.tolist())}
-        result = {"label": names[int(probabilities.argmax())], "probabilities": values}
-        if values.keys() == set(SIX_CLASSES):
-            result["arousal"] = _share(values, "high") - _share(values, "low")
-            result["valence"] = _share(values, "positive") - _share(values, "negative")
+        values = dict(zip(self.class_names, probabilities.tolist(), strict=True))
+        label = self.class_names[int(probabilities.argmax())]
+        result = {"label": label, "probabilities": values, **quadrant_of(values)}
         return result if embedding is None else {**result, "embedding": embedding.numpy()}
 
+    @property
+    def class_names(self) -> list[str]:
+        """The model's classes in their order."""
+        names = self.model.config.id2label
+        return [names[index] for index in sorted(names)]
 
-def _share(probabilities: dict[str, float], word: str) -> float:
-    return sum(value for name, value in probabilities.items() if word in name.split("/"))
-
-
-def _batches(windows: Iterable[Window]) -> Iterator[list[Window]]:
-    """Some windows at a time, all of one shape: of a model without a window of its own the last may be shorter."""
-    batch: list[Window] = []
-    for window in windows:
-        if batch and (len(batch) == WINDOWS_PER_FORWARD or window[2].shape != batch[0][2].shape):
-            yield batch
-            batch = []
-        batch.append(window)
-    if batch:
-        yield batch
+    @property
+    def quadrant(self) -> tuple[str, ...]:
+        """What results have beside the classes: `arousal` and `valence` where these are the six, else nothing."""
+        return QUADRANT if set(self.class_names) == set(SIX_CLASSES) else ()
 
 
 def _open(inputs: Any) -> tuple[str, Iterator[np.ndarray]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,11 @@ from datasets import Dataset
 from tqdm import tqdm
 from transformers import Wav2Vec2FeatureExtractor
 
-from exhubert.audio_exhubert import audio_seconds, extract_features, iter_windows, longest_input_seconds, read_audio
+from exhubert.audio_exhubert import audio_seconds, read_audio
 from exhubert.corpora.readers import locate_clip
 from exhubert.evaluation.calibration import clip_probabilities
 from exhubert.evaluation.degradations import degrade
-
-Window = tuple[int, int, np.ndarray]  # the number of its clip, its number in the clip, its input
+from exhubert.pipeline_exhubert import Window, batch_windows, make_windows, run_batch
 
 
 def classify(
@@ -31,11 +30,10 @@ def classify(
     in_step: Callable[[bool], bool] | None = None,
     description: str = "classifying",
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Classifies clips in the overlapping windows of `iter_windows`, as the pipeline does.
+    """Classifies clips in windows and batches, as the pipeline does.
 
-    The clips are dealt to the processes; each process gets all results. Windows of one length are batched, so that
-    no result depends on what else is in its batch. Where the model takes an attention mask, windows of similar length
-    are padded and masked instead.
+    The clips are dealt to the processes; each process gets all results. Where the model takes an attention mask,
+    windows of similar length are batched, padded and masked, else those of one length.
 
     Args:
         model: an audio-classification model, in the mode and on the device that it shall work in.
@@ -62,9 +60,7 @@ def classify(
     if of_any_length:
         order.sort(key=lambda clip: -_seconds(clips[clip][1][clips[clip][2]]))
     mine = order[state.process_index :: state.num_processes] or order[:1]
-    name = extractor.model_input_names[0]
     model.eval()
-    parameter = next(model.parameters(), torch.zeros(0))
     bar = tqdm(total=len(mine), desc=description, unit="clip", disable=not state.is_main_process)
 
     def windows() -> Iterator[Window]:
@@ -75,32 +71,34 @@ def classify(
             samples = read_audio(audio, start, duration)
             if condition is not None:
                 samples = degrade(samples, condition, f"{corpus}/{clip['file_name']}/{start}")
-            for index, (_, window) in enumerate(iter_windows([samples], longest_input_seconds(extractor))):
-                yield number, index, extract_features(window, extractor)
+            yield from make_windows([samples], extractor, clip=number)
             bar.update()
 
-    answers: list[tuple[int, int, np.ndarray]] = []
-    batches = _batches(windows(), batch_size, masked)
-    batch: list[Window] = []
+    found: list[tuple[int, int, np.ndarray]] = []
+    batches = batch_windows(windows(), batch_size, masked)
     with bar, torch.no_grad():
-        while True:
-            following = next(batches, None)
-            anyone = following is not None if in_step is None else in_step(following is not None)
-            if not anyone:
-                break
-            batch = following or batch
-            inputs = _stack(name, [window for _, _, window in batch], masked)
-            inputs[name] = inputs[name].to(parameter.dtype)
-            logits = model(**{key: value.to(parameter.device) for key, value in inputs.items()}).logits
-            for (number, index, _), row in zip(batch, logits.double().cpu().numpy(), strict=True):
+        for batch in batches if in_step is None else repeat_last(batches, in_step):
+            logits = run_batch(model, extractor, batch, masked).logits
+            for window, row in zip(batch, logits.double().cpu().numpy(), strict=True):
                 if not np.isfinite(row).all():
-                    corpus, dataset, position = clips[number]
+                    corpus, dataset, position = clips[window.clip]
                     file_name = dataset[position]["file_name"]
                     raise ValueError(f"{corpus}: {file_name}: the model's answer is {row.tolist()}; it is broken")
-                answers.append((number, index, row))
-    everyones = {(number, index): row for number, index, row in gather_object(answers)}
+                found.append((window.clip, window.index, row))
+    everyones = {(clip, index): row for clip, index, row in gather_object(found)}
     keys = sorted(everyones)
-    return np.stack([everyones[key] for key in keys]), np.array([number for number, _ in keys])
+    return np.stack([everyones[key] for key in keys]), np.array([clip for clip, _ in keys])
+
+
+def repeat_last(batches: Iterable[Any], in_step: Callable[[bool], bool]) -> Iterator[Any]:
+    """Yields batches, the last of them again and again for as long as another process has one."""
+    iterator, batch = iter(batches), None
+    while True:
+        following = next(iterator, None)
+        if not in_step(following is not None):
+            return
+        batch = following or batch
+        yield batch
 
 
 def predictions_table(
@@ -120,9 +118,9 @@ def predictions_table(
     parts = []
     for name, dataset in corpora.items():
         columns: dict[str, Any] = {"corpus": name, "file_name": dataset["file_name"][:]}
-        columns["start_seconds"] = _column(dataset, "start_seconds", 0.0)
-        for column in ("speaker", "sex", "language"):
-            columns[column] = _column(dataset, column, "")
+        for column, unknown in (("start_seconds", 0.0), ("speaker", ""), ("sex", ""), ("language", "")):
+            values = dataset[column][:] if column in dataset.column_names else [None] * len(dataset)
+            columns[column] = [unknown if value is None or value != value else value for value in values]
         parts.append(pandas.DataFrame({**columns, "reference": [class_names[label] for label in dataset["labels"][:]]}))
     table = pandas.concat(parts, ignore_index=True)
     table.insert(6, "windows", np.bincount(clip_of_window))
@@ -138,33 +136,6 @@ def class_names_of(predictions: pandas.DataFrame) -> list[str]:
     return [name.removeprefix("probability_") for name in names if name.startswith("probability_")]
 
 
-def _column(dataset: Dataset, name: str, unknown: Any) -> list[Any]:
-    if name not in dataset.column_names:
-        return [unknown] * len(dataset)
-    return [unknown if value is None or value != value else value for value in dataset[name][:]]
-
-
 def _seconds(row: dict[str, Any]) -> float:
     audio, start, duration = locate_clip(row)
     return audio_seconds(audio) - start if duration is None else duration
-
-
-def _batches(windows: Iterator[Window], batch_size: int, masked: bool) -> Iterator[list[Window]]:
-    """Batches of windows of one shape; of any shape, in order, where a mask tells them from their padding."""
-    waiting: dict[Any, list[Window]] = {}
-    for window in windows:
-        shape = None if masked else window[2].shape
-        group = waiting.setdefault(shape, [])
-        group.append(window)
-        if len(group) == batch_size:
-            yield waiting.pop(shape)
-    yield from waiting.values()
-
-
-def _stack(name: str, windows: Sequence[np.ndarray], masked: bool) -> dict[str, torch.Tensor]:
-    if not masked:
-        return {name: torch.from_numpy(np.stack(windows))}
-    longest = max(len(window) for window in windows)
-    padded = np.stack([np.pad(window, (0, longest - len(window))) for window in windows])
-    mask = np.stack([np.arange(longest) < len(window) for window in windows])
-    return {name: torch.from_numpy(padded), "attention_mask": torch.from_numpy(mask).long()}

@@ -1,4 +1,4 @@
-"""The audio that a command is given, and how it goes through it: on after bad files, with progress."""
+"""The audio files that a command is given, and one after the other processed: on after bad ones, with progress."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from exhubert.audio_exhubert import audio_name
 from exhubert.utils.files import AUDIO_SUFFIXES, VIDEO_SUFFIXES, is_audio, visible_files
-from exhubert.utils.text import printable
+from exhubert.utils.text import as_text, printable
 
 STANDARD_INPUT = "-"
 
@@ -78,24 +78,19 @@ def output_file(name: str | Path) -> Path:
     return Path(os.path.realpath(name))
 
 
-def as_text(name: str) -> str:
-    """A file's name as Unicode: bytes in it that are not UTF-8 become `\\udcXX`."""
-    return name.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def go_through(
+def process_files(
     files: Sequence[str],
-    analyse: Callable[[str | BinaryIO, Callable[[float], None]], Any],
-    keep: Callable[[str, Any, str], str],
+    process: Callable[[str | BinaryIO, Callable[[float], None]], Any],
+    write: Callable[[str, Any, str], str],
     skipped: int = 0,
 ) -> int:
-    """Analyses one file after the other; lists the bad ones at the end, all on standard error.
+    """Processes one file after the other; lists the bad ones at the end, all on standard error.
 
     Args:
         files: what `find_audio` returned.
-        analyse: takes an audio file and a function to call with the seconds of audio that have been read; a
+        process: takes an audio file and a function to call with the seconds of audio that have been read; a
             ValueError or OSError means that the file is bad.
-        keep: takes the file's name, and what `analyse` returned, or None and what is wrong; returns what is wrong,
+        write: takes the file's name, and what `process` returned, or None and what is wrong; returns what is wrong,
             also something that went wrong only there.
         skipped: files that were done by an earlier run.
 
@@ -103,7 +98,7 @@ def go_through(
         The exit code: 0; 2 if some files are bad; 1 if nothing could be done.
     """
     bad: list[str] = []
-    analysed, seconds, begin = skipped, 0.0, time.perf_counter()
+    processed, seconds, begin = skipped, 0.0, time.perf_counter()
 
     def speed() -> str:
         return f"{seconds / max(time.perf_counter() - begin, 1e-9):.1f} times real time"
@@ -111,7 +106,7 @@ def go_through(
     # miniters: the bar is redrawn within a file as well.
     with tqdm(total=len(files), unit="file", disable=None, miniters=0, file=sys.stderr) as bar:
 
-        def heard(more: float) -> None:
+        def on_progress(more: float) -> None:
             nonlocal seconds
             seconds += more
             bar.set_postfix_str(f"{len(bad)} bad, {speed()}", refresh=False)
@@ -122,12 +117,12 @@ def go_through(
             audio: Any = name
             try:
                 with open_audio(name) as audio:
-                    result = analyse(audio, heard)
-                analysed += 1
+                    result = process(audio, on_progress)
+                processed += 1
             except (ValueError, OSError) as error:
                 problem = as_text(str(error).removeprefix(f"{audio_name(audio)}: "))
             with tqdm.external_write_mode():  # rows on the terminal do not run into the bar
-                problem = keep(name, result, problem)
+                problem = write(name, result, problem)
             if problem:
                 bad.append(f"{name}: {problem}")
             bar.update()
@@ -142,4 +137,4 @@ def go_through(
     )
     if not bad:
         return 0
-    return 2 if analysed else 1
+    return 2 if processed else 1

@@ -1,4 +1,4 @@
-"""`exhubert embed`: mean hidden states of files, folders, globs and standard input, as parquet or npz."""
+"""`exhubert embed`: mean hidden states of files, folders, globs and standard input, as parquet."""
 
 from __future__ import annotations
 
@@ -9,12 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from exhubert.inference.analyse import Options, analyse, open_pipeline
-from exhubert.inference.audio_files import as_text, find_audio, go_through, output_file
+from exhubert.inference.audio_files import find_audio, output_file, process_files
+from exhubert.inference.classify import classify_file, open_pipeline
+from exhubert.utils.files import whole_file
+from exhubert.utils.text import as_text
 
 ROWS_AT_ONCE = 4096  # in memory while parquet is written: 16 MiB at 1,024 values each
 
 Row = tuple[str, float, float, np.ndarray]  # file, start and end in seconds, embedding
+
+
+class NothingToWrite(Exception):
+    """Leaves `whole_file` without a file."""
 
 
 def run_embed(
@@ -29,15 +35,14 @@ def run_embed(
 ) -> int:
     """Writes an embedding for each clip or window; returns the exit code.
 
-    Parquet has the columns `file`, `start`, `end` (seconds) and `embedding` (a list of float32), npz the arrays
-    `files`, `starts`, `ends` and `embeddings`, float32 `(rows, hidden_size)`. The file is there when it is complete.
-    Parquet is written as rows come; npz is held in memory until the end.
+    Parquet has the columns `file`, `start`, `end` (seconds) and `embedding` (a list of `hidden_size` float32). The file
+    is there when it is complete; rows are written as they come.
 
     Args:
         model, window_seconds, hop_seconds, vad: as for `run_predict`; windows without speech have no row and no part
             in their clip's embedding, and a clip without speech counts as bad.
         audio: see `find_audio`.
-        output: a .parquet or .npz file, which is replaced; a link stays, and what it leads to is replaced.
+        output: a .parquet file, which is replaced; a link stays, and what it leads to is replaced.
         layer: "last", "weighted", or the number of a hidden state, as the pipeline's `embeddings`.
         per: "clip", the mean over a clip's windows, or "window".
 
@@ -50,17 +55,19 @@ def run_embed(
         ImportError: if what parquet or `vad` needs is not installed.
     """
     suffix = Path(output).suffix.lower()
-    if suffix not in WRITERS:
-        raise ValueError(f"{output}: embeddings are written to {' or '.join(WRITERS)}")
+    if suffix != ".parquet":
+        numpy = "; numpy.stack(pandas.read_parquet(FILE)['embedding']) is the array" if suffix == ".npz" else ""
+        raise ValueError(f"{output}: embeddings are written to .parquet{numpy}")
+    if layer not in ("last", "weighted") and not layer.isdecimal():
+        raise ValueError(f"--layer is {layer!r}; it must be last, weighted or a number from 0")
     path = output_file(output)
     files = find_audio(audio)
-    options = Options(window_seconds, hop_seconds, _layer(layer), vad)
-    pipeline = open_pipeline(model, options)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
+    embeddings = int(layer) if layer.isdecimal() else layer == "last" or layer
+    options = {"window_seconds": window_seconds, "hop_seconds": hop_seconds, "embeddings": embeddings}
+    pipeline = open_pipeline(model, vad, **options)
 
-    def embed(sound: Any, heard: Callable[[float], None]) -> list[tuple[float, float, np.ndarray]]:
-        result = analyse(pipeline, options, sound, heard)
+    def embed(sound: Any, on_progress: Callable[[float], None]) -> list[tuple[float, float, np.ndarray]]:
+        result = classify_file(pipeline, sound, on_progress, vad, **options)
         windows = [window for window in result["windows"] if "embedding" in window]
         if not windows:
             raise ValueError("there is no speech in it")
@@ -68,40 +75,28 @@ def run_embed(
             return [(0.0, result["windows"][-1]["end"], result["embedding"])]
         return [(window["start"], window["end"], window["embedding"]) for window in windows]
 
-    try:
-        with WRITERS[suffix](unfinished) as write:
+    code = 1
+    with contextlib.suppress(NothingToWrite), whole_file(path) as unfinished, parquet_rows(unfinished) as write:
 
-            def keep(name: str, rows: Any, problem: str) -> str:
-                for row in rows or ():
-                    write((as_text(name), *row))
-                return problem
+        def write_rows(name: str, rows: Any, problem: str) -> str:
+            for row in rows or ():
+                write((as_text(name), *row))
+            return problem
 
-            code = go_through(files, embed, keep)
-        if code != 1:
-            unfinished.replace(path)
-        return code
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def _layer(layer: str) -> bool | int | str:
-    """The pipeline's `embeddings`."""
-    if layer == "last":
-        return True
-    if layer == "weighted":
-        return layer
-    if not layer.isdecimal():
-        raise ValueError(f"--layer is {layer!r}; it must be last, weighted or a number from 0")
-    return int(layer)
+        code = process_files(files, embed, write_rows)
+        if code == 1:
+            raise NothingToWrite
+    return code
 
 
 @contextlib.contextmanager
-def _parquet(path: Path) -> Iterator[Callable[[Row], None]]:
+def parquet_rows(path: Path) -> Iterator[Callable[[Row], None]]:
+    """Yields a function that adds a row to a parquet file."""
     try:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise ImportError("parquet needs pyarrow: pip install pyarrow; or write .npz") from error
+        raise ImportError("parquet needs pyarrow: pip install pyarrow") from error
     vector = pyarrow.list_(pyarrow.float32())
     schema = pyarrow.schema(
         {"file": pyarrow.string(), "start": pyarrow.float64(), "end": pyarrow.float64(), "embedding": vector}
@@ -122,16 +117,3 @@ def _parquet(path: Path) -> Iterator[Callable[[Row], None]]:
         yield write
         if held:
             flush()
-
-
-@contextlib.contextmanager
-def _npz(path: Path) -> Iterator[Callable[[Row], None]]:
-    rows: list[Row] = []
-    yield rows.append
-    if rows:
-        files, starts, ends, embeddings = zip(*rows, strict=True)
-        with path.open("wb") as file:
-            np.savez(file, files=np.array(files), starts=starts, ends=ends, embeddings=np.stack(embeddings))
-
-
-WRITERS = {".parquet": _parquet, ".npz": _npz}

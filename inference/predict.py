@@ -6,17 +6,16 @@ import contextlib
 import hashlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from exhubert.audio_exhubert import longest_input_seconds
-from exhubert.inference.analyse import Options, analyse, class_names, dimensions, open_pipeline
-from exhubert.inference.audio_files import STANDARD_INPUT, as_text, find_audio, go_through
+from exhubert.inference.audio_files import STANDARD_INPUT, find_audio, process_files
+from exhubert.inference.classify import classify_file, open_pipeline
 from exhubert.inference.prediction_rows import FORMATS, Layout, open_rows
-from exhubert.inference.timeline import plot_timeline, require_matplotlib
 from exhubert.pipeline_exhubert import ExHuBERTPipeline
-from exhubert.utils.text import printable
+from exhubert.utils.text import as_text, printable
 
 MODEL_FILES = (".safetensors", ".bin", ".onnx", ".onnx.data", ".json")
 
@@ -51,14 +50,23 @@ def run_predict(
         OSError: if there is no such model, or an output cannot be written.
         ImportError: if what `vad` or `timeline` need is not installed.
     """
-    style = _style(style, output)
-    if timeline is not None:
-        require_matplotlib()
+    if output is None:
+        style = style or "table"
+    else:
+        style = style or Path(output).suffix[1:].lower()
+        if style not in FORMATS[1:]:
+            raise ValueError(f"{output}: rows are written to .jsonl or .csv; or give --format jsonl or csv")
     files = find_audio(audio)
-    pictures = _pictures(timeline, files)
-    options = Options(window_seconds, hop_seconds, vad=vad)
-    pipeline = open_pipeline(model, options)
-    layout = Layout(style, class_names(pipeline), dimensions(pipeline), max(len(printable(name)) for name in files))
+    plot, pictures = None, {}
+    if timeline is not None:
+        try:
+            from exhubert.inference.timeline import plot_timeline as plot
+        except ImportError as error:
+            raise ImportError("timelines need matplotlib: pip install matplotlib") from error
+        pictures = picture_paths(timeline, files)
+    options = {"window_seconds": window_seconds, "hop_seconds": hop_seconds}
+    pipeline = open_pipeline(model, vad, **options)
+    layout = Layout(style, pipeline.class_names, pipeline.quadrant, max(len(printable(name)) for name in files))
 
     if timeline is not None:
         Path(timeline).mkdir(parents=True, exist_ok=True)
@@ -67,61 +75,52 @@ def run_predict(
         if output is None:
             rows.write(layout.header())
         else:
-            settings = {"format": style, **_settings(model, pipeline, options)}
+            settings = {"format": style, **row_settings(model, pipeline, vad, **options)}
             rows, done = stack.enter_context(open_rows(Path(output), layout, settings))
             left = [name for name in files if os.path.abspath(as_text(name)) not in done]
             files, skipped = left, len(files) - len(left)
 
-        def keep(name: str, result: Any, problem: str) -> str:
+        def write_row(name: str, result: Any, problem: str) -> str:
             row = {"file": as_text(name), **(result or {"error": problem})}
             rows.write(layout.line(row))
             rows.flush()
-            if result and name in pictures:
+            if plot and result:
                 try:
-                    plot_timeline(pictures[name], name, result["windows"], layout.class_names, layout.dimensions)
+                    plot(pictures[name], name, result["windows"], layout.class_names, layout.quadrant)
                 except OSError as error:
                     return f"no picture: {error}"
             return problem
 
-        return go_through(files, lambda sound, heard: analyse(pipeline, options, sound, heard), keep, skipped)
+        def classify(sound: Any, on_progress: Callable[[float], None]) -> dict[str, Any]:
+            return classify_file(pipeline, sound, on_progress, vad, **options)
+
+        return process_files(files, classify, write_row, skipped)
 
 
-def _style(style: str | None, output: str | None) -> str:
-    """Which of the formats to write."""
-    if output is None:
-        return style or "table"
-    style = style or Path(output).suffix[1:].lower()
-    if style not in FORMATS[1:]:
-        raise ValueError(f"{output}: rows are written to .jsonl or .csv; or give --format jsonl or csv")
-    return style
-
-
-def _pictures(timeline: str | None, files: Sequence[str]) -> dict[str, Path]:
+def picture_paths(folder: str, files: Sequence[str]) -> dict[str, Path]:
     """The picture of each file, in folders as the files are."""
-    if timeline is None:
-        return {}
     paths = [os.path.abspath("stdin" if name == STANDARD_INPUT else name) for name in files]
     above = os.path.commonpath([os.path.dirname(path) for path in paths])
-    return {
-        name: Path(timeline, f"{os.path.relpath(path, above)}.png") for name, path in zip(files, paths, strict=True)
-    }
+    return {name: Path(folder, f"{os.path.relpath(path, above)}.png") for name, path in zip(files, paths, strict=True)}
 
 
-def _settings(model: str, pipeline: ExHuBERTPipeline, options: Options) -> dict[str, Any]:
+def row_settings(
+    model: str, pipeline: ExHuBERTPipeline, vad: bool, window_seconds: float | None, hop_seconds: float | None
+) -> dict[str, Any]:
     """What the rows depend on; their file names may be relative to the working directory."""
-    folder, config = Path(model), pipeline.model.config
-    version = str(getattr(config, "_commit_hash", ""))
+    folder = Path(model)
+    version = str(getattr(pipeline.model.config, "_commit_hash", ""))
     if folder.is_dir():
         stats = [(path.name, path.stat()) for path in sorted(folder.iterdir()) if path.name.endswith(MODEL_FILES)]
         files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
         version = hashlib.blake2b(repr(files).encode(), digest_size=8).hexdigest()
-    window_seconds = options.window_seconds or longest_input_seconds(pipeline.feature_extractor)
+    window_seconds = window_seconds or longest_input_seconds(pipeline.feature_extractor)
     return {
         "model": os.path.abspath(model) if folder.is_dir() else model,
         "model_version": version,
         "window_seconds": window_seconds,
-        "hop_seconds": options.hop_seconds or window_seconds / 2,
-        "vad": options.vad,
-        "classes": class_names(pipeline),
+        "hop_seconds": hop_seconds or window_seconds / 2,
+        "vad": vad,
+        "classes": pipeline.class_names,
         "working_directory": os.getcwd(),
     }

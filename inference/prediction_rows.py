@@ -24,16 +24,16 @@ class Layout(NamedTuple):
 
     style: str  # one of FORMATS
     class_names: Sequence[str]  # in class order
-    dimensions: Sequence[str]  # arousal and valence, where the model's classes have them
+    quadrant: Sequence[str]  # arousal and valence, where the model's classes have them
     widest: int = 0  # length of the longest file name, for the table
 
     def header(self) -> str:
         """The first line, of csv and table."""
         if self.style == "csv":
             names = [f"probability_{name}" for name in self.class_names]
-            return _csv_line(["file", "label", *names, *self.dimensions, "seconds", "error"])
+            return _csv_line(["file", "label", *names, *self.quadrant, "seconds", "error"])
         if self.style == "table":
-            return self._aligned("file", "label", ["probability", *self.dimensions, "seconds"])
+            return self._aligned("file", "label", ["probability", *self.quadrant, "seconds"])
         return ""
 
     def line(self, row: Mapping[str, Any]) -> str:
@@ -44,10 +44,10 @@ class Layout(NamedTuple):
         if self.style == "jsonl":
             return json.dumps(row, ensure_ascii=False) + "\n"
         if "error" in row:
-            empty = [None] * (len(self.class_names) + len(self.dimensions) + 2)
+            empty = [None] * (len(self.class_names) + len(self.quadrant) + 2)
             return _csv_line([row["file"], *empty, row["error"]]) if self.style == "csv" else ""
         probabilities = row["probabilities"] or dict.fromkeys(self.class_names)
-        values = [row[name] for name in self.dimensions]
+        values = [row[name] for name in self.quadrant]
         seconds = row["windows"][-1]["end"]
         if self.style == "csv":
             return _csv_line([row["file"], row["label"], *probabilities.values(), *values, seconds, None])
@@ -84,7 +84,13 @@ def open_rows(path: Path, layout: Layout, settings: Mapping[str, Any]) -> Iterat
     beside = path.with_name(f"{path.name}.settings.json")
     begun = path.exists() and path.stat().st_size > 0
     if begun:
-        _check_settings(path, beside, settings)
+        if not beside.is_file():
+            raise ValueError(f"{path} exists, and no {beside.name} beside it; give another --output, or delete it")
+        earlier = json.loads(beside.read_text(encoding="utf-8"))
+        for name, value in settings.items():
+            if earlier.get(name) != value:
+                was = f"{path} was begun with {name} {earlier.get(name)!r}, now it is {value!r}"
+                raise ValueError(f"{was}; give another --output, or delete it")
     else:
         write_text(beside, json.dumps(settings, indent=2) + "\n")
     done = set()
@@ -96,18 +102,6 @@ def open_rows(path: Path, layout: Layout, settings: Mapping[str, Any]) -> Iterat
                 done.add(os.path.abspath(name))
     with path.open("a", encoding="utf-8", newline="") as file:
         yield file, done
-
-
-def _check_settings(path: Path, beside: Path, settings: Mapping[str, Any]) -> None:
-    if not beside.is_file():
-        raise ValueError(f"{path} exists, and no {beside.name} beside it; give another --output, or delete it")
-    earlier = json.loads(beside.read_text(encoding="utf-8"))
-    for name, value in settings.items():
-        if earlier.get(name) != value:
-            raise ValueError(
-                f"{path} was begun with {name} {earlier.get(name)!r}, now it is {value!r}; "
-                "give another --output, or delete it"
-            )
 
 
 def _rows(path: Path, layout: Layout) -> Iterator[tuple[str, str, str]]:

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import MultipleLocator
 
-from exhubert.utils.files import whole_file
+from exhubert.utils.figures import DISTINCT_COLOURS, new_figure, save_figure
 from exhubert.utils.text import printable
 
 MOST_WINDOWS = 200  # of more, means over some are drawn: lines that a reader can follow
 TICK_SECONDS = (0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 28800, 86400)
 MOST_TICKS = 12
-COLOURS = ("#D55E00", "#0072B2")
+COLOURS = (DISTINCT_COLOURS[5], DISTINCT_COLOURS[0])
 NO_SPEECH = "#D0D0D0"
 LONGEST_TITLE = 100
 
@@ -24,7 +25,7 @@ def plot_timeline(
     title: str,
     windows: Sequence[Mapping[str, Any]],
     class_names: Sequence[str],
-    dimensions: Sequence[str] = (),
+    quadrant: Sequence[str] = (),
 ) -> None:
     """Writes the picture of one recording.
 
@@ -37,18 +38,15 @@ def plot_timeline(
         title: of the picture.
         windows: as the pipeline returns them, at least one; `label` is None where there is no speech.
         class_names: in class order.
-        dimensions: arousal and valence, if the windows have them.
+        quadrant: arousal and valence, if the windows have them.
 
     Raises:
-        ImportError: if matplotlib is not installed.
         OSError: if the file cannot be written.
     """
-    figure_of, canvas_of, multiples = require_matplotlib()
-    edges, means = _columns(windows, class_names, dimensions)
+    edges, means = _columns(windows, class_names, quadrant)
     classes, silent, widths = len(class_names), np.isnan(means[:, 0]), np.diff(edges)
-    heights = [2.0] * bool(dimensions) + [0.33 * classes]
-    figure = figure_of(figsize=(10, 1.4 + sum(heights)), layout="constrained")
-    canvas_of(figure)
+    heights = [2.0] * bool(quadrant) + [0.33 * classes]
+    figure = new_figure(10, 1.4 + sum(heights))
     panels = figure.subplots(len(heights), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
 
     drawn = panels[-1].pcolormesh(edges, np.arange(classes + 1), means[:, :classes].T, cmap="Blues", vmin=0, vmax=1)
@@ -58,12 +56,12 @@ def plot_timeline(
         last = np.append(first[1:], len(likeliest))
         lines = np.stack([likeliest[first] + 0.5, edges[first], edges[last]])[:, likeliest[first] >= 0]
         panels[-1].hlines(*lines, color="black", linewidth=1.5, label="likeliest class")
-        for number, (name, colour) in enumerate(zip(dimensions, COLOURS, strict=False), start=classes):
+        for number, (name, colour) in enumerate(zip(quadrant, COLOURS, strict=False), start=classes):
             panels[0].stairs(means[:, number], edges, baseline=None, color=colour, linewidth=1.5, label=name)
     panels[-1].set_ylim(0, classes)
     panels[-1].set_yticks(np.arange(classes) + 0.5, class_names, parse_math=False)
     figure.colorbar(drawn, ax=panels[-1], label="probability", fraction=0.05, pad=0.01)
-    if dimensions:
+    if quadrant:
         panels[0].set_ylim(-1.05, 1.05)
         panels[0].axhline(0, color="black", linewidth=0.5)
     for panel in panels if silent.any() else ():
@@ -79,22 +77,21 @@ def plot_timeline(
     tick = next((seconds for seconds in TICK_SECONDS if edges[-1] <= MOST_TICKS * seconds), TICK_SECONDS[-1])
     unit = "seconds" if tick < 15 else "minutes:seconds" if edges[-1] < 3600 else "hours:minutes"
     panels[-1].set_xlim(0, edges[-1])
-    panels[-1].xaxis.set_major_locator(multiples(tick))
+    panels[-1].xaxis.set_major_locator(MultipleLocator(tick))
     panels[-1].xaxis.set_major_formatter(lambda seconds, _: _clock(seconds, unit))
     together = len(windows) / len(means)
     panels[-1].set_xlabel(unit if together == 1 else f"{unit} (each step is the mean of about {together:.0f} windows)")
-    with whole_file(path) as unfinished:
-        figure.savefig(unfinished, dpi=150, format="png")
+    save_figure(figure, path)
 
 
 def _columns(
-    windows: Sequence[Mapping[str, Any]], class_names: Sequence[str], dimensions: Sequence[str]
+    windows: Sequence[Mapping[str, Any]], class_names: Sequence[str], quadrant: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Edges `(columns + 1,)` in seconds, and values `(columns, classes + dimensions)`, NaN where there is no speech."""
-    values = np.full((len(windows), len(class_names) + len(dimensions)), np.nan)
+    """Edges `(columns + 1,)` in seconds, and values `(columns, classes + quadrant)`, NaN where there is no speech."""
+    values = np.full((len(windows), len(class_names) + len(quadrant)), np.nan)
     for row, window in zip(values, windows, strict=True):
         if window["label"] is not None:
-            row[:] = [window["probabilities"][name] for name in class_names] + [window[name] for name in dimensions]
+            row[:] = [window["probabilities"][name] for name in class_names] + [window[name] for name in quadrant]
     middles = np.array([(window["start"] + window["end"]) / 2 for window in windows])
     edges = np.array([windows[0]["start"], *(middles[:-1] + middles[1:]) / 2, windows[-1]["end"]])
     bounds = np.linspace(0, len(windows), min(len(windows), MOST_WINDOWS) + 1).round().astype(int)
@@ -107,14 +104,3 @@ def _clock(seconds: float, unit: str) -> str:
         return f"{seconds:g}"
     larger, smaller = divmod(round(seconds if unit == "minutes:seconds" else seconds / 60), 60)
     return f"{larger}:{smaller:02}"
-
-
-def require_matplotlib() -> tuple[Any, Any, Any]:
-    """Returns the figure, canvas and ticks of matplotlib, or says what to install."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MultipleLocator
-    except ImportError as error:
-        raise ImportError("timelines need matplotlib: pip install matplotlib") from error
-    return Figure, FigureCanvasAgg, MultipleLocator

@@ -149,3 +149,51 @@ def refused(capsys: pytest.CaptureFixture[str], main: Callable[[list[str]], int]
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("error: ")
     return line
+
+
+def make_classifier(noise: float = 0.05, **changes: object):
+    """A small ExHuBERT of random weights, the zero linear layers' too, whose answers to different windows differ."""
+    from exhubert import ExHuBERTConfig, ExHuBERTForSequenceClassification
+
+    torch.manual_seed(0)
+    model = ExHuBERTForSequenceClassification(ExHuBERTConfig(**{**SMALL, "num_hidden_layers": 4, **changes}))
+    for parameter in model.parameters():
+        parameter.data += noise * torch.randn_like(parameter)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a small ExHuBERT with a weighted layer sum."""
+    from exhubert.model_folder import save_model_folder
+
+    model = make_classifier(0.2, num_hidden_layers=2, use_weighted_layer_sum=True)
+    return str(save_model_folder(model, tmp_path_factory.mktemp("classifier") / "model"))
+
+
+@pytest.fixture
+def clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with audio of several kinds and lengths in `clips`."""
+    monkeypatch.chdir(tmp_path)
+    Path("clips/more/.hidden").mkdir(parents=True)
+    for name, seconds, rate in (
+        ("b.wav", 5.2, 16_000),
+        ("a.flac", 1.0, 8_000),
+        ("more/c.ogg", 3.0, 48_000),
+        ("more/.hidden/d.wav", 1.0, 16_000),
+        ("._b.wav", 1.0, 16_000),
+    ):
+        time = np.arange(round(seconds * rate)) / rate
+        noise = 0.02 * np.random.default_rng(0).standard_normal(len(time))
+        tone = (0.3 + 0.2 * np.sin(time)) * np.sin(2 * np.pi * 100 * time**2)
+        soundfile.write(f"clips/{name}", tone + noise, rate)
+    Path("clips/notes.txt").write_text("no audio")
+    return tmp_path
+
+
+def write_bad_files() -> None:
+    """Adds files to `clips` that do not decode."""
+    Path("clips/text.wav").write_text("no audio")
+    Path("clips/empty.wav").touch()
+    soundfile.write("clips/nan.wav", np.full(100, np.nan), 16_000, subtype="FLOAT")
+    Path("clips/cut.flac").write_bytes(Path("clips/a.flac").read_bytes()[:3000])

@@ -15,24 +15,16 @@ import soundfile
 import torch
 from transformers import HubertConfig, HubertForSequenceClassification, Wav2Vec2FeatureExtractor
 
-from conftest import SMALL, write_video
-from exhubert import SIX_CLASSES, ExHuBERTConfig, ExHuBERTFeatureExtractor, ExHuBERTForSequenceClassification
+from conftest import SMALL, make_classifier, write_video
+from exhubert import SIX_CLASSES, ExHuBERTFeatureExtractor, ExHuBERTForSequenceClassification
 from exhubert.audio_exhubert import prepare_input, read_audio
 from exhubert.model_folder import load_pipeline, save_model_folder
-from exhubert.pipeline_exhubert import WINDOWS_PER_FORWARD, ExHuBERTPipeline
-
-
-def make_model(**changes) -> ExHuBERTForSequenceClassification:
-    torch.manual_seed(0)
-    model = ExHuBERTForSequenceClassification(ExHuBERTConfig(**{**SMALL, "num_hidden_layers": 4, **changes}))
-    for parameter in model.parameters():  # the zero linear layers, too
-        parameter.data += 0.05 * torch.randn_like(parameter)
-    return model.eval()
+from exhubert.pipeline_exhubert import WINDOWS_PER_FORWARD, ExHuBERTPipeline, batch_windows, make_windows
 
 
 @pytest.fixture(scope="module")
 def model():
-    return make_model()
+    return make_classifier()
 
 
 @pytest.fixture(scope="module")
@@ -136,14 +128,14 @@ def test_arousal_and_valence(model, classify):
         high = sum(value for name, value in row["probabilities"].items() if name.startswith("high"))
         assert row["arousal"] == pytest.approx(high - (1 - high), abs=1e-6)
         assert row["valence"] == pytest.approx(low_positive + high_positive - low_negative - high_negative, abs=1e-6)
-    other = make_model(id2label=dict(enumerate(["calm", "high/negative"])))
+    other = make_classifier(id2label=dict(enumerate(["calm", "high/negative"])))
     result = ExHuBERTPipeline(model=other, feature_extractor=ExHuBERTFeatureExtractor())(speech(1.0))
     assert set(result) == {"label", "probabilities", "windows"}
 
 
 def test_the_calibrated_temperature_divides_the_logits(model, classify):
     samples = speech(1.0)
-    hot = make_model(calibration_temperature=2.0)
+    hot = make_classifier(calibration_temperature=2.0)
     probabilities = ExHuBERTPipeline(model=hot, feature_extractor=ExHuBERTFeatureExtractor())(samples)["probabilities"]
     with torch.inference_mode():
         logits = model(torch.from_numpy(prepare_input(samples))[None]).logits[0]
@@ -170,7 +162,7 @@ def test_embeddings(model, classify):
 
 
 def test_the_weighted_embedding_is_what_the_head_is_fed():
-    model = make_model(use_weighted_layer_sum=True)
+    model = make_classifier(use_weighted_layer_sum=True)
     model.layer_weights.data = torch.tensor([0.1, 1.0, -1e4, 0.5, 2.0])
     classify = ExHuBERTPipeline(model=model, feature_extractor=ExHuBERTFeatureExtractor())
     embedding = classify(speech(3.0), embeddings="weighted")["embedding"]
@@ -243,6 +235,43 @@ def test_memory_does_not_grow_with_the_length(tmp_path, classify):
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert peak < 30e6
+
+
+def test_windows_that_are_not_kept_have_no_part_in_the_answer(classify):
+    samples = speech(7.5)
+    seconds = []
+    every = classify(samples, hop_seconds=3.0, embeddings=True)["windows"]
+    kept = classify(
+        samples, hop_seconds=3.0, embeddings=True, keep=lambda window: len(window) < 48_000, on_progress=seconds.append
+    )
+    assert kept["probabilities"] == pytest.approx(every[-1]["probabilities"], abs=1e-6)
+    nothing = {"label": None, "probabilities": None, "arousal": None, "valence": None}
+    assert kept["windows"][:2] == [{"start": start, "end": start + 3, **nothing} for start in (0, 3)]
+    assert kept["windows"][2]["probabilities"] == kept["probabilities"]
+    assert sum(seconds) == 7.5
+    none = classify(samples, embeddings=True, keep=lambda window: False)
+    assert {**none, "windows": len(none["windows"])} == {**nothing, "windows": 4}
+    assert [window["label"] for window in classify.stream([samples], keep=lambda window: False)] == [None] * 4
+
+
+def test_batches_are_of_one_shape_and_few_windows_wait():
+    extractor = Wav2Vec2FeatureExtractor()
+    made = 0
+
+    def windows():
+        nonlocal made
+        for clip in range(1_000):
+            for window in make_windows([np.ones(1_600 + clip % 500, np.float32)], extractor, clip=clip):
+                made += 1
+                yield window
+
+    given = 0
+    for batch in batch_windows(windows(), 4):
+        given += len(batch)
+        assert len({window.features.shape for window in batch}) == 1
+        assert made - given < 4 * 64
+    assert given == made == 1_000
+    assert [len(batch) for batch in batch_windows(windows(), 300, masked=True)] == [300, 300, 300, 100]
 
 
 def test_digital_silence_is_classified_as_it_is(model, classify):
@@ -324,7 +353,7 @@ def test_a_bad_stream_is_explained(classify, chunk, options, message):
 
 
 def test_what_the_model_cannot_answer_is_named_with_the_time(tmp_path):
-    model = make_model()
+    model = make_classifier()
     classify = ExHuBERTPipeline(model=model, feature_extractor=ExHuBERTFeatureExtractor())
     soundfile.write(tmp_path / "clip.wav", speech(20.0), 16_000)
     model.classifier.bias.data[2] = torch.inf

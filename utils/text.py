@@ -24,6 +24,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
+def as_text(name: str) -> str:
+    """A file's name as Unicode: bytes in it that are not UTF-8 become `\\udcXX`."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's text; of one without text its kind."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
