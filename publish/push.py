@@ -22,9 +22,10 @@ from huggingface_hub.utils import logging, validate_repo_id
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
-from exhubert.model_folder.card import CARD, hub_card, is_edited
+from exhubert.model_folder.card import CARD, is_edited
 from exhubert.model_folder.onnx_model import ONNX_FILE
 from exhubert.model_folder.save import CODE_FILES, EMOTION_CODE_FILE, SHARD, check_model_folder
+from exhubert.publish.run_card import hub_card
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ONNX_DATA = f"{ONNX_FILE}.data"
