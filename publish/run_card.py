@@ -11,7 +11,7 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path, PureWindowsPath
 from typing import Any
 from urllib.parse import quote
@@ -231,7 +231,7 @@ def settings_table(recipe: Mapping[str, Any], trainable: int) -> str:
     return markdown_table(["setting", "value"], shown, left=(0, 1))
 
 
-def public_recipe(recipe: Mapping[str, Any], base_models: Iterable[str] = ()) -> dict[str, Any]:
+def public_recipe(recipe: Mapping[str, Any], base_models: Collection[str] = ()) -> dict[str, Any]:
     """Returns a resolved recipe without what does not belong on the Hub: of a path its last part, no token, no name.
 
     The model stays as it is if it is one of `base_models`, which are on the Hub.
