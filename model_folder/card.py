@@ -91,7 +91,9 @@ def make_card(
     id2label = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}  # which transformers does not write
     classes = [id2label[index] for index in sorted(id2label, key=int)]
     licences = _texts(known.get("license"))
-    fields: dict[str, Any] = {key: known.get(key) for key in (*LICENCE_KEYS, "language", "base_model", "base_model_relation")}
+    fields: dict[str, Any] = {
+        key: known.get(key) for key in (*LICENCE_KEYS, "language", "base_model", "base_model_relation")
+    }
     fields |= {
         "datasets": known.get("datasets"),
         "library_name": "transformers",

@@ -193,7 +193,7 @@ def results_tables(results: Mapping[str, Any]) -> list[str]:
         rows.append(["average", "", "", "", *(share(average, metric) for metric in shown), ""])
     header = ["corpus", "split", "clips", "speakers", *(SHOWN_METRICS[metric] for metric in shown), "interval by"]
     tables = [markdown_table(header, rows, left=(0, 1, len(header) - 1))]
-    for column, groups in results.get("groups", {}).items():
+    for column, groups in results["groups"].items():
         rows = [
             [plain(group), plain(", ".join(s["corpora"])), f"{s['clips']:,}", f"{s['speakers']}", share(s, "uar")]
             for group, s in groups.items()
