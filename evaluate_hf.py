@@ -42,8 +42,8 @@ from exhubert.evaluation.results import (
 )
 from exhubert.evaluation.scores import compare
 from exhubert.model_folder.card import CARD, add_section, card_metadata
-from exhubert.model_folder.card_text import calibration_section
 from exhubert.model_folder.load import load_trained
+from exhubert.publish.run_card import calibration_section
 from exhubert.reports.report import PICTURES, write_report
 from exhubert.reports.tables import chances, uar_table
 from exhubert.utils.command import quiet_transformers, run_with_one_line_errors

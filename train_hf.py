@@ -21,10 +21,10 @@ from exhubert.corpora.load import class_notices, load_corpora
 from exhubert.corpora.splits import SPLITS
 from exhubert.evaluation.predictions import classify, predictions_table
 from exhubert.evaluation.results import make_results, write_predictions, write_results
-from exhubert.model_folder.card import corpus_facts, write_run_card
 from exhubert.model_folder.load import make_feature_extractor
 from exhubert.model_folder.save import save_model_folder
 from exhubert.publish.push import check_right_to_push, push_finished_model
+from exhubert.publish.run_card import corpus_facts, write_run_card
 from exhubert.training import run_folder
 from exhubert.training.arguments import Recipe, parse, resolved
 from exhubert.training.augmentation import Augmentation

@@ -19,7 +19,8 @@ from exhubert.convert.checkpoint import (
     on_meta,
     write_weights,
 )
-from exhubert.model_folder.card import hand_down_section, source_metadata, write_card
+from exhubert.convert.hubert import UNTRAINED
+from exhubert.model_folder.card import CARD, read_sections, source_metadata, write_card
 from exhubert.model_folder.save import save_model_folder
 from exhubert.modeling_exhubert import HEAD, LEFT_OUT, ExHuBERTForSequenceClassification, hubert_name
 from exhubert.utils.files import whole_folder
@@ -88,8 +89,16 @@ def convert_contract(
             write_card(unfinished, known=source_metadata(str(source)))
         else:
             print("the copies add nothing yet: the head is kept")
-            save_model_folder(hubert, unfinished, checkpoint.window_seconds, write_weights=write, source=str(source))
-            hand_down_section(checkpoint.directory, unfinished, "Not trained yet")
+            card = checkpoint.directory / CARD
+            said = read_sections(card.read_text(encoding="utf-8")) if card.is_file() else {}
+            save_model_folder(
+                hubert,
+                unfinished,
+                checkpoint.window_seconds,
+                write_weights=write,
+                source=str(source),
+                sections=UNTRAINED if said.keys() & UNTRAINED.keys() else None,
+            )
 
         def silenced(name: str) -> torch.Tensor:
             tensor = checkpoint.read(name)

@@ -17,12 +17,13 @@ from exhubert.convert.checkpoint import (
     on_meta,
     write_weights,
 )
-from exhubert.model_folder.card import add_section
 from exhubert.model_folder.save import save_model_folder
 from exhubert.modeling_exhubert import HEAD, ExHuBERTForSequenceClassification, expanded_weight, hubert_name
 from exhubert.utils.files import whole_folder
 
-UNTRAINED = "The classification head is new: what it answers means nothing before the model was trained."
+UNTRAINED = {
+    "Not trained yet": "The classification head is new: what it answers means nothing before the model was trained."
+}  # a section of the card
 
 
 def convert_hubert(
@@ -62,7 +63,8 @@ def convert_hubert(
         print(f"{config.num_hidden_layers}, {model.num_parameters():,} parameters")
         if checkpoint.left_out:
             print(f"left out: {', '.join(checkpoint.left_out)}")
-        if any(name.startswith(HEAD) for name in new):
+        new_head = any(name.startswith(HEAD) for name in new)
+        if new_head:
             print(f"it has no classification head: a new one, for {config.num_labels} classes")
 
         def expanded(name: str) -> torch.Tensor:
@@ -74,10 +76,14 @@ def convert_hubert(
             dtype = checkpoint.dtype if kept is None else kept.dtype
             like[name] = torch.empty(tensor.shape, dtype=dtype, device="meta")
         write = partial(write_weights, like=like, read=expanded)
-        save_model_folder(model, unfinished, checkpoint.window_seconds, write_weights=write, source=str(source))
-        if any(name.startswith(HEAD) for name in new):
-            add_section(unfinished, "Not trained yet", UNTRAINED)
-
+        save_model_folder(
+            model,
+            unfinished,
+            checkpoint.window_seconds,
+            write_weights=write,
+            source=str(source),
+            sections=UNTRAINED if new_head else None,
+        )
         check_same_function("the source's", (as_trained(hubert), checkpoint.read), (model, Checkpoint(unfinished).read))
     print(f"written to {os.path.realpath(destination)}")
     return Path(destination)

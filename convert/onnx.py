@@ -19,11 +19,13 @@ from torch.nn.utils import parametrize
 from transformers import PretrainedConfig, PreTrainedModel, Wav2Vec2FeatureExtractor
 
 from exhubert.audio_exhubert import SAMPLING_RATE, extract_features, longest_input_seconds
-from exhubert.model_folder.card import CARD, add_section, remove_section
+from exhubert.model_folder.card import CARD, fill_template, with_section
 from exhubert.model_folder.load import load_trained
 from exhubert.model_folder.onnx_model import HIDDEN_STATES, INSTALL, ONNX_FILE, OnnxClassifier
-from exhubert.utils.files import whole_folder
+from exhubert.utils.files import whole_folder, write_text
+from exhubert.utils.text import first_line
 
+SECTION = Path(__file__).with_name("onnx_card_section.md")
 OPSET = 20  # the first with GELU as one operator; onnxruntime knows it from 1.17 on
 EXTERNAL_DATA_BYTES = 10**9  # larger weights lie beside the graph, for a protobuf file holds no more than 2 GiB
 LARGEST_DIFFERENCE = 1e-4  # of float32 logits; of hidden states, relative to the largest
@@ -36,7 +38,6 @@ def convert_onnx(
     destination: str | os.PathLike[str],
     int8: bool = False,
     corpora: Sequence[str] = (),
-    external_data_bytes: int = EXTERNAL_DATA_BYTES,
 ) -> Path:
     """Exports a model to ONNX and compares what it computes with torch; what was compared is printed and in the card.
 
@@ -47,7 +48,6 @@ def convert_onnx(
         destination: the ONNX model folder; must not exist, or be empty.
         int8: multiply by int8 matrices; see `quantize`.
         corpora: corpus folders, on whose test splits torch and ONNX are compared as well.
-        external_data_bytes: weights that are larger than this go to a file of their own.
 
     Raises:
         OSError: if the source is neither a folder nor to be had from the Hub.
@@ -55,7 +55,11 @@ def convert_onnx(
         ValueError: if the source is no trained audio-classification model or does not export, the destination is
             taken, a corpus is not as it should be, or the float32 model differs from torch's.
     """
-    _require_libraries()
+    for name in ("onnx", "onnxruntime", "onnxscript"):
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise ImportError(f"exporting to ONNX needs {name}: {INSTALL}") from error
     source = str(source)
     with whole_folder(destination) as unfinished:
         loaded: tuple[Any, Any] = load_trained(source, dtype=torch.float32, attn_implementation="eager")
@@ -68,16 +72,16 @@ def convert_onnx(
         print(f"{source}: {type(model).__name__}, {model.num_parameters():,} parameters, to ONNX opset {OPSET}")
 
         float32 = unfinished.with_name("float32.onnx") if int8 else unfinished / ONNX_FILE
-        export(model, extractor, float32, external_data_bytes)
+        export(model, extractor, float32)
         exported = OnnxClassifier(float32, config)
-        found = [_compared(model, exported, extractor)]
+        found = [compare(model, exported, extractor)]
         if int8:
             del exported  # the quantiser needs its memory
-            quantize(float32, unfinished / ONNX_FILE, external_data_bytes)
+            quantize(float32, unfinished / ONNX_FILE)
             config.onnx["int8"] = True
             exported = OnnxClassifier(unfinished / ONNX_FILE, config)
-            found.append(_compared(model, exported, extractor))
-            size, before = _bytes(unfinished / ONNX_FILE), _bytes(float32)
+            found.append(compare(model, exported, extractor))
+            size, before = stored_bytes(unfinished / ONNX_FILE), stored_bytes(float32)
             share = 100 * size / before
             found.append(f"int8 takes {size / 1e6:,.1f} MB, {share:.1f} % of float32's {before / 1e6:,.1f} MB")
         print("\n".join(found))
@@ -89,14 +93,12 @@ def convert_onnx(
             print(table)
         config.save_pretrained(unfinished)
         extractor.save_pretrained(unfinished)
-        (unfinished / CARD).write_text(_card(source), encoding="utf-8")
-        remove_section(unfinished, "Use")  # code that loads torch's model
-        add_section(unfinished, "ONNX", onnx_section(int8, found, table))
+        write_text(unfinished / CARD, onnx_card(source, int8, found, table))
     print(f"written to {os.path.realpath(destination)}")
     return Path(destination)
 
 
-def export(model: PreTrainedModel, extractor: Any, file: Path, external_data_bytes: int = EXTERNAL_DATA_BYTES) -> None:
+def export(model: PreTrainedModel, extractor: Any, file: Path) -> None:
     """Writes a model as ONNX: for any batch size and, of waveforms, any length.
 
     The outputs are `logits` and every hidden state, `hidden_states.0`, ...; what a call does not ask for costs no time.
@@ -104,8 +106,7 @@ def export(model: PreTrainedModel, extractor: Any, file: Path, external_data_byt
     Args:
         model: in eval mode and float32. Weight norm is dissolved into its weights.
         extractor: its feature extractor.
-        file: to write.
-        external_data_bytes: weights that are larger than this go to `<file>.data`.
+        file: to write; weights that are larger than `EXTERNAL_DATA_BYTES` go to `<file>.data`.
 
     Raises:
         ValueError: if the model does not export.
@@ -115,15 +116,15 @@ def export(model: PreTrainedModel, extractor: Any, file: Path, external_data_byt
     for module in model.modules():
         for name in list(getattr(module, "parametrizations", ())):
             parametrize.remove_parametrizations(module, name)
-    seconds = _check_seconds(extractor)
+    seconds = check_seconds(extractor)
     example, longer = (made_up_input(extractor, part * seconds, 2) for part in (0.5, 1.0))
     varying = [0, *(axis for axis in range(1, example.dim()) if example.shape[axis] != longer.shape[axis])]
     with torch.inference_mode():
         states = model(example, output_hidden_states=True).hidden_states or ()
     try:
-        with _quiet():
+        with quiet():
             program: Any = torch.onnx.export(
-                _Outputs(model),
+                Outputs(model),
                 (example,),
                 input_names=[extractor.model_input_names[0]],
                 output_names=["logits", *(f"{HIDDEN_STATES}.{index}" for index in range(len(states)))],
@@ -136,10 +137,10 @@ def export(model: PreTrainedModel, extractor: Any, file: Path, external_data_byt
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        reason = f"{type(cause).__name__}: {next(iter(str(cause).strip().splitlines()), '')}"
+        reason = f"{type(cause).__name__}: {first_line(cause)}"
         raise ValueError(f"this {type(model).__name__} does not export to ONNX ({reason})") from error
     size = sum(parameter.nbytes for parameter in model.parameters())
-    program.save(file, external_data=size > external_data_bytes)
+    program.save(file, external_data=size > EXTERNAL_DATA_BYTES)
     written = onnx.load(file, load_external_data=False)
     del written.graph.value_info[:]  # inner shapes: onnxruntime infers them, and its quantiser would contradict them
     for part in (written, written.graph, *written.graph.node, *(n for f in written.functions for n in f.node)):
@@ -148,7 +149,7 @@ def export(model: PreTrainedModel, extractor: Any, file: Path, external_data_byt
     onnx.save(written, file)
 
 
-def quantize(source: Path, destination: Path, external_data_bytes: int = EXTERNAL_DATA_BYTES) -> None:
+def quantize(source: Path, destination: Path) -> None:
     """Writes an ONNX model with its matrices in int8 (onnxruntime's dynamic quantisation).
 
     Every product with a constant matrix is quantised: attention's four projections, the feed-forward layers, the linear
@@ -163,7 +164,7 @@ def quantize(source: Path, destination: Path, external_data_bytes: int = EXTERNA
 
     nodes = onnx.load(source, load_external_data=False).graph.node
     head = [f"{node.name}_MatMul" for node in nodes if node.op_type == "Gemm"]  # what the quantiser makes of them
-    with _quiet():
+    with quiet():
         quantize_dynamic(
             source,
             destination,
@@ -172,25 +173,42 @@ def quantize(source: Path, destination: Path, external_data_bytes: int = EXTERNA
             per_channel=True,
             reduce_range=True,
             weight_type=QuantType.QInt8,
-            use_external_data_format=_bytes(source) / 4 > external_data_bytes,
+            use_external_data_format=stored_bytes(source) / 4 > EXTERNAL_DATA_BYTES,
         )
 
 
-def differences(model: PreTrainedModel, exported: OnnxClassifier, extractor: Any) -> tuple[float, float]:
+def compare(model: PreTrainedModel, exported: OnnxClassifier, extractor: Any) -> str:
     """Compares a model with its export on made-up audio of several lengths, in batches of several sizes.
 
     Returns:
-        The largest difference of logits, and that of hidden states, relative to the largest value of each state.
+        A sentence with the largest difference of logits, and that of hidden states, relative to the largest value of
+        each state.
+
+    Raises:
+        ValueError: if that is too much for float32, or not a number.
     """
     logits = states = 0.0
+    seconds = check_seconds(extractor)
     for part, batch in CHECK_PARTS:
-        inputs = made_up_input(extractor, part * _check_seconds(extractor), batch)
+        inputs = made_up_input(extractor, part * seconds, batch)
         with torch.inference_mode():
             expected, got = (each(inputs, output_hidden_states=True) for each in (model, exported))
         logits = max(logits, (got.logits - expected.logits).abs().max().item())
         for state, other in zip(expected.hidden_states or (), got.hidden_states or (), strict=True):
             states = max(states, ((other - state).abs().max() / state.abs().max()).item())
-    return logits, states
+    clips = ", ".join(f"{batch} x {part * seconds:g} s" for part, batch in CHECK_PARTS)
+    found = (
+        f"{'int8' if exported.int8 else 'float32'} on made-up audio ({clips}): largest difference of logits "
+        f"{logits:.2g}, of hidden states {states:.2g} of the largest value"
+    )
+    if not exported.int8 and not max(logits, states) <= LARGEST_DIFFERENCE:
+        raise ValueError(f"the exported {type(model).__name__} is another function than torch's: {found}")
+    return found
+
+
+def check_seconds(extractor: Any) -> float:
+    """The length of the longest made-up audio."""
+    return min(longest_input_seconds(extractor), CHECK_SECONDS)
 
 
 def made_up_input(extractor: Any, seconds: float, batch: int) -> torch.Tensor:
@@ -200,39 +218,26 @@ def made_up_input(extractor: Any, seconds: float, batch: int) -> torch.Tensor:
     return torch.from_numpy(np.stack([extract_features(samples, extractor, seconds) for samples in noise]))
 
 
-def onnx_section(int8: bool, found: Sequence[str], table: str = "") -> str:
-    """Returns the text of a card's section that says what the ONNX model is, how to run it, and what was compared.
+def onnx_card(source: str, int8: bool, found: Sequence[str], table: str) -> str:
+    """Returns the card of an export: the source's without the code that loads torch's model, with a section "ONNX".
 
     Args:
-        int8: whether it is quantised.
+        source: Hub id or folder of the model. If it is no folder with a card, the card names the source alone.
+        int8: whether the export is quantised.
         found: sentences on what was compared.
         table: of torch and ONNX on corpora, markdown; empty if none was asked for.
     """
-    kind = "with int8 matrices (dynamic quantisation)" if int8 else "in float32"
-    listed = "\n".join(f"- {sentence}" for sentence in found)
-    on_corpora = f"\nOn the test splits of corpora, in windows, as `evaluate_hf.py` does:\n\n{table}\n" if table else ""
-    return f"""This folder holds the model as `{ONNX_FILE}`, opset {OPSET}, {kind}. It is run by onnxruntime, on the
-CPU:
-
-```bash
-pip install exhubert[onnx]
-exhubert predict <this folder> speech.wav
-```
-
-```python
-from exhubert.model_folder.load import load_pipeline
-from exhubert.utils.files import whole_folder
-
-print(load_pipeline("<this folder>")("speech.wav"))
-```
-
-Its answers compared with torch's:
-
-{listed}
-{on_corpora}"""
+    file = Path(source) / CARD
+    if file.is_file():
+        card = file.read_text(encoding="utf-8")
+    else:
+        base = "" if Path(source).is_dir() else f"base_model: {source}\n"
+        card = f"---\npipeline_tag: audio-classification\n{base}---\n\n# {Path(source).name}\n"
+    section = fill_template(SECTION, file=ONNX_FILE, opset=OPSET, int8=int8, found=found, table=table)
+    return with_section(card, "ONNX", section, leave_out=["Use"])
 
 
-class _Outputs(torch.nn.Module):
+class Outputs(torch.nn.Module):
     """A model that returns a tuple: its logits, then its hidden states."""
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -257,39 +262,13 @@ def _onnx_config(model: PreTrainedModel) -> PretrainedConfig:
     return config
 
 
-def _check_seconds(extractor: Any) -> float:
-    return min(longest_input_seconds(extractor), CHECK_SECONDS)
-
-
-def _compared(model: PreTrainedModel, exported: OnnxClassifier, extractor: Any) -> str:
-    """Says how far the export is from the model; raises ValueError if that is too much for float32, or not a number."""
-    logits, states = differences(model, exported, extractor)
-    clips = ", ".join(f"{batch} x {part * _check_seconds(extractor):g} s" for part, batch in CHECK_PARTS)
-    found = (
-        f"{'int8' if exported.int8 else 'float32'} on made-up audio ({clips}): largest difference of logits "
-        f"{logits:.2g}, of hidden states {states:.2g} of the largest value"
-    )
-    if not exported.int8 and not max(logits, states) <= LARGEST_DIFFERENCE:
-        raise ValueError(f"the exported {type(model).__name__} is another function than torch's: {found}")
-    return found
-
-
-def _card(source: str) -> str:
-    """The card of the model that is exported, or what stands in for it."""
-    file = Path(source) / CARD
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    base = "" if Path(source).is_dir() else f"base_model: {source}\n"
-    return f"---\npipeline_tag: audio-classification\n{base}---\n\n# {Path(source).name}\n"
-
-
-def _bytes(file: Path) -> int:
+def stored_bytes(file: Path) -> int:
     """Size of an ONNX model with its weights."""
     return sum(part.stat().st_size for part in file.parent.glob(f"{file.name}*"))
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Leaves the terminal to our own lines: the exporter warns of its insides, and prints whole graphs that fail."""
     with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
@@ -298,11 +277,3 @@ def _quiet() -> Iterator[None]:
             yield
         finally:
             logging.disable(logging.NOTSET)
-
-
-def _require_libraries() -> None:
-    for name in ("onnx", "onnxruntime", "onnxscript"):
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            raise ImportError(f"exporting to ONNX needs {name}: {INSTALL}") from error

@@ -19,7 +19,7 @@ from transformers import HubertConfig, HubertModel
 
 from exhubert.convert.hubert import convert_hubert
 from exhubert.corpora.readers import METADATA_READERS
-from exhubert.model_folder.card import add_section
+from exhubert.publish.run_card import write_run_card
 from exhubert.utils.command import quiet_transformers, run_with_one_line_errors
 from synthetic_speech import make_corpora
 
@@ -81,9 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     say("4/6", f"stage 2: ExHuBERT on {unseen.name}, originals frozen")
     train("demo_stage2.yaml", run / "expanded", [unseen], run / "stage2", [*extra, *rounds])
-    shutil.copytree(run / "stage2" / "model", run / "model")
     if not options.corpora:
-        add_section(run / "model", "Synthetic speech", SYNTHETIC)
+        write_run_card(run / "stage2", sections={"Synthetic speech": SYNTHETIC})
+    shutil.copytree(run / "stage2" / "model", run / "model")
     report_frozen(run / "expanded", run / "model")
 
     say("5/6", "the model in a new process, from its folder alone")

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ def save_model_folder(
     state_dict: dict[str, Any] | None = None,
     write_weights: Callable[[Path], None] | None = None,
     source: str | None = None,
+    sections: Mapping[str, str] | None = None,
 ) -> Path:
     """Writes configuration, safetensors, the four code files, the feature extractor and a card.
 
@@ -65,6 +66,7 @@ def save_model_folder(
             on the meta device).
         source: folder or Hub id of the weights that it started from, whose licence is its card's; where it was
             loaded from by default.
+        sections: further ones of the card, title -> markdown.
 
     Raises:
         ValueError: if `directory` holds something else than a model.
@@ -75,9 +77,13 @@ def save_model_folder(
     ):
         raise ValueError(f"{directory} exists and is no model folder; give another name, or delete it")
     with whole_folder(directory, replace=True) as unfinished:
-        _write(model, unfinished, window_seconds, state_dict, write_weights)
+        _write_model(model, unfinished, state_dict, write_weights)
+        make_feature_extractor(model.config, window_seconds).save_pretrained(unfinished)
+        own = (EMOTION_CODE_FILE,) if model.config.model_type == Wav2Vec2EmotionConfig.model_type else ()
+        for code_file in (*CODE_FILES, *own):
+            shutil.copyfile(Path(__file__).parent.parent / code_file, unfinished / code_file)
         source = model.config.name_or_path if source is None else source
-        write_card(unfinished, known=source_metadata(source or ""))
+        write_card(unfinished, known=source_metadata(source or ""), sections=sections)
         written = {path.name for path in unfinished.iterdir()}
         if is_edited(directory / CARD):
             (unfinished / CARD).unlink()
@@ -102,13 +108,13 @@ def merge_lora(model: torch.nn.Module, weights: dict[str, Any]) -> dict[str, Any
     return merged
 
 
-def _write(
+def _write_model(
     model: PreTrainedModel,
     directory: Path,
-    window_seconds: float,
     state_dict: dict[str, Any] | None,
     write_weights: Callable[[Path], None] | None,
 ) -> None:
+    """Writes configuration and weights."""
     if write_weights is None:
         if any(".lora_" in parameter for parameter, _ in model.named_parameters()):
             state_dict = merge_lora(model, model.state_dict() if state_dict is None else state_dict)
@@ -126,11 +132,6 @@ def _write(
     if config["model_type"] in AUTO_MAPS:  # `save_pretrained` names the saved class alone
         config["auto_map"] = AUTO_MAPS[config["model_type"]]
     config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    make_feature_extractor(model.config, window_seconds).save_pretrained(directory)
-    package = Path(__file__).parent.parent
-    own = (EMOTION_CODE_FILE,) if config["model_type"] == Wav2Vec2EmotionConfig.model_type else ()
-    for code_file in (*CODE_FILES, *own):
-        shutil.copyfile(package / code_file, directory / code_file)
 
 
 def check_model_folder(directory: str | os.PathLike[str]) -> Path:

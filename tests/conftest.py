@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -15,7 +16,13 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from transformers import HubertConfig, HubertForCTC, HubertForSequenceClassification, HubertModel
+from transformers import (
+    AutoModelForAudioClassification,
+    HubertConfig,
+    HubertForCTC,
+    HubertForSequenceClassification,
+    HubertModel,
+)
 
 from exhubert.utils.command import run_with_one_line_errors
 
@@ -197,3 +204,46 @@ def write_bad_files() -> None:
     Path("clips/empty.wav").touch()
     soundfile.write("clips/nan.wav", np.full(100, np.nan), 16_000, subtype="FLOAT")
     Path("clips/cut.flac").write_bytes(Path("clips/a.flac").read_bytes()[:3000])
+
+
+@pytest.fixture(scope="session")
+def saved_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model folder of a small ExHuBERT with random weights, for tests that only read it; see `model_folder`."""
+    from exhubert import ExHuBERTConfig, ExHuBERTForSequenceClassification
+    from exhubert.model_folder import save_model_folder
+
+    torch.manual_seed(0)
+    config = ExHuBERTConfig(**{**SMALL, **HUBERT_KINDS["large"], "num_hidden_layers": 4})
+    return save_model_folder(ExHuBERTForSequenceClassification(config), tmp_path_factory.mktemp("saved") / "model")
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path, saved_model: Path) -> Path:
+    """A copy of the small model's folder, `model`, to be changed."""
+    return Path(shutil.copytree(saved_model, tmp_path / "model"))
+
+
+MODEL_FILES = [
+    *("README.md", "config.json", "preprocessor_config.json", "model.safetensors"),
+    *("audio_exhubert.py", "configuration_exhubert.py", "modeling_exhubert.py", "pipeline_exhubert.py"),
+]
+SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"]
+
+
+def split_weights(folder: Path) -> None:
+    """Stores a model folder's weights in two shards."""
+    model = AutoModelForAudioClassification.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    size = sum(parameter.nbytes for parameter in model.parameters())
+    model.save_pretrained(folder, max_shard_size=int(0.7 * size))
+    assert [(folder / name).is_file() for name in SHARDS] == [True] * 3
+
+
+def make_onnx(folder: Path, graph: bytes = b"\0graph") -> None:
+    """Makes a model folder what an export leaves: other weights, and no model code."""
+    config = json.loads((folder / "config.json").read_text())
+    del config["auto_map"]
+    (folder / "config.json").write_text(json.dumps(config | {"onnx": {"int8": False, "parameters": 1}}))
+    (folder / "model.onnx").write_bytes(graph)
+    for name in ("model.safetensors", "configuration_exhubert.py", "modeling_exhubert.py", "pipeline_exhubert.py"):
+        (folder / name).unlink()

@@ -104,7 +104,8 @@ class HubStandIn(ThreadingHTTPServer):
             method: of HTTP.
             path: a regular expression, found anywhere in the path.
             what: a status to answer with; "cut": the connection ends in the middle of what the client sends, or of
-                the answer; "corrupt": the file's last byte is wrong; or a function that is called before the answer.
+                the answer; "corrupt": the last byte of the file that is sent or uploaded is wrong; or a function that
+                is called before the answer.
             times: how often.
         """
         self.troubles.append(Trouble(method, path, what, times))
@@ -118,9 +119,6 @@ class HubStandIn(ThreadingHTTPServer):
         digest = hashlib.sha256(content).hexdigest()
         (self.storage / digest).write_bytes(content)
         return digest
-
-    def size(self, digest: str) -> int:
-        return (self.storage / digest).stat().st_size
 
     def oid(self, digest: str, lfs: bool) -> str:
         """How git calls a content; LFS calls it by its SHA-256."""
@@ -221,8 +219,10 @@ class Handler(BaseHTTPRequestHandler):
         return sha, repo.commits[sha]
 
     def entry(self, path: str, digest: str, lfs: bool) -> dict[str, Any]:
-        entry = {"type": "file", "path": path, "size": self.server.size(digest), "oid": self.server.oid(digest, False)}
-        return entry | ({"lfs": {"oid": digest, "size": entry["size"], "pointerSize": 130}} if lfs else {})
+        content = (self.server.storage / digest).read_bytes()
+        entry = {"type": "file", "path": path, "size": len(content), "oid": self.server.oid(digest, False)}
+        held = hashlib.sha256(content).hexdigest()  # not `digest`, if the upload was corrupted
+        return entry | ({"lfs": {"oid": held, "size": len(content), "pointerSize": 130}} if lfs else {})
 
 
 for method in ("GET", "HEAD", "POST", "PUT"):
@@ -270,6 +270,12 @@ def list_tree(request: Handler, kind: str, name: str, revision: str, folder: str
     return [{"type": "directory", "path": path, "oid": "0" * 40} for path in sorted(folders)] + entries
 
 
+def paths_info(request: Handler, kind: str, name: str, revision: str) -> list[dict[str, Any]]:
+    _, tree = request.tree(kind, name, revision)
+    asked = parse_qs(request.body.decode())["paths"]
+    return [request.entry(path, *tree[path]) for path in asked if path in tree]
+
+
 def preupload(request: Handler, kind: str, name: str, revision: str) -> dict[str, Any]:
     request.may_write(name)
     _, tree = request.tree(kind, name, revision)
@@ -295,8 +301,13 @@ def lfs_batch(request: Handler, name: str, kind: str = "models") -> dict[str, An
 def lfs_upload(request: Handler, digest: str) -> dict[str, Any]:
     if hashlib.sha256(request.body).hexdigest() != digest:
         raise RefusedError(400, "the content is not what its SHA-256 says")
-    request.server.keep(request.body)
+    content = corrupted(request.body) if request.trouble == "corrupt" else request.body
+    (request.server.storage / digest).write_bytes(content)
     return {}
+
+
+def corrupted(content: bytes) -> bytes:
+    return content[:-1] + bytes([content[-1] ^ 1])
 
 
 def lfs_verify(request: Handler) -> dict[str, Any]:
@@ -333,7 +344,7 @@ def resolve(request: Handler, name: str, revision: str, path: str, kind: str = "
     digest, lfs = tree[path]
     content = (request.server.storage / digest).read_bytes()
     if request.trouble == "corrupt":
-        content = content[:-1] + bytes([content[-1] ^ 1])
+        content = corrupted(content)
     headers = {"X-Repo-Commit": sha, "ETag": f'"{request.server.oid(digest, lfs)}"', "Accept-Ranges": "bytes"}
     headers |= {"X-Linked-Etag": f'"{digest}"', "X-Linked-Size": str(len(content))} if lfs else {}
     part = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("Range", ""))
@@ -350,6 +361,7 @@ ROUTES: list[tuple[str, str, Any]] = [
     ("POST", f"/api/{REPO}/branch/(?P<new>[^/]+)", branch),
     ("GET", f"/api/{REPO}(/revision/(?P<revision>[^/]+))?", info),
     ("GET", f"/api/{REPO}/tree/(?P<revision>[^/]+)(/(?P<folder>.+))?", list_tree),
+    ("POST", f"/api/{REPO}/paths-info/(?P<revision>[^/]+)", paths_info),
     ("POST", f"/api/{REPO}/preupload/(?P<revision>[^/]+)", preupload),
     ("POST", f"/{LFS_REPO}[.]git/info/lfs/objects/batch", lfs_batch),
     ("PUT", "/lfs/(?P<digest>[0-9a-f]{64})", lfs_upload),

@@ -1,0 +1,341 @@
+"""The card of a trained model: what a training adds to a folder's card, its results, recipe and corpora.
+
+The prose is `run_card_template.md`. No path, user name or token gets into a card.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import shlex
+import shutil
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path, PureWindowsPath
+from typing import Any
+from urllib.parse import quote
+
+import yaml
+from huggingface_hub import EvalResult
+
+from exhubert.corpora.registry import Corpus, corpus_or_none
+from exhubert.model_folder.card import (
+    CARD,
+    MODEL_LINE,
+    card_metadata,
+    fill_template,
+    is_sealed,
+    plain,
+    sealed,
+    write_card,
+)
+from exhubert.utils.files import whole_file
+from exhubert.utils.text import markdown_table
+
+TEMPLATE = Path(__file__).with_name("run_card_template.md")
+METRICS = {"uar": ("uar", "UAR"), "accuracy": ("accuracy", "Accuracy"), "macro_f1": ("f1", "Macro-F1")}  # on the Hub
+SHOWN_METRICS = {
+    "uar": "UAR",
+    "accuracy": "accuracy",
+    "macro_f1": "macro-F1",
+    "arousal_uar": "arousal UAR",
+    "valence_uar": "valence UAR",
+    "ece": "ECE",
+}
+SETTINGS = (
+    *("model", "expand_copies", "freeze", "lora", "labels", "protocol", "fold", "window_seconds", "crop", "sampling"),
+    *("rounds", "batch_size", "update", "class_weights", "early_stopping"),
+)
+TRAINING_SETTINGS = ("learning_rate", "lr_scheduler_type", "weight_decay")
+# Of TrainingArguments no other text is shown, since it may be a token, a name or a path.
+TRAINING_TEXTS = ("lr_scheduler_type", "optim", "metric_for_best_model", "eval_strategy", "save_strategy")
+UNCONFIRMED = r"\*"
+
+
+def write_run_card(
+    run: str | os.PathLike[str],
+    results: Mapping[str, Any] | None = None,
+    sections: Mapping[str, str] | None = None,
+) -> bool:
+    """Writes the card of a run folder's `model/` anew, with recipe and results, and copies the run's pictures there.
+
+    Args:
+        run: the run folder.
+        results: what `results.json` is going to hold, where it is not written yet.
+        sections: further ones, as in `make_card`.
+
+    Returns:
+        False if the card there was edited by hand: it is left as it is.
+    """
+    run = Path(run)
+    if results is None:
+        results = json.loads((run / "results.json").read_text(encoding="utf-8"))
+    for name in pictures_of(results):
+        if (run / name).is_file():
+            with whole_file(run / "model" / name) as unfinished:
+                shutil.copyfile(run / name, unfinished)
+    facts = run_facts(
+        run / "model",
+        known=card_metadata(run / "model" / CARD),
+        results=results,
+        recipe=yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8")),
+        corpora=json.loads((run / "environment.json").read_text(encoding="utf-8"))["corpora"],
+    )
+    return write_card(run / "model", sections=sections, **facts)
+
+
+def run_facts(
+    folder: Path,
+    known: Mapping[str, Any],
+    results: Mapping[str, Any],
+    recipe: Mapping[str, Any],
+    corpora: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Returns what a training adds to the card of its model, as arguments of `make_card`.
+
+    Args:
+        folder: of the model, with the pictures if there are any.
+        known: of the weights that the model started from: what `source_metadata` or `card_metadata` returned.
+        results: what is in `results.json`.
+        recipe: as resolved.
+        corpora: what `corpus_facts` returned of the training corpora.
+    """
+    entries = {
+        corpus: corpus_or_none(corpora.get(corpus, {}).get("key", corpus)) for corpus in (*corpora, *results["corpora"])
+    }
+    ids = dataset_ids(entries)
+    ours = [ids[corpus] for corpus in corpora]
+    before = [dataset for dataset in known.get("datasets", []) if dataset not in ours]
+    base_models = known.get("base_model", [])
+    rows = [[plain(corpus), *_corpus_cells(facts, entries[corpus])] for corpus, facts in corpora.items()]
+    header = ["corpus", "known as", "clips: train / validation / test", "speakers", "languages", "kind", "licence"]
+    licences = [_registry_fact(corpus_or_none(dataset), "licence") for dataset in before]
+    public = public_recipe(recipe, base_models)
+    name = folder.resolve().name
+    text = fill_template(
+        TEMPLATE,
+        results=results_tables(results),
+        command=measuring_command(name, results, recipe),
+        pictures=[
+            (plain(title), quote(file)) for file, title in pictures_of(results).items() if (folder / file).is_file()
+        ],
+        corpora=markdown_table(header, rows, left=(0, 1, 4, 5, 6)),
+        star=UNCONFIRMED,
+        unconfirmed=any(cell.endswith(UNCONFIRMED) for cell in (*licences, *(c for row in rows for c in row[-2:]))),
+        before=list(zip(map(plain, before), licences, strict=True)),
+        settings=settings_table(public, results["parameters"]["trainable"]),
+        recipe=yaml.safe_dump(public, sort_keys=False, allow_unicode=True),
+        versions=plain(", ".join(f"{package} {version}" for package, version in results["versions"].items())),
+    )
+    languages = [code for corpus, facts in corpora.items() for code in _languages(facts, entries[corpus])]
+    kinds: dict[str, list[str]] = {}
+    for corpus in corpora:
+        kinds.setdefault(getattr(entries[corpus], "kind", "of unknown kind"), []).append(plain(corpus))
+    listed = "; ".join(f"{kind} ({', '.join(names)})" for kind, names in kinds.items())
+    cited = [entry for entry in map(entries.get, corpora) if entry]
+    return {
+        "known": known,
+        "metadata": {
+            "language": list(dict.fromkeys([*known.get("language", []), *languages])) or None,
+            "base_model_relation": "finetune" if base_models else None,
+            "datasets": list(dict.fromkeys([*known.get("datasets", []), *ours])),
+            "metrics": [metric for metric, _ in METRICS.values()],
+            "model_name": name,
+            "eval_results": _eval_results(results, entries, ids),
+        },
+        "training": text,
+        "training_speech": f"The speech that it was trained on is {listed}.",
+        "citations": [f"{plain(entry.name)}: {plain(entry.citation)}" for entry in cited],
+    }
+
+
+def corpus_facts(corpora: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Returns what a card says of training corpora: `key` in the registry, `clips` by split, `speakers`, `languages`.
+
+    Args:
+        corpora: name -> split -> dataset, as `load_corpora` returns them.
+    """
+
+    def found(splits: Iterable[Any], column: str) -> list[str]:
+        columns = [dataset.unique(column) for dataset in splits if column in dataset.column_names]
+        return sorted({str(value) for values in columns for value in values if value})
+
+    facts = {}
+    for name, splits in corpora.items():
+        keys = found(splits.values(), "corpus")
+        facts[name] = {
+            "key": keys[0] if len(keys) == 1 and corpus_or_none(keys[0]) else name,
+            "clips": {split: len(dataset) for split, dataset in splits.items()},
+            "speakers": len(found(splits.values(), "speaker")),
+            "languages": found(splits.values(), "language"),
+        }
+    return facts
+
+
+def pictures_of(results: Mapping[str, Any]) -> dict[str, str]:
+    """The pictures that a run may have, with their titles."""
+    pictures = {"curves.png": "Validation UAR over the updates", "reliability.png": "Reliability"}
+    return pictures | {f"confusion_{corpus}.png": f"Confusion matrix of {corpus}" for corpus in results["corpora"]}
+
+
+def results_tables(results: Mapping[str, Any]) -> list[str]:
+    """The scores with their intervals: by corpus, then by each group of speakers."""
+    corpora, average = results["corpora"], results["average"]
+    shown = [metric for metric in SHOWN_METRICS if any(metric in scores for scores in corpora.values())]
+    rows = [
+        [plain(corpus), scores["split"], f"{scores['clips']:,}", f"{scores['speakers'] or 'unknown'}"]
+        + [share(scores, metric) for metric in shown]
+        + [scores["interval_by"] or "-"]
+        for corpus, scores in corpora.items()
+    ]
+    if len(rows) > 1:
+        rows.append(["average", "", "", "", *(share(average, metric) for metric in shown), ""])
+    header = ["corpus", "split", "clips", "speakers", *(SHOWN_METRICS[metric] for metric in shown), "interval by"]
+    tables = [markdown_table(header, rows, left=(0, 1, len(header) - 1))]
+    for column, groups in results["groups"].items():
+        rows = [
+            [plain(group), plain(", ".join(s["corpora"])), f"{s['clips']:,}", f"{s['speakers']}", share(s, "uar")]
+            for group, s in groups.items()
+        ]
+        tables.append(markdown_table([column, "corpora", "clips", "speakers", "UAR"], rows, left=(0, 1)))
+    return tables
+
+
+def share(scores: Mapping[str, Any], metric: str) -> str:
+    """A score in %, with its interval in brackets: `71.2 [65.0, 76.9]`."""
+    if scores.get(metric) is None:
+        return "-"
+    interval = scores.get(f"{metric}_interval")
+    brackets = f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]" if interval else ""
+    return f"{100 * scores[metric]:.1f}{brackets}"
+
+
+def measuring_command(name: str, results: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
+    """The arguments of `evaluate_hf.py` that measure the results of the model `name` again."""
+    split = min(scores["split"] for scores in results["corpora"].values())
+    command = ["--model", name, "--corpora", *results["corpora"], "--split", split, "--protocol", recipe["protocol"]]
+    for option in ("fold", "clips_per_corpus", "label_file"):
+        if recipe.get(option):
+            command += [f"--{option}", PureWindowsPath(str(recipe[option])).name]  # of a path its last part
+    command += ["--skip_bad_audio"] if recipe.get("skip_bad_audio") else []
+    return shlex.join([*command, "--output", "evaluation"])
+
+
+def settings_table(recipe: Mapping[str, Any], trainable: int) -> str:
+    """The settings of a recipe that shape a model most, as far as they are set."""
+    settings = [(key, recipe.get(key)) for key in SETTINGS]
+    settings += [(key, recipe["training"].get(key)) for key in TRAINING_SETTINGS]
+    settings += [("trainable parameters", f"{trainable:,}")]
+    shown = [[key, plain(value)] for key, value in settings if value not in (None, "none", "", [], {}, 0)]
+    return markdown_table(["setting", "value"], shown, left=(0, 1))
+
+
+def public_recipe(recipe: Mapping[str, Any], base_models: Collection[str] = ()) -> dict[str, Any]:
+    """Returns a resolved recipe without what does not belong on the Hub: of a path its last part, no token, no name.
+
+    The model stays as it is if it is one of `base_models`, which are on the Hub.
+    """
+
+    def public(value: Any) -> Any:
+        if isinstance(value, str):
+            return " ".join((PureWindowsPath(value).name if re.search(r"[/\\]", value) else value).split())
+        if isinstance(value, Mapping):
+            return {key: public(part) for key, part in value.items()}
+        return [public(part) for part in value] if isinstance(value, list) else value
+
+    shown = {key: public(value) for key, value in recipe.items() if key not in ("output", "corpora_root", "training")}
+    if recipe.get("model") in base_models:
+        shown["model"] = recipe["model"]
+    training = {
+        key: public(value)
+        for key, value in recipe.get("training", {}).items()
+        if isinstance(value, bool | int | float) or (key in TRAINING_TEXTS and isinstance(value, str))
+    }
+    return shown | {"training": training}
+
+
+def dataset_ids(entries: Mapping[str, Corpus | None]) -> dict[str, str]:
+    """A different identifier, of the form that the Hub takes, for each corpus: its key in the registry, or its name."""
+    ids: dict[str, str] = {}
+    for name, entry in entries.items():
+        first = entry.key if entry else re.sub(r"[^A-Za-z0-9_]+", "-", name).strip("-") or "corpus"
+        numbered = (f"{first}-{number}" for number in itertools.count(2))
+        ids[name] = next(text for text in itertools.chain([first], numbered) if text not in ids.values())
+    return ids
+
+
+def calibration_section(calibration: Mapping[str, Any]) -> str:
+    """What a temperature that was fitted after training does; `calibration` is that entry of `results.json`."""
+    before, after = (f"{100 * calibration[f'ece_{when}']:.1f} %" for when in ("before", "after"))
+    return (
+        f"Probabilities are those of the logits divided by a temperature of {calibration['temperature']:.3f}, which "
+        f"`config.json` holds as `calibration_temperature` and the pipeline uses. It was fitted on "
+        f"{calibration['clips']:,} clips of the {calibration['split']} split. On the evaluated split the expected "
+        f"calibration error (ECE) went from {before} to {after}. The training's own results in this card are "
+        f"without it."
+    )
+
+
+def hub_card(folder: Path, repo_id: str) -> str:
+    """Returns a folder's card as it is to be on the Hub: title and commands name the model as `repo_id`."""
+    original = card = (folder / CARD).read_text(encoding="utf-8")
+    line = re.search(re.escape(MODEL_LINE).replace(re.escape("{model}"), r'("(?:[^"\\\n]|\\.)*")'), card)
+    if line:
+        name, repo_name = json.loads(line[1]), repo_id.rpartition("/")[2]
+        # How the metadata's model-index begins; names such as 2024 are quoted there.
+        indices = ["\nmodel-index:\n" + yaml.safe_dump([{"name": n}], allow_unicode=True) for n in (name, repo_name)]
+        for here, there in (
+            (line[0], MODEL_LINE.format(model=json.dumps(repo_id))),
+            (f"\n# {plain(name)}\n", f"\n# {plain(repo_name)}\n"),
+            indices,
+            (f" --model {shlex.quote(name)} ", f" --model {repo_id} "),
+        ):
+            card = card.replace(here, there, 1)
+    return sealed(card) if is_sealed(original) else card
+
+
+def _eval_results(
+    results: Mapping[str, Any], entries: Mapping[str, Corpus | None], ids: Mapping[str, str]
+) -> list[EvalResult]:
+    return [
+        EvalResult(
+            task_type="audio-classification",
+            task_name="Speech Emotion Recognition",
+            dataset_type=ids[corpus],
+            dataset_name=getattr(entries[corpus], "name", corpus),
+            dataset_split=scores["split"],
+            metric_type=metric,
+            metric_name=title,
+            metric_args={"average": "macro"} if metric == "f1" else None,
+            metric_value=round(scores[key], 4),
+        )
+        for corpus, scores in results["corpora"].items()
+        for key, (metric, title) in METRICS.items()
+    ]
+
+
+def _corpus_cells(facts: Mapping[str, Any], entry: Corpus | None) -> list[str]:
+    """A corpus's row in the table of the training corpora, but for its name."""
+    return [
+        plain(entry.name) if entry else "-",
+        " / ".join(f"{facts['clips'][split]:,}" for split in ("train", "validation", "test")),
+        str(facts["speakers"] or "unknown"),
+        plain(" ".join(facts["languages"] or (entry.languages if entry else []))) or "-",
+        _registry_fact(entry, "kind"),
+        _registry_fact(entry, "licence"),
+    ]
+
+
+def _languages(facts: Mapping[str, Any], entry: Corpus | None) -> list[str]:
+    """A corpus's languages as the Hub takes them: codes of two or three letters."""
+    named = facts["languages"] or (entry.languages if entry else [])
+    codes = [re.split("[-_]", code.lower())[0] for code in named]
+    return [code for code in codes if re.fullmatch("[a-z]{2,3}", code) and code != "und"]
+
+
+def _registry_fact(entry: Corpus | None, name: str) -> str:
+    """What the registry says of a corpus, with a star where no source at hand confirms it."""
+    if entry is None:
+        return "unknown"
+    return plain(getattr(entry, name)) + (UNCONFIRMED if name in entry.unverified else "")

@@ -1,0 +1,99 @@
+"""What is no whole model, or no name of a repo, is refused before anything is asked of the Hub; a dry run asks nothing.
+
+python -m pytest tests/test_push_refused.py
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from conftest import SHARDS, make_onnx, split_weights
+from exhubert.publish import hub
+from exhubert.publish.push import push_model_folder
+
+
+def test_a_dry_run_needs_no_token_and_asks_nothing_of_the_hub(model_folder, capsys, monkeypatch):
+    monkeypatch.setattr(hub, "HfApi", None)
+    assert push_model_folder(model_folder, "user/model", private=True, dry_run=True) is None
+    output = capsys.readouterr().out
+    assert "/user/model, branch main, private" in output
+    assert all(path.name in output for path in model_folder.iterdir())
+
+
+def spoil(folder: Path, **changes: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+def make_nan(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["classifier.bias"][1] = torch.nan
+    save_file(weights, folder / "model.safetensors")
+
+
+def cut(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4])
+
+
+def lose_a_shard(folder: Path) -> None:
+    split_weights(folder)
+    (folder / SHARDS[1]).unlink()
+
+
+def name_a_shard_oddly(folder: Path) -> None:
+    split_weights(folder)
+    (folder / SHARDS[1]).rename(folder / "part_b.safetensors")
+    (folder / SHARDS[2]).write_text((folder / SHARDS[2]).read_text().replace(SHARDS[1], "part_b.safetensors"))
+
+
+def name_own_code(folder: Path) -> None:
+    (folder / "tokenization_mine.py").write_text("")
+    spoil(folder, auto_map={"AutoTokenizer": ["tokenization_mine.Mine", None]})
+
+
+def link_the_weights(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder.parent / "elsewhere")
+    (folder / "model.safetensors").symlink_to(folder.parent / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda folder: (folder / "README.md").unlink(), "it lacks README.md"),
+        (lambda folder: (folder / "audio_exhubert.py").unlink(), "it lacks audio_exhubert.py"),
+        (lambda folder: spoil(folder, auto_map={"AutoModel": "modeling_mine.Mine"}), "it lacks modeling_mine.py"),
+        (lambda folder: (folder / "model.safetensors").rename(folder / "x.safetensors"), "it lacks model.safetensors"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json is not a table in JSON"),
+        (make_nan, "classifier.bias has values that are not numbers"),
+        (cut, r"model.safetensors: the weights cannot be read \(.*is the file whole"),
+        (lose_a_shard, "it lacks model-00002-of-00002.safetensors"),
+        (name_a_shard_oddly, "the model needs part_b.safetensors, which a push leaves out"),
+        (name_own_code, "the model needs tokenization_mine.py, which a push leaves out"),
+        (link_the_weights, "the model needs model.safetensors, which a push leaves out: links"),
+        (lambda folder: make_onnx(folder, b"\0model.onnx.data"), "it lacks model.onnx.data"),
+    ],
+)
+def test_a_folder_that_is_no_whole_model_is_refused(model_folder, harm, message):
+    harm(model_folder)
+    with pytest.raises(ValueError, match=message):
+        push_model_folder(model_folder, "user/model", dry_run=True)
+
+
+@pytest.mark.parametrize(
+    ("repo_id", "revision", "message"),
+    [
+        ("model", None, "'model' is no name of a repo; it is user/model"),
+        ("datasets/user/model", None, "is no name of a repo"),
+        ("user/my model", None, "alphanumeric"),
+        ("user/model", "a" * 40, "is a commit; a model is pushed to a branch"),
+    ],
+)
+def test_names_that_cannot_be_are_refused(model_folder, repo_id, revision, message):
+    with pytest.raises(ValueError, match=message):
+        push_model_folder(model_folder, repo_id, revision=revision, dry_run=True)
