@@ -52,13 +52,13 @@ class Window(NamedTuple):
 
     Attributes:
         clip: the number of its clip.
-        index: its number in the clip, from 0.
+        number: of the window in its clip, from 0.
         start, end: in seconds.
         features: the model's input, as `extract_features` makes it; None for a window that is not to be classified.
     """
 
     clip: int
-    index: int
+    number: int
     start: float
     end: float
     features: np.ndarray | None
@@ -255,7 +255,7 @@ class ExHuBERTPipeline(Pipeline):
                 raise ValueError(f"{name} is {value!r}; it must be at least {SHORTEST[name]} s")
         if embeddings is not None and embeddings != "weighted" and not isinstance(embeddings, int):
             raise ValueError(f"embeddings is {embeddings!r}; it must be True, False, a layer's number or 'weighted'")
-        windowing = {"window_seconds": window_seconds, "hop_seconds": hop_seconds}
+        windowing: dict[str, Any] = {"window_seconds": window_seconds, "hop_seconds": hop_seconds}
         windowing |= {"keep": keep, "on_progress": on_progress}
         given = {name: value for name, value in windowing.items() if value is not None}
         return given, {} if embeddings is None else {"embeddings": embeddings}, {}
@@ -271,7 +271,7 @@ class ExHuBERTPipeline(Pipeline):
 
         def noted() -> Iterator[Window]:
             for window in model_inputs["windows"]:
-                spans[window.index] = window.start, window.end
+                spans[window.number] = window.start, window.end
                 yield window
 
         options = {} if embeddings is False else {"output_hidden_states": True}
@@ -284,7 +284,7 @@ class ExHuBERTPipeline(Pipeline):
                 if not finite:
                     span = f"from {window.start:.2f} s to {window.end:.2f} s"
                     raise ValueError(f"{name}: the model's answer {span} is not finite")
-                indices.append(window.index)
+                indices.append(window.number)
             # What `evaluate_hf.py --calibrate` found; a model that was not calibrated has none.
             logits = outputs.logits.float() / getattr(self.model.config, "calibration_temperature", 1.0)
             probabilities.append(logits.softmax(dim=-1).cpu())

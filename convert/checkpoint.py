@@ -23,7 +23,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from exhubert.audio_exhubert import WINDOW_SECONDS
 from exhubert.configuration_exhubert import ExHuBERTConfig
-from exhubert.modeling_exhubert import HEAD, ExHuBERTForSequenceClassification, expanded_weight
+from exhubert.modeling_exhubert import ExHuBERTForSequenceClassification, expanded_weight, misfit
 from exhubert.utils.text import first_line
 
 # Mapped pages count as memory until their file is closed, so it is opened anew after so many bytes.
@@ -143,25 +143,18 @@ class Checkpoint:
             ValueError: naming the first weight that `model` has not, has in another shape, or has and this lacks.
         """
         wanted = model.state_dict()
-        kind = f"the {type(model).__name__} of its configuration"
-        for name, like in list(self.like.items()):
-            if name == MASK_VECTOR and name not in wanted:  # the configuration has no SpecAugment
-                self.left_out.append(self.stored[name])
-                del self.like[name]
-            elif name not in wanted:
-                published = ".gate_bb_linear." in self.stored[name]
-                remedy = "; it is the published ExHuBERT's, use `exhubert convert published`" if published else ""
-                raise ValueError(f"{self.source} has {self.stored[name]}, which {kind} has not{remedy}")
-            elif like.shape != wanted[name].shape:
-                raise ValueError(
-                    f"{self.source} has {self.stored[name]} of shape {tuple(like.shape)}; "
-                    f"its configuration needs {tuple(wanted[name].shape)}"
-                )
+        if MASK_VECTOR in self.like and MASK_VECTOR not in wanted:  # the configuration has no SpecAugment
+            self.left_out.append(self.stored[MASK_VECTOR])
+            del self.like[MASK_VECTOR]
         lacking = [name for name in wanted if name not in self.like]
-        has_head = any(name.startswith(HEAD) for name in self.like)
-        for name in lacking:
-            if name != MASK_VECTOR and (has_head or not name.startswith(HEAD)):
-                raise ValueError(f"{self.source} lacks {name}, which {kind} has")
+        shapes = {
+            name: f"{self.stored[name]}, {tuple(like.shape)} instead of {tuple(wanted[name].shape)}"
+            for name, like in self.like.items()
+            if name in wanted and like.shape != wanted[name].shape
+        }
+        unknown = [self.stored[name] for name in self.like if name not in wanted]
+        if problem := misfit(lacking, unknown, shapes.values(), wanted):
+            raise ValueError(f"{self.source} is no {type(model).__name__} of its configuration: it {problem}")
         for name, tensor in _initial_weights(model, lacking).items():
             self._new[name] = tensor.to(self.dtype)
             self.like[name] = self._new[name].to("meta")

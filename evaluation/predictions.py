@@ -84,7 +84,7 @@ def classify(
                     corpus, dataset, position = clips[window.clip]
                     file_name = dataset[position]["file_name"]
                     raise ValueError(f"{corpus}: {file_name}: the model's answer is {row.tolist()}; it is broken")
-                found.append((window.clip, window.index, row))
+                found.append((window.clip, window.number, row))
     everyones = {(clip, index): row for clip, index, row in gather_object(found)}
     keys = sorted(everyones)
     return np.stack([everyones[key] for key in keys]), np.array([clip for clip, _ in keys])

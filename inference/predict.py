@@ -57,13 +57,14 @@ def run_predict(
         if style not in FORMATS[1:]:
             raise ValueError(f"{output}: rows are written to .jsonl or .csv; or give --format jsonl or csv")
     files = find_audio(audio)
-    plot, pictures = None, {}
+    plot: Any = None
+    pictures: dict[str, Path] = {}
     if timeline is not None:
         try:
-            from exhubert.inference.timeline import plot_timeline as plot
+            from exhubert.inference.timeline import plot_timeline
         except ImportError as error:
             raise ImportError("timelines need matplotlib: pip install matplotlib") from error
-        pictures = picture_paths(timeline, files)
+        plot, pictures = plot_timeline, picture_paths(timeline, files)
     options = {"window_seconds": window_seconds, "hop_seconds": hop_seconds}
     pipeline = open_pipeline(model, vad, **options)
     layout = Layout(style, pipeline.class_names, pipeline.quadrant, max(len(printable(name)) for name in files))

@@ -17,9 +17,9 @@ from transformers import (
 )
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 
-from exhubert import modeling_exhubert  # noqa: F401 - makes our models known to the Auto classes
 from exhubert.audio_exhubert import SAMPLING_RATE, WINDOW_SECONDS, ExHuBERTFeatureExtractor
 from exhubert.model_folder.onnx_model import load_onnx
+from exhubert.modeling_exhubert import misfit
 from exhubert.modeling_wav2vec2_emotion import Wav2Vec2EmotionForSequenceClassification
 from exhubert.pipeline_exhubert import ExHuBERTPipeline
 from exhubert.utils.text import first_line
@@ -75,8 +75,9 @@ def load_classifier(name_or_path: str, **kwargs: Any) -> tuple[Any, list[str]]:
         raise _not_found(name_or_path, error) from error
     except SafetensorError as error:
         raise ValueError(f"{name_or_path}: the weights cannot be read ({error})") from error
-    if any(".gate_bb_linear." in key for key in report["unexpected_keys"]):
-        raise ValueError(f"{name_or_path} has the published ExHuBERT's layout; use `exhubert convert published` first")
+    published = [name for name in report["unexpected_keys"] if ".gate_bb_linear." in name]
+    if published:
+        raise ValueError(f"{name_or_path} cannot be loaded: it {misfit((), published)}")
     # Names with both shapes, but bare names before transformers 5.
     reshaped = [key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]]
     return model, sorted([*report["missing_keys"], *reshaped])

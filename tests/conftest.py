@@ -170,7 +170,7 @@ def make_classifier(noise: float = 0.05, **changes: object):
 
 
 @pytest.fixture(scope="session")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+def classifier_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The folder of a small ExHuBERT with a weighted layer sum."""
     from exhubert.model_folder import save_model_folder
 

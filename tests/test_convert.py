@@ -442,19 +442,22 @@ DAMAGE = {
     "no shard": (lacking_a_shard, r"lacks model-00001-of-00001\.safetensors, which model\.safetensors\.index\.json"),
     "no configuration": (lambda folder, *_: (folder / "config.json").unlink(), r"no checkpoint: it lacks config\.json"),
     "broken configuration": (lambda folder, *_: (folder / "config.json").write_text("{"), "config.json is not JSON"),
-    "unknown weight": (changed(hubert__extra=GATE), r"has hubert\.extra, which the HubertForSequenceClassification of"),
+    "unknown weight": (
+        changed(hubert__extra=GATE),
+        r"is no HubertForSequenceClassification of its configuration: it has unknown hubert\.extra",
+    ),
     "published layout": (
         changed(**{"hubert.encoder.layers.0.gate_bb_linear.bias": GATE}),
-        r"gate_bb_linear\.bias, which .* has not; it is the published ExHuBERT's, use `exhubert convert published`",
+        r"gate_bb_linear\.bias .*: it is the published ExHuBERT's layout, use `exhubert convert published`",
     ),
     "missing weight": (
         changed(**{"hubert.encoder.layers.1.attention.q_proj.weight": None}),
-        r"lacks hubert\.encoder\.layers\.1\.attention\.q_proj\.weight, which the HubertForSequenceClassification of",
+        r"HubertForSequenceClassification .* it lacks hubert\.encoder\.layers\.1\.attention\.q_proj\.weight",
     ),
-    "half a head": (changed(projector__weight=None), r"lacks projector\.weight, which"),
+    "half a head": (changed(projector__weight=None), r"lacks projector\.weight"),
     "other shape": (
         changed(classifier__bias=torch.zeros(9)),
-        r"has classifier\.bias of shape \(9,\); its configuration needs \(2,\)",
+        r"has another shape of classifier\.bias, \(9,\) instead of \(2,\)",
     ),
     "one weight twice": (
         changed(encoder__layer_norm__bias=GATE),

@@ -16,11 +16,20 @@ from exhubert.cli import main
 from exhubert.model_folder import load_pipeline
 
 
-def test_embeddings_are_the_pipelines(clips, model_folder):
-    pipeline = load_pipeline(model_folder)
+def test_embeddings_are_the_pipelines(clips, classifier_folder):
+    pipeline = load_pipeline(classifier_folder)
     for layer, asked in (("last", True), ("2", 2), ("weighted", "weighted")):
         expected = [pipeline(f"clips/{name}", embeddings=asked) for name in ("a.flac", "b.wav")]
-        command = ["embed", model_folder, "clips/a.flac", "clips/b.wav", "--layer", layer, "--output", "out.parquet"]
+        command = [
+            "embed",
+            classifier_folder,
+            "clips/a.flac",
+            "clips/b.wav",
+            "--layer",
+            layer,
+            "--output",
+            "out.parquet",
+        ]
         assert main(command) == 0
         table = pandas.read_parquet("out.parquet")
         assert list(table) == ["file", "start", "end", "embedding"]
@@ -39,15 +48,15 @@ def test_embeddings_are_the_pipelines(clips, model_folder):
         assert table["end"].tolist() == [1, 3, 4.5, 5.2]
 
 
-def test_embeddings_of_the_good_files(clips, model_folder, capsys):
+def test_embeddings_of_the_good_files(clips, classifier_folder, capsys):
     write_bad_files()
-    assert main(["embed", model_folder, "clips", "--output", "out.parquet", "--per", "window"]) == 2
+    assert main(["embed", classifier_folder, "clips", "--output", "out.parquet", "--per", "window"]) == 2
     assert "bad: clips/nan.wav" in capsys.readouterr().err
     assert pandas.read_parquet("out.parquet")["file"].value_counts().to_dict() == {
         **{"clips/a.flac": 1, "clips/b.wav": 3, "clips/more/c.ogg": 1}
     }
     before = (clips / "out.parquet").read_bytes()
-    assert main(["embed", model_folder, "clips/text.wav", "gone.wav", "--output", "out.parquet"]) == 1
+    assert main(["embed", classifier_folder, "clips/text.wav", "gone.wav", "--output", "out.parquet"]) == 1
     assert (clips / "out.parquet").read_bytes() == before
     assert sorted(os.listdir()) == ["clips", "out.parquet"]
 
@@ -63,6 +72,6 @@ def test_embeddings_of_the_good_files(clips, model_folder, capsys):
         (["--output", "clips/notes.txt/out.parquet"], "notes.txt"),
     ],
 )
-def test_mistakes_end_in_one_line(clips, model_folder, capsys, options, message):
-    assert message in refused(capsys, main, "embed", model_folder, "clips", *options)
+def test_mistakes_end_in_one_line(clips, classifier_folder, capsys, options, message):
+    assert message in refused(capsys, main, "embed", classifier_folder, "clips", *options)
     assert os.listdir() == ["clips"]

@@ -21,13 +21,19 @@ from safetensors.torch import load_file, save_file
 from transformers import HubertConfig, HubertModel
 
 from conftest import HUBERT_KINDS, SMALL, run_without_package
-from exhubert import ExHuBERTConfig, ExHuBERTForSequenceClassification, ExHuBERTModel
+from exhubert import ExHuBERTConfig, ExHuBERTForSequenceClassification, ExHuBERTModel, modeling_exhubert
 
 # HuBERT's own CNN, narrow: 400 samples for the first frame, 320 for each one more.
 STANDARD_CNN = {
     "conv_dim": (8,) * 7,
     "conv_kernel": (10, 3, 3, 3, 3, 2, 2),
     "conv_stride": (5, 2, 2, 2, 2, 2, 2),
+}
+# HuBERT Large's own convolutions: narrow ones are wrong in bfloat16 on processors with AMX (torch 2.13, oneDNN), and so
+# refused.
+WIDE = {
+    **{"conv_dim": (512,) * 7, "conv_kernel": (10, 3, 3, 3, 3, 2, 2), "conv_stride": (5, 2, 2, 2, 2, 2, 2)},
+    **{"hidden_size": 1024, "num_conv_pos_embeddings": 128, "num_conv_pos_embedding_groups": 16},
 }
 NO_DROPOUT = {
     "hidden_dropout": 0.0,
@@ -65,12 +71,21 @@ def test_eager_and_sdpa_attention_agree(samples, mask, kind, num_copies):
 @pytest.mark.skipif(not shutil.which("c++"), reason="on a CPU, flex attention is compiled with a C++ compiler")
 @pytest.mark.skipif(" " in torch.__file__, reason="torch's compiler does not work where its path has a space")
 def test_eager_and_flex_attention_agree(samples, mask):
-    check_that_it_computes_what_eager_computes("flex_attention", samples, mask, "large", 1)
+    heads_of_32 = {"num_attention_heads": 1}
+    check_that_it_computes_what_eager_computes("flex_attention", samples, mask, "large", 1, **heads_of_32)
+
+
+def test_flex_attention_is_refused_where_torch_computes_it_wrongly(samples, monkeypatch):
+    monkeypatch.setattr(modeling_exhubert, "HAS_AVX512", False)
+    model = make_model(num_attention_heads=2)
+    model.set_attn_implementation("flex_attention")
+    with pytest.raises(ValueError, match=r'heads of 16 values is wrong .* use attn_implementation="sdpa"'):
+        model(samples)
 
 
 @torch.inference_mode()
-def check_that_it_computes_what_eager_computes(implementation, samples, mask, kind, num_copies):
-    model = make_model(kind, num_copies)
+def check_that_it_computes_what_eager_computes(implementation, samples, mask, kind, num_copies, **changes):
+    model = make_model(kind, num_copies, **changes)
     for attention_mask in (None, mask):
         model.set_attn_implementation("eager")
         expected = model(samples, attention_mask, output_hidden_states=True)
@@ -237,7 +252,7 @@ def test_exported_it_computes_the_same(kind, masked, weighted):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.05), (torch.float16, 0.01)])
 @pytest.mark.parametrize("kind", ["base", "large"])
 def test_half_precision_is_close_to_single(samples, mask, kind, dtype, tolerance):
-    model = make_model(kind, use_weighted_layer_sum=True)
+    model = make_model(kind, use_weighted_layer_sum=True, **WIDE)
     with torch.inference_mode():
         expected = model(samples, mask).logits
         got = model.to(dtype)(samples.to(dtype), mask).logits
@@ -245,8 +260,35 @@ def test_half_precision_is_close_to_single(samples, mask, kind, dtype, tolerance
     assert (got.float() - expected).abs().max() < tolerance * expected.abs().max()
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+def test_bfloat16_is_refused_where_the_processor_computes_a_convolution_wrongly(samples, monkeypatch, autocast):
+    tried = []
+
+    def narrow_ones_are_wrong(*sizes):
+        tried.append(sizes)
+        return 1.1 if sizes[:2] == (16, 16) else 0.003
+
+    monkeypatch.setattr(modeling_exhubert, "bfloat16_error", narrow_ones_are_wrong)
+    model = make_model()
+    model(samples)
+    assert not tried  # float32
+    samples = samples if autocast else samples.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast), pytest.raises(ValueError, match="ONEDNN_MAX_CPU_ISA"):
+        (model if autocast else model.bfloat16())(samples)
+    wide = make_model("large", 1, **WIDE).bfloat16()
+    for _ in range(2):
+        wide(samples.bfloat16())
+    assert tried[-1] == (1024, 1024, 128, 1, 16)
+    assert len(tried) == 2 + 8  # once for each convolution
+
+
+def test_how_far_bfloat16_is_from_float32_here():
+    for sizes in ((512, 512, 3, 2, 1), (1024, 1024, 128, 1, 16)):
+        assert 0 < modeling_exhubert.bfloat16_error(*sizes) < 0.01
+
+
 def test_training_under_autocast_is_close_to_single_precision(samples, mask):
-    model = make_model(**NO_DROPOUT).train()
+    model = make_model(**NO_DROPOUT, **WIDE).train()
     model.freeze_og_encoder()
 
     def step(enabled):

@@ -27,25 +27,25 @@ def rows_of(text):
     return [json.loads(line) for line in text.splitlines()]
 
 
-def test_rows_hold_what_the_pipeline_returns(clips, model_folder, capsys):
-    assert main(["predict", model_folder, "clips", "--format", "jsonl"]) == 0
+def test_rows_hold_what_the_pipeline_returns(clips, classifier_folder, capsys):
+    assert main(["predict", classifier_folder, "clips", "--format", "jsonl"]) == 0
     rows = rows_of(capsys.readouterr().out)
     assert [row["file"] for row in rows] == ["clips/a.flac", "clips/b.wav", "clips/more/c.ogg"]
-    pipeline = load_pipeline(model_folder)
+    pipeline = load_pipeline(classifier_folder)
     for row in rows:
         assert row == {"file": row["file"], **pipeline(row["file"])}
     assert list(rows[0]) == ["file", "label", "probabilities", "arousal", "valence", "windows"]
     assert [(window["start"], window["end"]) for window in rows[1]["windows"]] == [(0, 3), (1.5, 4.5), (3, 5.2)]
 
-    assert main(["predict", model_folder, "clips/b.wav", "--format", "jsonl", "--window", "2", "--hop", "2"]) == 0
+    assert main(["predict", classifier_folder, "clips/b.wav", "--format", "jsonl", "--window", "2", "--hop", "2"]) == 0
     (row,) = rows_of(capsys.readouterr().out)
     assert row == {"file": "clips/b.wav", **pipeline("clips/b.wav", window_seconds=2.0, hop_seconds=2.0)}
 
 
-def test_csv_and_table_say_the_same(clips, model_folder, capsys):
+def test_csv_and_table_say_the_same(clips, classifier_folder, capsys):
     results = {}
     for style in ("jsonl", "csv", "table"):
-        assert main(["predict", model_folder, "clips", "--format", style]) == 0
+        assert main(["predict", classifier_folder, "clips", "--format", style]) == 0
         results[style] = capsys.readouterr().out
     lines = results["table"].splitlines()
     assert len({len(line) for line in lines}) == 1
@@ -82,19 +82,19 @@ def test_classes_of_ones_own_have_no_arousal(clips, tmp_path, capsys):
     assert (tmp_path / "pictures" / "a.flac.png").is_file()
 
 
-def test_globs_and_the_same_file_twice(clips, model_folder, capsys):
+def test_globs_and_the_same_file_twice(clips, classifier_folder, capsys):
     shutil.copy("clips/a.flac", "clips/[a].flac")  # a name that reads like a pattern
     os.mkdir("clips/no.ogg")  # matches as well
     arguments = ["clips/**/*.[ow][ga]*", "./clips/b.wav", os.path.abspath("clips/b.wav"), "clips/[a].flac"]
-    assert main(["predict", model_folder, *arguments, "--format", "jsonl"]) == 0
+    assert main(["predict", classifier_folder, *arguments, "--format", "jsonl"]) == 0
     files = [row["file"] for row in rows_of(capsys.readouterr().out)]
     assert files == ["clips/b.wav", "clips/more/c.ogg", "clips/[a].flac"]
 
 
-def test_bad_files_are_listed_and_the_others_done(clips, model_folder, capsys):
+def test_bad_files_are_listed_and_the_others_done(clips, classifier_folder, capsys):
     write_bad_files()
     soundfile.write("clips/zero.wav", np.zeros(1000), 16_000)
-    assert main(["predict", model_folder, "clips", "gone.wav", "--format", "jsonl"]) == 2
+    assert main(["predict", classifier_folder, "clips", "gone.wav", "--format", "jsonl"]) == 2
     out, err = capsys.readouterr()
     errors = {row["file"]: row["error"] for row in rows_of(out) if "error" in row}
     assert set(errors) == {*(f"clips/{name}" for name in ("text.wav", "empty.wav", "nan.wav", "cut.flac")), "gone.wav"}
@@ -109,9 +109,9 @@ def test_bad_files_are_listed_and_the_others_done(clips, model_folder, capsys):
     assert last.endswith(" times real time")
 
 
-def test_nothing_but_bad_files_is_a_failure(clips, model_folder, capsys):
+def test_nothing_but_bad_files_is_a_failure(clips, classifier_folder, capsys):
     write_bad_files()
-    assert main(["predict", model_folder, "clips/text.wav", "gone.wav"]) == 1
+    assert main(["predict", classifier_folder, "clips/text.wav", "gone.wav"]) == 1
 
 
 @pytest.mark.parametrize(
@@ -131,25 +131,25 @@ def test_nothing_but_bad_files_is_a_failure(clips, model_folder, capsys):
         (["MODEL", "clips", "--timeline", "clips/notes.txt"], "notes.txt"),
     ],
 )
-def test_mistakes_end_in_one_line(clips, model_folder, capsys, arguments, message):
+def test_mistakes_end_in_one_line(clips, classifier_folder, capsys, arguments, message):
     os.mkdir("empty")
-    given = [model_folder if argument == "MODEL" else argument for argument in arguments]
+    given = [classifier_folder if argument == "MODEL" else argument for argument in arguments]
     assert message in refused(capsys, main, "predict", *given)
     assert not [name for name in os.listdir() if "out" in name]
 
 
 @pytest.mark.parametrize("style", ["jsonl", "csv"])
-def test_a_run_that_was_stopped_goes_on(clips, model_folder, capsys, style):
+def test_a_run_that_was_stopped_goes_on(clips, classifier_folder, capsys, style):
     write_bad_files()
     shutil.copy("clips/b.wav", 'clips/"quoted",\n.wav')
     shutil.copy("clips/b.wav", "clips/carriage\rreturn.wav")
-    assert main(["predict", model_folder, "clips", "--output", f"whole.{style}"]) == 2
+    assert main(["predict", classifier_folder, "clips", "--output", f"whole.{style}"]) == 2
     out = f"runs/out.{style}"
-    assert main(["predict", model_folder, "clips/a.flac", "clips/text.wav", "clips/b.wav", "--output", out]) == 2
+    assert main(["predict", classifier_folder, "clips/a.flac", "clips/text.wav", "clips/b.wav", "--output", out]) == 2
     with open(out, "rb+") as file:  # killed within a row
         file.truncate(file.seek(0, os.SEEK_END) - 20)
     capsys.readouterr()
-    assert main(["predict", model_folder, "clips", "./clips/a.flac", "--output", out]) == 2
+    assert main(["predict", classifier_folder, "clips", "./clips/a.flac", "--output", out]) == 2
     assert "8 files (1 more were done before), 4 bad" in capsys.readouterr().err
     with open(f"whole.{style}", newline="\n") as whole, open(out, newline="\n") as resumed:
         assert "\r" not in whole.read().replace('"clips/carriage\rreturn.wav"', "")
@@ -158,45 +158,47 @@ def test_a_run_that_was_stopped_goes_on(clips, model_folder, capsys, style):
 
     for name in ("text.wav", "empty.wav", "nan.wav", "cut.flac"):  # bad files are tried again
         shutil.copy("clips/a.flac", f"clips/{name}")
-    assert main(["predict", model_folder, "clips", "--output", out]) == 0
+    assert main(["predict", classifier_folder, "clips", "--output", out]) == 0
     assert "4 files (5 more were done before), 0 bad" in capsys.readouterr().err
     with open(out) as file:
         assert "no audio" not in file.read()
     assert sorted(os.listdir("runs")) == [f"out.{style}", f"out.{style}.settings.json"]
 
 
-def test_rows_of_other_settings_are_not_mixed(clips, model_folder, tmp_path):
-    command = ["predict", model_folder, "clips/a.flac", "--output", "out.jsonl"]
+def test_rows_of_other_settings_are_not_mixed(clips, classifier_folder, tmp_path):
+    command = ["predict", classifier_folder, "clips/a.flac", "--output", "out.jsonl"]
     assert main(command) == 0
     before = (tmp_path / "out.jsonl").read_bytes()
     for changed in (["--hop", "1"], ["--vad"], ["--format", "csv"]):
         with pytest.raises(ValueError, match="give another --output"):
             main([*command, *changed])
     assert main([*command, "--window", "3"]) == 0  # what it was
-    copied = shutil.copytree(model_folder, tmp_path / "retrained")
+    copied = shutil.copytree(classifier_folder, tmp_path / "retrained")
     with pytest.raises(ValueError, match="begun with model"):
         main(["predict", str(copied), "clips/b.wav", "--output", "out.jsonl"])
     assert (tmp_path / "out.jsonl").read_bytes() == before
     (tmp_path / "mine.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match=r"mine\.csv exists"):
-        main(["predict", model_folder, "clips/a.flac", "--output", "mine.csv"])
+        main(["predict", classifier_folder, "clips/a.flac", "--output", "mine.csv"])
     assert (tmp_path / "mine.csv").read_text() == "a,b\n1,2\n"
 
 
-def test_relative_names_of_another_working_directory_are_not_taken_for_done(clips, model_folder, tmp_path, monkeypatch):
+def test_relative_names_of_another_working_directory_are_not_taken_for_done(
+    clips, classifier_folder, tmp_path, monkeypatch
+):
     output = str(tmp_path / "out.jsonl")
-    assert main(["predict", model_folder, "clips/a.flac", "--output", output]) == 0
+    assert main(["predict", classifier_folder, "clips/a.flac", "--output", output]) == 0
     shutil.copytree("clips", "other/clips")
     monkeypatch.chdir("other")
     with pytest.raises(ValueError, match="begun with working_directory"):
-        main(["predict", model_folder, "clips/a.flac", "--output", output])
+        main(["predict", classifier_folder, "clips/a.flac", "--output", output])
 
 
-def test_links_stay_and_what_is_no_file_is_refused(clips, model_folder):
+def test_links_stay_and_what_is_no_file_is_refused(clips, classifier_folder):
     os.mkdir("elsewhere")
     for command in (
-        ["predict", model_folder, "clips/a.flac", "--output", "csv"],
-        ["embed", model_folder, "clips", "--output", "parquet"],
+        ["predict", classifier_folder, "clips/a.flac", "--output", "csv"],
+        ["embed", classifier_folder, "clips", "--output", "parquet"],
     ):
         *start, suffix = command
         os.mkfifo(f"pipe.{suffix}")
@@ -220,54 +222,54 @@ def test_a_model_that_was_trained_further_is_another(clips, tmp_path):
         main(["predict", name, "clips/b.wav", "--output", "out.csv"])
 
 
-def test_standard_input_in_a_pipe(clips, model_folder, capsys, monkeypatch):
+def test_standard_input_in_a_pipe(clips, classifier_folder, capsys, monkeypatch):
     with subprocess.Popen(["cat", "clips/b.wav"], stdout=subprocess.PIPE, text=True) as pipe:
         monkeypatch.setattr(sys, "stdin", pipe.stdout)
-        assert main(["predict", model_folder, "-", "clips/b.wav", "--format", "jsonl"]) == 0
+        assert main(["predict", classifier_folder, "-", "clips/b.wav", "--format", "jsonl"]) == 0
     out, err = capsys.readouterr()
     piped, named = rows_of(out)
     assert piped == {**named, "file": "-"}
     assert err.startswith("2 files, 0 bad; 0:00:10 of audio in ")
 
 
-def test_standard_input_that_is_closed_is_a_bad_file(clips, model_folder, capsys, monkeypatch):
+def test_standard_input_that_is_closed_is_a_bad_file(clips, classifier_folder, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", None)  # what Python makes of `<&-`
-    assert main(["predict", model_folder, "-", "clips/a.flac"]) == 2
+    assert main(["predict", classifier_folder, "-", "clips/a.flac"]) == 2
     assert "bad: -: standard input is closed\n" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="the file system refuses names that are not UTF-8")
-def test_names_that_are_not_utf8(clips, model_folder, capsys):
+def test_names_that_are_not_utf8(clips, classifier_folder, capsys):
     name = os.fsdecode(b"clips/caf\xe9\n$1$.wav")
     shutil.copy("clips/a.flac", name)
     written = "clips/caf\\udce9\n$1$.wav"
-    command = ["predict", model_folder, name, "--output", "out.jsonl", "--timeline", "pictures"]
+    command = ["predict", classifier_folder, name, "--output", "out.jsonl", "--timeline", "pictures"]
     assert main(command) == 0
     with open("out.jsonl", encoding="utf-8") as file:
         assert [row["file"] for row in rows_of(file.read())] == [written]
     assert os.listdir("pictures") == [os.fsdecode(b"caf\xe9\n$1$.wav.png")]
     assert main(command) == 0
     assert "0 files (1 more were done before), 0 bad" in capsys.readouterr().err
-    assert main(["predict", model_folder, name]) == 0
+    assert main(["predict", classifier_folder, name]) == 0
     assert capsys.readouterr().out.splitlines()[1].startswith(r"clips/caf\udce9\n$1$.wav  ")
-    assert main(["embed", model_folder, name, "--output", "out.parquet"]) == 0
+    assert main(["embed", classifier_folder, name, "--output", "out.parquet"]) == 0
     assert pandas.read_parquet("out.parquet")["file"].tolist() == [written]
 
 
-def test_pictures_are_in_folders_as_the_files_are(clips, model_folder, tmp_path):
+def test_pictures_are_in_folders_as_the_files_are(clips, classifier_folder, tmp_path):
     shutil.copy("clips/a.flac", "clips/more/a.flac")
-    assert main(["predict", model_folder, "clips", "--timeline", "pictures"]) == 0
+    assert main(["predict", classifier_folder, "clips", "--timeline", "pictures"]) == 0
     written = sorted(
         path.relative_to(tmp_path / "pictures").as_posix() for path in (tmp_path / "pictures").rglob("*.*")
     )
     assert written == ["a.flac.png", "b.wav.png", "more/a.flac.png", "more/c.ogg.png"]
 
 
-def test_a_picture_that_cannot_be_written_stops_nothing(clips, model_folder, capsys):
+def test_a_picture_that_cannot_be_written_stops_nothing(clips, classifier_folder, capsys):
     long, too_long = f"{'a' * 236}.wav", f"{'b' * 251}.wav"  # 255 bytes are the most, with .png too
     for name in (long, too_long, "c.wav"):
         shutil.copy("clips/a.flac", name)
-    command = ["predict", model_folder, "--format", "jsonl", "--timeline", "pictures"]
+    command = ["predict", classifier_folder, "--format", "jsonl", "--timeline", "pictures"]
     assert main([*command, long, too_long, "c.wav"]) == 2
     out, err = capsys.readouterr()
     assert [row["file"] for row in rows_of(out) if "label" in row] == [long, too_long, "c.wav"]
@@ -287,9 +289,9 @@ def test_pictures_of_one_window_and_of_two_hours_with_pauses(tmp_path, count):
     assert (tmp_path / "new" / "clip.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_pictures_without_matplotlib(clips, model_folder, monkeypatch):
+def test_pictures_without_matplotlib(clips, classifier_folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     for name in ("utils.figures", "inference.timeline"):
         monkeypatch.delitem(sys.modules, f"exhubert.{name}", raising=False)
     with pytest.raises(ImportError, match="pip install matplotlib"):
-        main(["predict", model_folder, "clips", "--timeline", "pictures"])
+        main(["predict", classifier_folder, "clips", "--timeline", "pictures"])

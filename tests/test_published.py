@@ -268,7 +268,7 @@ def renamed(old, new):
         (without("classifier.bias"), r"it lacks classifier\.bias"),
         (renamed("classifier", "lm_head"), r"it lacks classifier\.weight"),
         (lambda weights: {**weights, "lm_head.bias": torch.zeros(32)}, r"it has lm_head\.bias"),
-        (lambda weights: {**weights, "hubert.extra": torch.zeros(32)}, r"has hubert\.extra, which"),
+        (lambda weights: {**weights, "hubert.extra": torch.zeros(32)}, r"has unknown hubert\.extra"),
         (renamed("layers.5.", "layers.6."), r"it lacks hubert\.encoder\.layers\.5\.attention\.k_proj\.weight"),
     ],
 )

@@ -22,10 +22,10 @@ from exhubert.model_folder import load_pipeline
 NOTHING = {"label": None, "probabilities": None, "arousal": None, "valence": None}
 
 
-def test_silence_and_noise_are_not_classified(clips, model_folder, capsys):
+def test_silence_and_noise_are_not_classified(clips, classifier_folder, capsys):
     soundfile.write("zero.wav", np.zeros(80_000), 16_000)
     soundfile.write("noise.wav", 0.1 * np.random.default_rng(0).standard_normal(100), 16_000)
-    command = ["predict", model_folder, "zero.wav", "noise.wav", "clips/b.wav", "--vad"]
+    command = ["predict", classifier_folder, "zero.wav", "noise.wav", "clips/b.wav", "--vad"]
     assert main([*command, "--format", "jsonl", "--timeline", "pictures"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     for row, ends in zip(rows, ([3, 4.5, 5], [0.00625], [3, 4.5, 5.2]), strict=True):
@@ -47,18 +47,18 @@ def spoken(shared):
     return np.concatenate([read_audio(file) for file in files])[:64_000]
 
 
-def test_windows_of_speech_alone_make_the_answer(clips, model_folder, spoken, capsys):
+def test_windows_of_speech_alone_make_the_answer(clips, classifier_folder, spoken, capsys):
     """Speech from 9 to 13 s of 24: the windows from 7.5 to 12 s hear it."""
     quiet = 1e-4 * np.random.default_rng(0).standard_normal(24 * 16_000)
     quiet[9 * 16_000 : 13 * 16_000] += spoken
     soundfile.write("pauses.wav", quiet, 16_000)
-    assert main(["predict", model_folder, "pauses.wav", "--format", "jsonl", "--vad"]) == 0
+    assert main(["predict", classifier_folder, "pauses.wav", "--format", "jsonl", "--vad"]) == 0
     row = json.loads(capsys.readouterr().out)
     heard = [window["start"] for window in row["windows"] if window["label"] is not None]
     assert heard == [7.5, 9.0, 10.5, 12.0]
     assert row["windows"][6]["speech"] > 0.8 > 0.0 == row["windows"][0]["speech"]
     every = {
-        window["start"]: window for window in load_pipeline(model_folder)("pauses.wav", embeddings=True)["windows"]
+        window["start"]: window for window in load_pipeline(classifier_folder)("pauses.wav", embeddings=True)["windows"]
     }
     assert len(every) == len(row["windows"])
     for window in row["windows"]:
@@ -67,7 +67,7 @@ def test_windows_of_speech_alone_make_the_answer(clips, model_folder, spoken, ca
     for name, value in row["probabilities"].items():
         assert value == pytest.approx(np.mean([every[start]["probabilities"][name] for start in heard]), abs=1e-6)
 
-    command = ["embed", model_folder, "pauses.wav", "--output", "out.parquet", "--vad"]
+    command = ["embed", classifier_folder, "pauses.wav", "--output", "out.parquet", "--vad"]
     assert main([*command, "--per", "window"]) == 0
     assert pandas.read_parquet("out.parquet")["start"].tolist() == heard
     assert main(command) == 0

@@ -23,6 +23,7 @@ from transformers.integrations import TensorBoardCallback
 
 from exhubert.evaluation.metrics import average_metrics, compute_metrics, only_logits
 from exhubert.model_folder.save import save_model_folder
+from exhubert.modeling_exhubert import misfit
 from exhubert.training.collator import AudioCollator
 from exhubert.training.interruption import Interrupted, Signals
 from exhubert.training.lora import load_lora_parts, save_lora_parts
@@ -347,12 +348,10 @@ class RoundRobinTrainer(Trainer):
         weights = source.state_dict()
         # A layer with LoRA is `layer.base_layer` in the model and merged into `layer` in the checkpoint.
         names = {name: name.replace(".base_layer.", ".") for name in self.model.state_dict() if ".lora_" not in name}
-        for what, differing in (
-            ("lacks", set(report["missing_keys"]) | (set(names.values()) - set(weights))),
-            ("also has", set(report["unexpected_keys"]) | (set(weights) - set(names.values()))),
-        ):
-            if differing:
-                raise RuntimeError(f"it {what} {min(differing)} and {len(differing) - 1} other weights")
+        lacking = set(report["missing_keys"]) | (set(names.values()) - set(weights))
+        unknown = set(report["unexpected_keys"]) | (set(weights) - set(names.values()))
+        if problem := misfit(lacking, unknown):
+            raise RuntimeError(f"it {problem}")
         self.model.load_state_dict({name: weights[saved] for name, saved in names.items()}, strict=False)
         load_lora_parts(self.model, Path(checkpoint))
 
