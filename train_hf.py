@@ -65,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         recipe.clips_per_corpus,
         recipe.protocol,
         recipe.fold,
+        soft_labels=recipe.soft_labels,
     )
     for name, splits in corpora.items():
         counts = ", ".join(f"{len(splits[split])} {split}" for split in SPLITS)

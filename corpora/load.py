@@ -16,6 +16,8 @@ from exhubert.corpora.readers import check_audio, read_corpus
 from exhubert.corpora.registry import corpus_key
 from exhubert.corpora.splits import PROTOCOLS, SPLITS, protocol_labels, split_corpus
 
+VOTES = "votes_"  # begins the name of a column that counts the raters who chose the word after it
+
 
 def load_corpora(
     entries: Sequence[str],
@@ -27,6 +29,7 @@ def load_corpora(
     protocol: str = "auto",
     fold: int | None = None,
     needed: Sequence[str] = SPLITS,
+    soft_labels: bool = False,
 ) -> tuple[dict[str, dict[str, Dataset]], list[str]]:
     """Reads, labels and splits corpora.
 
@@ -42,58 +45,40 @@ def load_corpora(
         protocol: how each corpus is split, and which of its labels are used; see `exhubert.corpora.splits`.
         fold: which fold, from 1, for protocols that have folds.
         needed: the splits to return; a corpus may lack the others.
+        soft_labels: count the votes of raters, in columns `votes_<word>`, for the classes of their words.
 
     Returns:
         For each corpus, by the name of its folder, the splits train, validation and test (or those in `needed`), with
-        the class index in the column `labels`; and the class names.
+        the class index in the column `labels`, and with `soft_labels` the votes for each class, in their order, in the
+        column `class_votes`; and the class names.
 
     Raises:
         ValueError: for anything wrong with a corpus; names it.
     """
     if clips_per_corpus is not None and clips_per_corpus < 1:
         raise ValueError(f"clips_per_corpus is {clips_per_corpus}; it must be above 0")
-    read: dict[str, Dataset] = {}
-    keys: dict[str, str] = {}
+    read: dict[str, tuple[Dataset, str]] = {}
     for entry in entries:
         below = Path(root) / entry
         source = below if below.exists() else Path(entry) if Path(entry).exists() else entry
         name = Path(os.path.abspath(source)).name.removesuffix(".csv")
         if name in read or name == "average":  # what results call the mean over corpora
             raise ValueError(f"{source}: the name {name!r} is taken; rename the folder")
-        dataset = read_corpus(source)
-        keys[name] = corpus_key(dataset.unique("corpus") if "corpus" in dataset.column_names else [], name)
-        labels_used = protocol_labels(dataset["label"][:], keys[name], protocol)
-        used = [row for row, label in enumerate(labels_used) if label]
-        if len(used) < len(dataset) or labels_used != dataset["label"][:]:
-            dataset = dataset.remove_columns("label").add_column("label", labels_used).select(used)
-        read[name] = dataset
+        read[name] = read_by_protocol(source, name, protocol)
 
     if labels == "native":
-        class_names = sorted({label.lower() for dataset in read.values() for label in dataset.unique("label")})
+        class_names = sorted({label.lower() for dataset, _ in read.values() for label in dataset.unique("label")})
     else:
         class_names = list(SIX_CLASSES if labels == "six" else labels)
-    six = set(class_names) == set(SIX_CLASSES)
     corpora: dict[str, dict[str, Dataset]] = {}
-    for name, dataset in read.items():
-        found = dataset["label"][:]
-        words = load_class_words(class_names, None if labels == "native" else label_file, keys[name])
-        if (
-            six
-            and protocol.partition(":")[0] not in PROTOCOLS
-            and not {plain_word(label) for label in found} <= set(words)
-        ):
-            raise ValueError(
-                f"corpus {name!r}: the protocol {protocol!r} has classes of its own ({', '.join(sorted(set(found)))}); "
-                "train with `labels: native`"
-            )
-        mapped = map_labels(found, name, words, None if six else class_names)
-        without = Counter(label for label, index in zip(found, mapped, strict=True) if index is None)
-        if without:
-            which = f"{without.total()} of {len(found)} clips are left out"
-            why = "name no emotion" if six else "are no class of the model"
-            print(f"corpus {name!r}: {which}, their labels {why}: {', '.join(without)}")
+    for name, (dataset, key) in read.items():
+        words = load_class_words(class_names, None if labels == "native" else label_file, key)
+        dataset = dataset.add_column("labels", class_indices(dataset["label"][:], name, words, class_names, protocol))
+        if soft_labels:
+            votes = count_votes(dataset, name, key, protocol, words, len(class_names))
+            dataset = dataset.add_column("class_votes", votes.tolist())
         # The split comes first: what is left out afterwards must not move speakers from one part to another.
-        splits = split_corpus(dataset.add_column("labels", mapped), keys[name], protocol, fold, needed=needed)
+        splits = split_corpus(dataset, key, protocol, fold, needed=needed)
         share = min(1.0, (clips_per_corpus or len(dataset)) / len(dataset))
         corpora[name] = {}
         for split, part in splits.items():
@@ -102,6 +87,79 @@ def load_corpora(
             if not len(corpora[name][split]):
                 raise ValueError(f"corpus {name!r}: no clips with good audio in its {split} split")
     return corpora, class_names
+
+
+def read_by_protocol(source: str | Path, name: str, protocol: str) -> tuple[Dataset, str]:
+    """Returns the clips of a corpus that a protocol uses, with the labels that it gives them, and the corpus's key."""
+    dataset = read_corpus(source)
+    key = corpus_key(dataset.unique("corpus") if "corpus" in dataset.column_names else [], name)
+    labels = protocol_labels(dataset["label"][:], key, protocol)
+    used = [row for row, label in enumerate(labels) if label]
+    if len(used) < len(dataset) or labels != dataset["label"][:]:
+        dataset = dataset.remove_columns("label").add_column("label", labels).select(used)
+    return dataset, key
+
+
+def class_indices(
+    labels: Sequence[str],
+    corpus: str,
+    words: Mapping[str, int | None],
+    class_names: Sequence[str],
+    protocol: str,
+) -> list[int | None]:
+    """Returns the class of each label; None where its clips are left out, of which it says how many there are.
+
+    Raises:
+        ValueError: for a label that is no known word.
+    """
+    six = set(class_names) == set(SIX_CLASSES)
+    own_classes = protocol.partition(":")[0] not in PROTOCOLS
+    if six and own_classes and not {plain_word(label) for label in labels} <= set(words):
+        raise ValueError(
+            f"corpus {corpus!r}: the protocol {protocol!r} has classes of its own ({', '.join(sorted(set(labels)))}); "
+            "train with `labels: native`"
+        )
+    indices = map_labels(labels, corpus, words, None if six else class_names)
+    without = Counter(label for label, index in zip(labels, indices, strict=True) if index is None)
+    if without:
+        which = f"{without.total()} of {len(labels)} clips are left out"
+        why = "name no emotion" if six else "are no class of the model"
+        print(f"corpus {corpus!r}: {which}, their labels {why}: {', '.join(without)}")
+    return indices
+
+
+def count_votes(
+    dataset: Dataset, corpus: str, key: str, protocol: str, words: Mapping[str, int | None], classes: int
+) -> np.ndarray:
+    """Returns how many raters chose each class, float64 `(clips, classes)`; their words mean what the labels mean.
+
+    Raises:
+        ValueError: for a count that is no number, 0 or more.
+    """
+    columns = [column for column in dataset.column_names if column.startswith(VOTES)]
+    voted = [column.removeprefix(VOTES) for column in columns]
+    votes, ignored = np.zeros((len(dataset), classes)), []
+    # With the labels, of which the protocol knows some.
+    meant = protocol_labels([*voted, *dataset.unique("label")], key, protocol)
+    for column, word, label in zip(columns, voted, meant[: len(voted)], strict=True):
+        index = words.get(plain_word(label))
+        if index is None:
+            ignored.append(word)
+            continue
+        for clip, value in enumerate(dataset[column][:]):
+            try:
+                count = 0.0 if value in (None, "") or value != value else float(value)
+            except ValueError:
+                count = -1.0
+            if not 0 <= count < float("inf"):
+                raise ValueError(
+                    f"corpus {corpus!r}: {column} of {dataset['file_name'][clip]} is {value!r}; a number of raters, "
+                    "0 or more, is needed"
+                )
+            votes[clip, index] += count
+    if ignored:
+        print(f"corpus {corpus!r}: votes for {', '.join(ignored)} name no class")
+    return votes
 
 
 def class_notices(corpora: Mapping[str, Mapping[str, Dataset]], class_names: Sequence[str]) -> list[str]:

@@ -110,7 +110,9 @@ def native(root):
 
 @pytest.fixture(scope="module")
 def quantised(root, native, corpus):
-    return convert_onnx(native, root / "quantised", int8=True, corpora=[str(corpus)], external_data_bytes=1000)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("exhubert.convert.onnx.EXTERNAL_DATA_BYTES", 1000)
+        return convert_onnx(native, root / "quantised", int8=True, corpora=[str(corpus)])
 
 
 @pytest.fixture

@@ -205,45 +205,6 @@ def test_balanced_weights_give_every_class_the_same_part_in_a_rounds_loss():
     assert balanced_weights(soft, 2) == pytest.approx(weights)
 
 
-def test_votes_become_targets():
-    rows = {
-        "file_name": ["a", "b", "c", "d"],
-        "labels": [3, 1, 5, 0],
-        "votes_anger": ["3", "0", "", "1.5"],
-        "votes_Happiness": ["1", "0", "", "1.5"],
-        "votes_neutral": [0.0, 2.0, float("nan"), None],
-        "votes_other": ["4", "1", "5", ""],
-    }
-    without = Dataset.from_dict({"file_name": ["e"], "labels": [2]})
-    (targets, own), notes = vote_targets({"voted": Dataset.from_dict(rows), "plain": without}, SIX)
-    assert targets.dtype == np.float32
-    expected = np.zeros((4, 6))
-    expected[0, [3, 5]] = 0.75, 0.25  # anger, happiness; "other" names no class
-    expected[1, 1] = 1
-    expected[2, 5] = 1  # nobody voted for a class: its label
-    expected[3, [3, 5]] = 0.5
-    assert targets.tolist() == expected.tolist()
-    assert own.tolist() == [[0, 0, 1, 0, 0, 0]]
-    assert notes[0] == "corpus 'voted': 3 of 4 training clips have raters' votes; votes for other name no class"
-
-    named = {key.replace("Happiness", "joyful"): value for key, value in rows.items()}
-    (native,), _ = vote_targets({"voted": Dataset.from_dict(named | {"labels": [0] * 4})}, ["anger", "joyful"])
-    assert native[0].tolist() == [0.75, 0.25]
-
-
-@pytest.mark.parametrize(
-    ("columns", "message"),
-    [
-        ({}, "soft_labels is set, but no clip of x has votes; metadata.csv has them in columns votes_<word>"),
-        ({"votes_anger": ["many"]}, "corpus 'x': votes_anger of a is 'many'; a number of raters, 0 or more, is needed"),
-        ({"votes_anger": ["-1"]}, "votes_anger of a is '-1'"),
-    ],
-)
-def test_votes_that_cannot_be_used(columns, message):
-    with pytest.raises(ValueError, match=message):
-        vote_targets({"x": Dataset.from_dict({"file_name": ["a"], "labels": [0], **columns})}, SIX)
-
-
 # A small training
 
 
@@ -252,7 +213,7 @@ def train(tmp_path, make_hubert, make_corpus):
     """Trains a small HuBERT without dropout on two made-up corpora and returns the trainer."""
     make_corpus("first", speakers=("a", "b", "c", "d"), votes_joy=lambda row: str(row % 3), votes_anger=lambda row: "1")
     make_corpus("second", labels=("joy", "boredom"), speakers=("e", "f", "g"))
-    corpora, names = load_corpora(["first", "second"], str(tmp_path))
+    corpora, names = load_corpora(["first", "second"], str(tmp_path), soft_labels=True)
     still = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0, "mask_time_prob": 0.0}
     still |= {"feat_proj_dropout": 0.0, "final_dropout": 0.0, "layerdrop": 0.0}
     folder = make_hubert(name="still", num_labels=6, **still)

@@ -10,11 +10,8 @@ import torch
 from datasets import Dataset
 from torch.nn import functional
 
-from exhubert.configuration_exhubert import SIX_CLASSES
-from exhubert.corpora.labels import load_label_map, plain_word
+from exhubert.corpora.load import VOTES
 from exhubert.training.arguments import Recipe
-
-VOTES = "votes_"  # begins the name of a column that counts the raters who chose the word after it
 
 
 class ClassificationLoss:
@@ -84,7 +81,7 @@ def build_loss(
     Raises:
         ValueError: if the votes cannot be used; see `vote_targets`.
     """
-    targets, notices = vote_targets(train, class_names, recipe.label_file) if recipe.soft_labels else (None, [])
+    targets, notices = vote_targets(train, class_names) if recipe.soft_labels else (None, [])
     weights = None
     if recipe.class_weights == "balanced":
         learned = targets or [np.asarray(dataset["labels"][:]) for dataset in train.values()]
@@ -112,69 +109,35 @@ def balanced_weights(targets: Sequence[np.ndarray], classes: int, proportional: 
     return np.where(occurs, 1 / (occurs.sum() * np.where(occurs, shares, 1)), 1.0)
 
 
-def vote_targets(
-    corpora: Mapping[str, Dataset], class_names: Sequence[str], label_file: str | None = None
-) -> tuple[list[np.ndarray], list[str]]:
+def vote_targets(corpora: Mapping[str, Dataset], class_names: Sequence[str]) -> tuple[list[np.ndarray], list[str]]:
     """Returns what the clips of each corpus are to be classified as, by the votes of its raters.
 
-    The votes of a column `votes_<word>` count for the class of the word; words that name no class are left out. A clip
-    without votes for a class has its label alone.
+    A clip without votes for a class has its label alone.
 
     Args:
-        corpora: training clips by the corpus's name, with the class index in `labels`.
+        corpora: training clips by the corpus's name, with the class index in `labels` and the votes for each class in
+            `class_votes`, as `load_corpora` gives them.
         class_names: in the order of the indices.
-        label_file: a YAML file with further emotion words.
 
     Returns:
         For each corpus float32 `(clips, classes)`, each row's sum 1; and a line for each corpus that says how many
-        of its clips have votes, and which words are left out.
+        of its clips have votes.
 
     Raises:
-        ValueError: if no corpus has votes; for a count that is no number.
+        ValueError: if no corpus has votes.
     """
     targets, notes, voted = [], [], 0
     for name, dataset in corpora.items():
-        votes, ignored = _votes(dataset, name, class_names, label_file)
+        votes = np.asarray(dataset["class_votes"][:])
         totals = votes.sum(axis=1, keepdims=True)
         own = np.eye(len(class_names))[np.asarray(dataset["labels"][:])]
         targets.append(np.where(totals > 0, votes / np.maximum(totals, 1e-12), own).astype(np.float32))
         count = int((totals > 0).sum())
         voted += count
-        without = f"; votes for {', '.join(ignored)} name no class" if ignored else ""
-        notes.append(f"corpus {name!r}: {count} of {len(dataset)} training clips have raters' votes{without}")
+        notes.append(f"corpus {name!r}: {count} of {len(dataset)} training clips have raters' votes")
     if not voted:
         raise ValueError(
             f"soft_labels is set, but no clip of {', '.join(corpora)} has votes; metadata.csv has them in columns "
             f"{VOTES}<word>, e.g. {VOTES}anger"
         )
     return targets, notes
-
-
-def _votes(
-    dataset: Dataset, corpus: str, class_names: Sequence[str], label_file: str | None
-) -> tuple[np.ndarray, list[str]]:
-    """How many raters chose each class, `(clips, classes)`; and the words that name none."""
-    label_map: dict[str, int | None] = {plain_word(name): index for index, name in enumerate(class_names)}
-    if list(class_names) == list(SIX_CLASSES):
-        label_map = load_label_map(label_file, corpus)
-    votes, ignored = np.zeros((len(dataset), len(class_names))), []
-    for column in dataset.column_names:
-        if not column.startswith(VOTES):
-            continue
-        word = column[len(VOTES) :]
-        index = label_map.get(plain_word(word))
-        if index is None:
-            ignored.append(word)
-            continue
-        for clip, value in enumerate(dataset[column][:]):
-            try:
-                count = 0.0 if value in (None, "") or value != value else float(value)
-            except ValueError:
-                count = -1.0
-            if not 0 <= count < float("inf"):
-                raise ValueError(
-                    f"corpus {corpus!r}: {column} of {dataset['file_name'][clip]} is {value!r}; a number of raters, "
-                    "0 or more, is needed"
-                )
-            votes[clip, index] += count
-    return votes, ignored
