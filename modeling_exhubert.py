@@ -202,29 +202,9 @@ class ExHuBERTPreTrainedModel(HubertPreTrainedModel):
         config.name_or_path = str(name_or_path)
         source_config.id2label, source_config.label2id = config.id2label, config.label2id
 
-        try:
-            source, report = cls.source_class.from_pretrained(
-                name_or_path,
-                config=source_config,
-                output_loading_info=True,
-                ignore_mismatched_sizes=bool(labels),
-                **kwargs,
-            )
-        except SafetensorError as error:
-            raise ValueError(f"{name_or_path}: the weights cannot be read ({error})") from error
-        weights = source.state_dict()
-        # Names with both shapes, but bare names before transformers 5.
-        reshaped = {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]}
-        headless = not any(name.startswith(HEAD) for name in weights)
-        dropped = ("lm_head.", "hubert.masked_spec_embed", "masked_spec_embed", *(HEAD if headless else ()))
-        problem = misfit(
-            set(report["missing_keys"]) - reshaped,
-            [name for name in report["unexpected_keys"] if not name.startswith(dropped)],
-            [name for name in reshaped if not name.startswith(HEAD)],
-            wanted=weights,
+        source = _load_hubert(
+            cls.source_class, name_or_path, config=source_config, ignore_mismatched_sizes=bool(labels), **kwargs
         )
-        if problem:
-            raise ValueError(f"{name_or_path} is not a HuBERT checkpoint: it {problem}")
         with torch.device("meta"):
             model = cls(config)
         devices = {parameter.device for parameter in source.parameters()}
@@ -233,7 +213,7 @@ class ExHuBERTPreTrainedModel(HubertPreTrainedModel):
                 "from_hubert cannot spread a model over devices: use `exhubert convert hubert`, and load what that "
                 "writes with from_pretrained and device_map"
             )
-        dtype, device = source.dtype, source.device
+        dtype, device, weights = source.dtype, source.device, source.state_dict()
         del source
         expanded: dict[str, torch.Tensor] = {}
         taken = set()
@@ -536,6 +516,28 @@ def expanded_weight(
     expanded = tensor.new_full(tuple(shape), LEFT_OUT)
     expanded[:: num_copies + 1] = tensor
     return expanded
+
+
+def _load_hubert(source_class: Any, name_or_path: str, **kwargs: Any) -> Any:
+    """Loads a HuBERT; refuses a checkpoint that does not fill it, the rest of which would be random."""
+    try:
+        source, report = source_class.from_pretrained(name_or_path, output_loading_info=True, **kwargs)
+    except SafetensorError as error:
+        raise ValueError(f"{name_or_path}: the weights cannot be read ({error})") from error
+    wanted = source.state_dict()
+    # Names with both shapes, but bare names before transformers 5.
+    reshaped = {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]}
+    headless = not any(name.startswith(HEAD) for name in wanted)
+    dropped = ("lm_head.", "hubert.masked_spec_embed", "masked_spec_embed", *(HEAD if headless else ()))
+    problem = misfit(
+        set(report["missing_keys"]) - reshaped,
+        [name for name in report["unexpected_keys"] if not name.startswith(dropped)],
+        [name for name in reshaped if not name.startswith(HEAD)],
+        wanted,
+    )
+    if problem:
+        raise ValueError(f"{name_or_path} is not a HuBERT checkpoint: it {problem}")
+    return source
 
 
 def misfit(

@@ -7,12 +7,13 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import HubertConfig, HubertForSequenceClassification, HubertModel
+from transformers import HubertConfig, HubertForSequenceClassification, HubertModel, PreTrainedModel
 
 from exhubert.audio_exhubert import ExHuBERTFeatureExtractor
 from exhubert.configuration_exhubert import ExHuBERTConfig
 from exhubert.convert.checkpoint import (
     Checkpoint,
+    Read,
     as_trained,
     check_same_function,
     is_at_start,
@@ -65,18 +66,7 @@ def convert_contract(
         hubert_class = HubertModel if trained or lacks_head else HubertForSequenceClassification
         hubert = on_meta(hubert_class, hubert_config)
         prefix = "hubert." if hubert_class is HubertModel else ""
-        originals: dict[str, str] = {}
-        for name in model.state_dict():
-            originals.setdefault(hubert_name(name, config.num_copies) or "", name)  # copies follow their original
-
-        def read(name: str) -> torch.Tensor:
-            tensor = checkpoint.read(originals[prefix + name])
-            return tensor[:: config.num_copies + 1].clone() if name == "layer_weights" else tensor
-
-        like = {}
-        for name, tensor in hubert.state_dict().items():
-            dtype = checkpoint.like[originals[prefix + name]].dtype
-            like[name] = torch.empty(tensor.shape, dtype=dtype, device="meta")
+        like, read = originals_of(checkpoint, model, hubert, prefix)
         hubert_config.dtype = checkpoint.dtype
         print(f"{source}: {config.num_hidden_layers} encoder layers contracted to {hubert_config.num_hidden_layers}")
         write = partial(write_weights, like=like, read=read)
@@ -110,6 +100,32 @@ def convert_contract(
         check_same_function(of, reference, (as_trained(hubert), lambda name: written.read(prefix + name)))
     print(f"written to {os.path.realpath(destination)}")
     return Path(destination)
+
+
+def originals_of(
+    checkpoint: Checkpoint, model: PreTrainedModel, hubert: PreTrainedModel, prefix: str
+) -> tuple[dict[str, torch.Tensor], Read]:
+    """Returns the weights of the HuBERT in an expanded model, on the meta device, and what reads one by its name.
+
+    Args:
+        checkpoint: of the expanded model.
+        model, hubert: both models, on the meta device.
+        prefix: of the HuBERT's names in those of the expanded model.
+    """
+    num_copies = model.config.num_copies
+    originals: dict[str, str] = {}
+    for name in model.state_dict():
+        originals.setdefault(hubert_name(name, num_copies) or "", name)  # copies follow their original
+
+    def read(name: str) -> torch.Tensor:
+        tensor = checkpoint.read(originals[prefix + name])
+        return tensor[:: num_copies + 1].clone() if name == "layer_weights" else tensor
+
+    like = {}
+    for name, tensor in hubert.state_dict().items():
+        dtype = checkpoint.like[originals[prefix + name]].dtype
+        like[name] = torch.empty(tensor.shape, dtype=dtype, device="meta")
+    return like, read
 
 
 def _adds_nothing(checkpoint: Checkpoint, name: str, num_copies: int) -> bool:

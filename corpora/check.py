@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import os
-import posixpath
-import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,27 +14,28 @@ import pandas
 from exhubert.audio_exhubert import SAMPLING_RATE
 from exhubert.corpora.clip_facts import ClipFacts, scan_clips
 from exhubert.corpora.labels import load_label_map, map_labels
-from exhubert.corpora.readers import METADATA_READERS, OUTSIDE, RESERVED_COLUMNS, SEGMENT_COLUMNS
+from exhubert.corpora.metadata import (
+    ERROR,
+    METADATA_READERS,
+    OUTSIDE,
+    SEGMENT_COLUMNS,
+    WARNING,
+    Finding,
+    clean,
+    find_metadata,
+    find_problems,
+    read_metadata,
+)
 from exhubert.corpora.registry import corpus_key
 from exhubert.corpora.splits import SPLITS
 from exhubert.utils.files import is_audio, visible_files, whole_file
-from exhubert.utils.text import first_line, printable
+from exhubert.utils.text import printable
 
 SHORTEST_SECONDS = 0.1
 LONGEST_SECONDS = 60.0
 SILENT_PEAK = 0.001  # -60 dBFS; RAVDESS has speech that peaks at 0.009
 CLIPPED_SAMPLES = 10  # at full scale; a few are a normalised peak
 EXAMPLES = 3
-ERROR, WARNING = "error", "warning"
-
-
-class Finding(NamedTuple):
-    """One thing that is wrong. With an error training stops or learns something false; a warning is to be looked at."""
-
-    file_name: str
-    severity: str  # error | warning
-    problem: str  # a few words, the same for every file that has it
-    detail: str
 
 
 class Row(NamedTuple):
@@ -48,34 +46,6 @@ class Row(NamedTuple):
     split: str
     start_seconds: float | None  # where in the file the clip begins; None: it is the whole file
     duration_seconds: float | None  # None: to the end of the file
-
-
-def check_corpus(
-    directory: str | os.PathLike[str],
-    shortest_seconds: float = SHORTEST_SECONDS,
-    longest_seconds: float = LONGEST_SECONDS,
-    label_file: str | os.PathLike[str] | None = None,
-    progress: bool = True,
-) -> pandas.DataFrame:
-    """Checks the metadata and decodes every file of a corpus folder (see docs/corpora.md).
-
-    Links to folders inside the corpus folder are not searched for files without a row.
-
-    Args:
-        directory: the folder with `metadata.csv` (or .jsonl, .parquet).
-        shortest_seconds: shorter clips are found.
-        longest_seconds: longer clips are found.
-        label_file: a YAML file with further emotion words.
-        progress: show a progress bar.
-
-    Returns:
-        One row a finding, with the columns of `Finding`: `file_name`, `severity`, `problem`, `detail`.
-
-    Raises:
-        ValueError: if there is no such folder, or its metadata cannot be read, is empty, or has no `file_name`.
-    """
-    findings, _ = _check(Path(directory), shortest_seconds, longest_seconds, label_file, progress)
-    return findings
 
 
 def report_check(findings: pandas.DataFrame) -> str:
@@ -114,15 +84,15 @@ def run_check(
     """Checks a corpus folder and prints what was found; returns the exit code, 2 for any error, else 0.
 
     Args:
-        directory, shortest_seconds, longest_seconds: as for `check_corpus`.
+        directory, shortest_seconds, longest_seconds: see `find_all`.
         output: a CSV file for all findings.
-        label_file: as for `check_corpus`.
+        label_file: see `find_all`.
 
     Raises:
-        ValueError: as `check_corpus`.
+        ValueError: as `find_all`.
     """
     start = time.perf_counter()
-    findings, clips = _check(Path(directory), shortest_seconds, longest_seconds, label_file, progress=True)
+    findings, clips = find_all(directory, shortest_seconds, longest_seconds, label_file)
     elapsed = time.perf_counter() - start
     print(report_check(findings))
     if output is not None:
@@ -138,20 +108,44 @@ def run_check(
     return 2 if errors else 0
 
 
-def _check(
-    directory: Path,
-    shortest_seconds: float,
-    longest_seconds: float,
-    label_file: str | os.PathLike[str] | None,
-    progress: bool,
+def find_all(
+    directory: str | os.PathLike[str],
+    shortest_seconds: float = SHORTEST_SECONDS,
+    longest_seconds: float = LONGEST_SECONDS,
+    label_file: str | os.PathLike[str] | None = None,
 ) -> tuple[pandas.DataFrame, dict[str, ClipFacts]]:
-    """The findings, and the facts of every file by its name."""
-    path, table = _read_metadata(directory)
+    """Checks the metadata and decodes every file of a corpus folder (see docs/corpora.md).
+
+    Links to folders inside the corpus folder are not searched for files without a row.
+
+    Args:
+        directory: the folder with `metadata.csv` (or .jsonl, .parquet).
+        shortest_seconds: shorter clips are found.
+        longest_seconds: longer clips are found.
+        label_file: a YAML file with further emotion words.
+
+    Returns:
+        One row a finding, with the columns of `Finding`; and the facts of every file by its name.
+
+    Raises:
+        ValueError: if there is no such folder, or its metadata cannot be read, is empty, or has no `file_name`.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise ValueError(f"{directory}: no such corpus folder")
+    path = find_metadata(directory)
+    if path is None:
+        raise ValueError(f"{directory}: no {', '.join(METADATA_READERS)} there; a corpus folder has one of these")
+    table = read_metadata(path)
+    if "file_name" not in table.columns:
+        raise ValueError(f"{path}: no column 'file_name'; it has {', '.join(map(str, table.columns))}")
+    findings = list(find_problems(path.name, table))
+    table = clean(table)
     corpus = Path(os.path.abspath(directory)).name
     label_map = load_label_map(label_file, corpus_key(sorted(set(_column(table, "corpus"))), corpus))
-    rows, findings = _check_names(table)
+    rows = _rows(table)
     names = list(dict.fromkeys(row.file_name for row in rows))
-    clips = dict(zip(names, scan_clips([directory / name for name in names], progress), strict=True))
+    clips = dict(zip(names, scan_clips([directory / name for name in names]), strict=True))
     usual_rate = _usual_rate(clips)
     for name, clip in clips.items():
         findings += _check_audio(name, clip, usual_rate)
@@ -166,66 +160,20 @@ def _check(
     return pandas.DataFrame(shown, columns=list(Finding._fields), dtype=str), clips
 
 
-def _read_metadata(directory: Path) -> tuple[Path, pandas.DataFrame]:
-    """The metadata as strings; unlike `read_corpus` it takes bad rows, so that all of them can be named."""
-    if not directory.is_dir():
-        raise ValueError(f"{directory}: no such corpus folder")
-    path = next((directory / name for name in METADATA_READERS if (directory / name).is_file()), None)
-    if path is None:
-        raise ValueError(f"{directory}: no {', '.join(METADATA_READERS)} there; a corpus folder has one of these")
-    try:
-        table = METADATA_READERS[path.name](path)
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
-        ) from error
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{path} cannot be read: {first_line(error)}") from error
-    if table.empty:
-        raise ValueError(f"{path} has no rows")
-    if "file_name" not in table.columns:
-        raise ValueError(f"{path}: no column 'file_name'; it has {', '.join(map(str, table.columns))}")
-    if not isinstance(table.index, pandas.RangeIndex):
-        raise ValueError(f"{path}: there are rows with more fields than the first line has columns")
-    for column in {"file_name", "label", "speaker", "split", *SEGMENT_COLUMNS} & set(table.columns):
-        table[column] = ["" if value is None or value != value else str(value).strip() for value in table[column]]
-    return path, table
-
-
 def _column(table: pandas.DataFrame, name: str) -> list[str]:
     return list(table[name]) if name in table.columns else [""] * len(table)
 
 
-def _check_names(table: pandas.DataFrame) -> tuple[list[Row], list[Finding]]:
-    """The rows whose files may be opened, and what is wrong with the others, and with their labels."""
-    rows, findings = [], []
-    times = [_column(table, name) for name in SEGMENT_COLUMNS]
-    if "start_seconds" not in table.columns:  # then `duration_seconds` is that of the file
-        times = [[""] * len(table)] * 2
-    columns = (_column(table, name) for name in ("file_name", "label", "split"))
-    for number, (name, label, split, *given) in enumerate(zip(*columns, *times, strict=True), start=1):
-        if not name or re.search(OUTSIDE, name):
-            detail = f"row {number}: a path inside the corpus folder is needed"
-            findings.append(Finding(name, ERROR, "path outside the folder", detail))
-            continue
-        start, duration = (_seconds(text) for text in given)
-        if any(value is not None and math.isnan(value) for value in (start, duration)):
-            detail = f"row {number}: start {given[0]!r}, duration {given[1]!r}; numbers, 0 or more, are needed"
-            findings.append(Finding(name, ERROR, "bad start or duration", detail))
-            start = duration = None
-        rows.append(Row(posixpath.normpath(name), label, split, start, None if start is None else duration))
-        if not label and "label" in table.columns:
-            findings.append(Finding(name, ERROR, "no label", f"row {number}"))
-    return rows, findings
-
-
-def _seconds(text: str) -> float | None:
-    """A number of seconds; None where there is none, NaN where it is no such number."""
-    try:
-        seconds = float(text) if text else None
-    except ValueError:
-        return math.nan
-    return math.nan if seconds is not None and not 0 <= seconds < math.inf else seconds
+def _rows(table: pandas.DataFrame) -> list[Row]:
+    """The rows whose files may be opened."""
+    inside = table[(table["file_name"] != "") & ~table["file_name"].str.contains(OUTSIDE)]
+    segments = "start_seconds" in table.columns  # else `duration_seconds` is that of the file
+    rows = []
+    columns = (_column(inside, name) for name in ("file_name", "label", "split", *SEGMENT_COLUMNS))
+    for name, label, split, *times in zip(*columns, strict=True):
+        start, duration = (None if not segments or time == "" or time != time else float(time) for time in times)
+        rows.append(Row(name, label, split, start, None if start is None else duration))
+    return rows
 
 
 def _check_audio(name: str, clip: ClipFacts, usual_rate: int) -> Iterator[Finding]:
@@ -269,15 +217,13 @@ def _usual_rate(clips: Mapping[str, ClipFacts]) -> int:
 
 
 def _check_copies(rows: Sequence[Row], clips: Mapping[str, ClipFacts]) -> Iterator[Finding]:
-    """Rows with the same clip, and files with the same audio; each is compared with the first of its kind."""
+    """Files with the same audio, each compared with the first of its kind."""
     first_with_name: dict[tuple, Row] = {}
     first_with_audio: dict[tuple, Row] = {}
     for row in rows:
         part = row[3:]
-        first = first_with_name.setdefault((row.file_name, part), row)
-        if first is not row:
-            yield from _compare(row, first, "file in two rows", f"{_named(row)} and {_named(first)}", ERROR)
-            continue
+        if first_with_name.setdefault((row.file_name, part), row) is not row:
+            continue  # found in the metadata
         content = clips[row.file_name].content_hash
         first = first_with_audio.setdefault((content, part), row) if content else row
         if first is not row:
@@ -289,23 +235,17 @@ def _named(row: Row) -> str:
     return f"label {row.label!r}, split {row.split!r}" if row.split else f"label {row.label!r}"
 
 
-def _compare(row: Row, first: Row, problem: str, detail: str, severity: str = WARNING) -> Iterator[Finding]:
+def _compare(row: Row, first: Row, problem: str, detail: str) -> Iterator[Finding]:
     if row.label and first.label and row.label.casefold() != first.label.casefold():
         yield Finding(row.file_name, ERROR, f"{problem} with two labels", detail)
     else:
-        yield Finding(row.file_name, severity, problem, detail)
+        yield Finding(row.file_name, WARNING, problem, detail)
     if row.split and first.split and row.split != first.split:
         yield Finding(row.file_name, ERROR, "identical audio in two splits", detail)
 
 
 def _check_columns(metadata_name: str, table: pandas.DataFrame) -> Iterator[Finding]:
-    """What concerns a whole column: the speakers, the split, and columns that are missing or must not be there."""
-    for column in ("label", "speaker"):
-        if column not in table.columns:
-            detail = f"{column!r}; there are {', '.join(map(str, table.columns))}"
-            yield Finding(metadata_name, ERROR, "missing column", detail)
-    for column in sorted(RESERVED_COLUMNS & set(table.columns)):
-        yield Finding(metadata_name, ERROR, "column name that is taken", f"{column!r}; rename it")
+    """What concerns a whole column that is there: the speakers and the split."""
     speakers, splits = _column(table, "speaker"), _column(table, "split")
     unknown = speakers.count("")
     if any(speakers) and unknown:

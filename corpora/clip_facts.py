@@ -76,7 +76,7 @@ def scan_clip(path: str | os.PathLike[str]) -> ClipFacts:
     return content.facts(error)
 
 
-def scan_clips(paths: Sequence[str | os.PathLike[str]], progress: bool = True) -> list[ClipFacts]:
+def scan_clips(paths: Sequence[str | os.PathLike[str]]) -> list[ClipFacts]:
     """Decodes files in parallel; returns their facts in the order of `paths`.
 
     Threads, as libsndfile and numpy work outside Python's lock: on 2 cores processes were no more than 15 % faster,
@@ -84,7 +84,7 @@ def scan_clips(paths: Sequence[str | os.PathLike[str]], progress: bool = True) -
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         scanned = pool.map(scan_clip, paths)
-        return list(tqdm(scanned, total=len(paths), desc="decoding", unit="clip", disable=not progress))
+        return list(tqdm(scanned, total=len(paths), desc="decoding", unit="clip"))
 
 
 def _scan_otherwise(path: str | os.PathLike[str]) -> ClipFacts:

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from exhubert.configuration_exhubert import SIX_CLASSES
-from exhubert.corpora.registry import corpus_or_none, find_corpus
+from exhubert.corpora.registry import YAML_LOADER, corpus_or_none, find_corpus
 from exhubert.utils.text import markdown_table, nearest
 
 LABEL_FIELDS = {"arousal", "valence", "aliases", "source", "disputed", "note", "corpora"}
@@ -145,7 +145,7 @@ def _read_table(path: Path) -> dict[Any, Any]:
     if not path.is_file():
         raise ValueError(f"{path}: no such label file")
     try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+        entries = yaml.load(path.read_text(encoding="utf-8"), Loader=YAML_LOADER)
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(entries, dict):

@@ -51,11 +51,10 @@ def prepare_corpus(
         seed: of a split that is made here.
 
     Returns:
-        The exit code: 2 if clips were left out because something is wrong with them, else 0.
+        The exit code: 2 if clips were left out because something is wrong with them.
 
     Raises:
-        ValueError: if the key is unknown, the tree does not follow the corpus's scheme, `output` exists, or the table
-            is wrong.
+        ValueError: for an unknown key, a tree or table that is not as it should be, or an `output` that exists.
     """
     corpus = find_corpus(key) if table is None else corpus_or_none(key)
     if corpus is not None and table is None and not corpus.scheme:
@@ -98,11 +97,7 @@ def prepare_corpus(
             rows = _leave_out_copies(rows, clips, unfinished)
         if rows:
             rows = [{**row, "corpus": name} for row in _split(rows, clips, name, protocol, fold, seed)]
-        for title, reasons in (("left out", clips.left_out), ("left out, please look", clips.bad)):
-            for reason, paths in reasons.items():
-                if paths:
-                    more = ", ..." if len(paths) > SHOWN else ""
-                    print(f"{title}: {len(paths)} {reason}: {', '.join(paths[:SHOWN])}{more}")
+        _say_what_is_left_out(clips)
         if not rows:
             raise ValueError(f"{raw}: none of the clips can be used")
         _write_metadata(unfinished / "metadata.csv", rows)
@@ -227,6 +222,14 @@ def _write_metadata(path: Path, rows: list[dict[str, str]]) -> None:
         for row in rows:
             voted = any(column in row for column in votes)
             writer.writerow(dict.fromkeys(votes, "0" if voted else "") | row)
+
+
+def _say_what_is_left_out(clips: Clips) -> None:
+    for title, reasons in (("left out", clips.left_out), ("left out, please look", clips.bad)):
+        for reason, paths in reasons.items():
+            if paths:
+                more = ", ..." if len(paths) > SHOWN else ""
+                print(f"{title}: {len(paths)} {reason}: {', '.join(paths[:SHOWN])}{more}")
 
 
 def _counts(rows: list[dict[str, str]]) -> str:

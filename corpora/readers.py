@@ -9,11 +9,8 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import posixpath
 import re
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -24,24 +21,24 @@ import numpy as np
 import pandas
 import pyarrow
 import pyarrow.compute
-import yaml
 from datasets import Audio, ClassLabel, Dataset, DatasetDict
 from datasets.exceptions import DatasetsError
 from huggingface_hub import snapshot_download
 from tqdm.auto import tqdm
 
 from exhubert.audio_exhubert import AudioFile, audio_seconds, read_audio
+from exhubert.corpora.audformat_reader import read_audformat
+from exhubert.corpora.metadata import (
+    METADATA_READERS,
+    SEGMENT_COLUMNS,
+    clean,
+    find_metadata,
+    find_problems,
+    read_metadata,
+)
 from exhubert.corpora.splits import SPLIT_NAMES
 from exhubert.utils.text import first_line
 
-METADATA_READERS: dict[str, Callable[[Path], pandas.DataFrame]] = {
-    "metadata.csv": lambda path: pandas.read_csv(path, dtype=str, keep_default_na=False),
-    "metadata.jsonl": lambda path: pandas.read_json(path, lines=True, dtype=False),
-    "metadata.parquet": pandas.read_parquet,
-}
-NEEDED_COLUMNS = ("file_name", "label", "speaker")
-RESERVED_COLUMNS = {"audio", "labels", "crop"}  # added on the way to the model
-SEGMENT_COLUMNS = ("start_seconds", "duration_seconds")
 # What the needed columns are called where the user chose the names; the first that is there counts.
 COLUMN_NAMES = {
     "file_name": ("file_name", "file", "path", "filename", "audio"),
@@ -49,8 +46,6 @@ COLUMN_NAMES = {
     "speaker": ("speaker", "speaker_id", "spk"),
 }
 HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?")
-# Absolute, with a drive or an address before it, or out of the folder; also as Windows writes them.
-OUTSIDE = r"^[/\\]|^[^/\\]*:|(?:^|[/\\])\.\.(?:[/\\]|$)|\x00"
 CLIPS_AT_ONCE = 256
 
 
@@ -76,13 +71,13 @@ def read_corpus(source: str | os.PathLike[str]) -> Dataset:
     if path.is_file():
         return _read_table(path, plain=True)
     if path.is_dir():
-        for name in METADATA_READERS:
-            if (path / name).is_file():
-                return _read_table(path / name, plain=False)
+        metadata = find_metadata(path)
+        if metadata is not None:
+            return _read_table(metadata, plain=False)
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             return _read_datasets_folder(path)
         if (path / "db.yaml").is_file():
-            return _read_audformat(path)
+            return _dataset_of(path / "db.yaml", read_audformat(path), path)
         raise ValueError(
             f"{path}: no {', '.join(METADATA_READERS)} there; a corpus folder has one of these, or is a folder that "
             "`datasets` saved, or an audformat database (db.yaml)"
@@ -167,20 +162,7 @@ def _problem(row: Mapping[str, Any], decode: bool) -> Exception | None:
 
 def _read_table(path: Path, plain: bool) -> Dataset:
     """A metadata file; `plain`: the user's own, whose columns may be called otherwise and which may lack speakers."""
-    reader = METADATA_READERS.get(f"metadata{path.suffix.lower()}")
-    if reader is None:
-        raise ValueError(f"{path}: a folder or a file .csv, .jsonl or .parquet is needed")
-    try:
-        table = reader(path)
-    except UnicodeDecodeError as error:
-        byte = error.object[error.start]
-        raise ValueError(f"{path} is not UTF-8 text (byte 0x{byte:02x} in it is not); save it as UTF-8") from error
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{path}: {error.object!r} cannot be written as UTF-8; rename the file") from error
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{path} cannot be read: {first_line(error)}") from error
-    if not isinstance(table.index, pandas.RangeIndex):
-        raise ValueError(f"{path}: there are rows with more fields than the first line has columns")
+    table = read_metadata(path)
     if plain:
         table = table.rename(columns=_found_columns(path, list(table.columns)))
         if "speaker" not in table.columns:
@@ -189,14 +171,21 @@ def _read_table(path: Path, plain: bool) -> Dataset:
 
 
 def _dataset_of(origin: Path, table: pandas.DataFrame, root: Path) -> Dataset:
-    """A table of files below `root`, checked."""
-    table = _checked(origin, table)
+    """A table of files below `root`, judged."""
+    table = _judged(origin, table)
     try:
         # As objects, of which Arrow makes its plain strings: `datasets` cannot turn large ones into audio.
         table["audio"] = (os.path.join(root, "") + table["file_name"]).astype(object)
         return Dataset.from_pandas(table, preserve_index=False).cast_column("audio", Audio(decode=False))
     except UnicodeEncodeError as error:
         raise ValueError(f"{str(root)!r}: the folder's name cannot be written as UTF-8; rename it") from error
+
+
+def _judged(origin: str | Path, table: pandas.DataFrame, others: Sequence[str] = ()) -> pandas.DataFrame:
+    """The table in clean form; ValueError for the first error that `find_problems` finds in it."""
+    for finding in find_problems(str(origin), table, others):
+        raise ValueError(f"{origin}{', ' if finding.detail.startswith('row ') else ': '}{finding.detail}")
+    return clean(table)
 
 
 def _read_datasets_folder(directory: Path) -> Dataset:
@@ -256,7 +245,7 @@ def _dataset_of_parts(origin: str | Path, loaded: Dataset | DatasetDict) -> Data
     else:
         table["file_name"] = _numbered(pyarrow.compute.struct_field(_column(dataset, "audio"), "path").to_pandas())
     rest = dataset.remove_columns([name for name in table.columns if name in dataset.column_names])
-    table = _checked(origin, table, [name for name in rest.column_names if name != "audio"])
+    table = _judged(origin, table, [name for name in rest.column_names if name != "audio"])
     return datasets.concatenate_datasets([Dataset.from_pandas(table, preserve_index=False), rest], axis=1)
 
 
@@ -293,177 +282,3 @@ def _found_columns(
         if found is not None and found != name and (name in needed or name == "speaker"):
             renamed[found] = name
     return renamed
-
-
-def _read_audformat(directory: Path) -> Dataset:
-    try:
-        import audformat
-    except ImportError as error:
-        raise ValueError(
-            f"{directory} is an audformat database; reading it needs the library audformat: pip install audformat "
-            "(or exhubert[audformat])"
-        ) from error
-    header = directory / "db.yaml"
-    try:
-        # audformat's own loader would also make Python objects that the file names.
-        yaml.load(header.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{header} is not YAML: {' '.join(str(error).split())}") from error
-    # audformat prefers tables as pickles, which can run code when they are read.
-    for pickle in directory.glob("db.*.pkl"):
-        if not any(pickle.with_suffix(form).exists() for form in (".csv", ".parquet")):
-            raise ValueError(f"{pickle}: pickles are not read; save the table as csv or parquet")
-    with tempfile.TemporaryDirectory() as copy:
-        try:
-            for file in (header, *directory.glob("db.*.csv"), *directory.glob("db.*.parquet")):
-                shutil.copy(file, copy)
-            database = audformat.Database.load(copy, load_data=True)
-        except (OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
-            reason = first_line(error).replace(copy, str(directory))
-            raise ValueError(f"{directory}: the database cannot be read: {reason}") from error
-    table = _audformat_table(directory, audformat, database)
-    return _dataset_of(header, table, directory)
-
-
-def _audformat_table(directory: Path, audformat: Any, database: Any) -> pandas.DataFrame:
-    """One row a file or segment, of the table `emotion`, else of all tables with a column or scheme `emotion`."""
-    labelled = {}
-    for name in database.tables:
-        columns = database[name].columns
-        found = [key for key in columns if key == "emotion" or columns[key].scheme_id == "emotion"]
-        if len(found) > 1 and "emotion" not in found:
-            raise ValueError(f"{directory}: table {name} has several columns of emotions: {', '.join(found)}")
-        if found:
-            labelled[name] = "emotion" if "emotion" in found else found[0]
-    if not labelled:
-        tables = "; ".join(f"{name} ({', '.join(database[name].columns)})" for name in database.tables)
-        raise ValueError(f"{directory}: no table with a column or scheme `emotion`; it has {tables or 'no tables'}")
-    if "emotion" in labelled:
-        labelled = {"emotion": labelled["emotion"]}
-
-    segmented = audformat.utils.to_segmented_index
-    frames = []
-    for name, column in labelled.items():
-        frame = segmented(database[name].get())
-        scheme = database.schemes.get(database[name].columns[column].scheme_id)
-        values = frame.pop(column).astype(object)
-        if scheme is not None and isinstance(scheme.labels, dict):  # e.g. {W: anger}
-            values = values.replace({key: word for key, word in scheme.labels.items() if isinstance(word, str)})
-        frames.append(frame.assign(label=values))
-    rows = pandas.concat(frames)
-    # A clip may be in several tables, if they agree on it.
-    twice = rows.index.duplicated(keep=False)
-    disagree = rows[twice].groupby(level=[0, 1, 2], dropna=False)["label"].nunique() > 1
-    if disagree.any():
-        file = disagree.index[disagree][0][0]
-        words = rows.loc[[file], "label"].unique()
-        raise ValueError(
-            f"{directory}: the tables {', '.join(labelled)} have different labels for {file} "
-            f"({', '.join(map(str, words))}); one called `emotion` would be taken alone"
-        )
-    rows = rows[~rows.index.duplicated()]
-    try:
-        speakers = segmented(database.get("speaker"))
-    except (ValueError, TypeError) as error:
-        reason = first_line(error).rstrip(":")
-        raise ValueError(f"{directory}: the tables do not agree on the speakers ({reason})") from error
-    rows["speaker"] = _of_clips(rows.index, speakers, "speaker")
-    split = _audformat_splits(directory, database, segmented, rows.index)
-    if split is not None:
-        rows["split"] = split
-    start, end = (rows.index.get_level_values(level).total_seconds() for level in ("start", "end"))
-    if (start > 0).any() or end.notna().any():
-        rows["start_seconds"], rows["duration_seconds"] = start, end - start
-    rows.insert(0, "file_name", rows.index.get_level_values("file").astype(object))
-    for name in rows.columns:  # categories, dates and durations as text
-        if rows[name].dtype.kind not in "biuf":
-            rows[name] = rows[name].astype(object).map(str, na_action="ignore")
-    return rows.reset_index(drop=True)
-
-
-def _of_clips(clips: pandas.MultiIndex, table: pandas.DataFrame, column: str) -> pandas.Series:
-    """Each clip's value in a table of clips or of whole files, empty where it has none."""
-    values = table[column].astype(object).dropna()
-    own = values.reindex(clips)
-    whole = values[values.index.get_level_values("end").isna()]
-    of_file = whole.groupby(level="file").first()
-    by_file = of_file.reindex(clips.get_level_values("file")).set_axis(clips)
-    return own.where(own.notna(), by_file).fillna("")
-
-
-def _audformat_splits(directory: Path, database: Any, segmented: Any, clips: pandas.MultiIndex) -> pandas.Series | None:
-    """The split of each clip, by the tables that a header or their name assigns to one; None where there is none."""
-    found = []
-    for name in database.tables:
-        header = database.splits.get(database[name].split_id)
-        for part in [header.type] if header else name.split("."):
-            if part in ("train", "dev", "test"):
-                table = segmented(database[name].get())
-                found.append(pandas.DataFrame({"split": SPLIT_NAMES.get(part, part)}, index=table.index))
-    if not found:
-        return None
-    table = pandas.concat(found)
-    table = table[~table.reset_index().duplicated().to_numpy()]
-    repeated = table.index[table.index.duplicated()]
-    if len(repeated):
-        raise ValueError(f"{directory}: {repeated[0][0]} is in the tables of two splits")
-    split = _of_clips(clips, table, "split")
-    without = int((split == "").sum())
-    if without:
-        print(f"{directory}: its split leaves {without} of {len(clips)} clips out, so it is not used")
-        return None
-    return split
-
-
-def _checked(origin: str | Path, table: pandas.DataFrame, others: Sequence[str] = ()) -> pandas.DataFrame:
-    """The table with its needed columns as text and its segments as numbers; ValueError for what cannot be used.
-
-    All columns at once: a corpus may have some 100,000 rows.
-    """
-    for column in NEEDED_COLUMNS:
-        if column not in table.columns:
-            raise ValueError(f"{origin}: no column {column!r}; it has {', '.join(map(str, table.columns))}")
-    for column in RESERVED_COLUMNS & {*table.columns, *others}:
-        raise ValueError(f"{origin}: the column name {column!r} is taken; rename it")
-    if table.empty:
-        raise ValueError(f"{origin} has no rows")
-    for column in NEEDED_COLUMNS:
-        table[column] = _text(table[column])
-    names, labels = table["file_name"], table["label"]
-    _refuse(origin, names, (names == "") | names.str.contains(OUTSIDE), "must be a path inside the corpus folder")
-    indirect = names.str.contains(r"//|(?:^|/)\./|\\")  # the same file by another name
-    if indirect.any():
-        table.loc[indirect, "file_name"] = names[indirect].str.replace("\\", "/").map(posixpath.normpath)
-    _refuse(origin, names, labels == "", "has no label")
-
-    same = ["file_name"]
-    if "start_seconds" in table.columns:
-        for column in [name for name in SEGMENT_COLUMNS if name in table.columns]:
-            given, numbers = _text(table[column]), pandas.to_numeric(table[column], errors="coerce").astype(float)
-            wrong = (numbers.isna() & (given != "")) | np.isinf(numbers) | (numbers < 0)
-            _refuse(origin, names, wrong, f"needs a number, 0 or more, as {column}")
-            table[column] = numbers
-            same.append(column)
-    repeated = table[table.duplicated(same, keep=False)]
-    if len(repeated):
-        labels_of_clip = repeated.groupby(same, sort=False, dropna=False)["label"]
-        differing = repeated[labels_of_clip.transform("nunique") > 1]
-        clips = (differing if len(differing) else repeated).groupby(same, sort=False, dropna=False)
-        clip = next(iter(clips))[1]
-        name, words = clip["file_name"].iloc[0], clip["label"].unique()
-        if len(words) > 1:
-            raise ValueError(f"{origin}: {name} stands there with two labels, {words[0]!r} and {words[1]!r}")
-        extra = int(table.duplicated(same).sum())
-        raise ValueError(f"{origin}: {name} stands there more than once ({extra} such rows)")
-    return table
-
-
-def _refuse(origin: str | Path, names: pandas.Series, wrong: pandas.Series, why: str) -> None:
-    if wrong.any():
-        row = int(wrong.to_numpy().argmax())
-        raise ValueError(f"{origin}, row {row + 1}: file_name {names.iloc[row]!r} {why}")
-
-
-def _text(values: pandas.Series) -> pandas.Series:
-    """As stripped text, empty where there is nothing."""
-    return values.astype(object).where(values.notna(), "").map(str).str.strip()

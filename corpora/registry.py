@@ -15,6 +15,7 @@ import yaml
 from exhubert.utils.text import markdown_table, nearest
 
 FOLDER = Path(__file__).with_name("known")
+YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML was built with libyaml
 PARTS = {
     "emoset": "one of EmoSet's 26 corpora, so of EmoSet++'s 37",
     "emoset++": "one of EmoSet++'s 37 corpora, not of EmoSet's 26",
@@ -217,7 +218,7 @@ def read_entry(path: Path) -> Corpus:
         ValueError: for an unknown or missing field, a value of the wrong form, or a pattern that is none.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=YAML_LOADER)
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     _check_fields(path, "the file", values, {spec.name for spec in fields(Corpus)} - {"key"})

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from transformers import HubertConfig, HubertModel
 
 from exhubert.convert.hubert import convert_hubert
-from exhubert.corpora.readers import METADATA_READERS
+from exhubert.corpora.metadata import METADATA_READERS
 from exhubert.publish.run_card import write_run_card
 from exhubert.utils.command import quiet_transformers, run_with_one_line_errors
 from synthetic_speech import make_corpora

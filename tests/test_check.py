@@ -19,7 +19,7 @@ import soundfile
 
 from conftest import write_video
 from exhubert.corpora import clip_facts
-from exhubert.corpora.check import check_corpus, run_check
+from exhubert.corpora.check import find_all, run_check
 from exhubert.corpora.clip_facts import scan_clip, scan_clips
 
 RATE = 16_000
@@ -51,13 +51,13 @@ def put(row: int, **cells: str):
 
 def found(folder: Path, **options) -> list[tuple[str, str, str]]:
     """(severity, problem, file name) of every finding."""
-    findings = check_corpus(folder, progress=False, **options)
+    findings, _ = find_all(folder, **options)
     assert findings["severity"].isin(["error", "warning"]).all()
     return list(zip(findings["severity"], findings["problem"], findings["file_name"], strict=True))
 
 
 def detail(folder: Path) -> str:
-    return check_corpus(folder, progress=False)["detail"].item()
+    return find_all(folder)[0]["detail"].item()
 
 
 # One file
@@ -69,7 +69,7 @@ def test_facts_of_a_clip(tmp_path):
     samples[500, 1] = -0.75
     soundfile.write(tmp_path / "a.wav", samples[:, 0], 8000)
     soundfile.write(tmp_path / "b.flac", samples, RATE)
-    mono, stereo = scan_clips([tmp_path / "a.wav", tmp_path / "b.flac"], progress=False)
+    mono, stereo = scan_clips([tmp_path / "a.wav", tmp_path / "b.flac"])
     assert mono[:6] == (2.0, 8000, 1, pytest.approx(1, abs=1e-4), 12, True)
     assert stereo[:6] == (1.0, RATE, 2, pytest.approx(1, abs=1e-4), 12, True)
     assert mono.error == stereo.error == ""
@@ -81,7 +81,7 @@ def test_the_hash_is_of_the_samples_not_of_the_file(tmp_path):
     for number, (ending, subtype) in enumerate(kinds):
         whole = samples if subtype == "PCM_16" else samples / 32768
         soundfile.write(tmp_path / f"{number}.{ending}", whole, RATE, subtype)
-    first, *others = [clip.content_hash for clip in scan_clips(sorted(tmp_path.iterdir()), progress=False)]
+    first, *others = [clip.content_hash for clip in scan_clips(sorted(tmp_path.iterdir()))]
     assert len(others) == 4
     assert set(others) == {first}
     samples[-1] += 1
@@ -270,10 +270,10 @@ def again(**cells: str):
         (put(0, label=""), "error", "no label", FIRST, "row 1"),
         (put(3, label="smug"), "warning", "unknown label", "audio/01_neutral_1.wav", "'smug' (1 clips) has no arousal"),
         (put(0, speaker=""), "warning", "speaker in some rows only", "metadata.csv", "1 of 24 rows"),
-        (again(), "error", "file in two rows", FIRST, "label 'anger' and label 'anger'"),
-        (again(file_name="audio/./01_anger_0.wav"), "error", "file in two rows", FIRST, "label 'anger'"),
-        (again(label="fear"), "error", "file in two rows with two labels", FIRST, "label 'fear' and label 'anger'"),
-        (without("label"), "error", "missing column", "metadata.csv", "'label'; there are file_name, speaker"),
+        (again(), "error", "file in two rows", FIRST, "stands there more than once, as 'anger'"),
+        (again(file_name="audio/./01_anger_0.wav"), "error", "file in two rows", FIRST, "more than once, as 'anger'"),
+        (again(label="fear"), "error", "file in two rows with two labels", FIRST, "two labels, 'anger' and 'fear'"),
+        (without("label"), "error", "missing column", "metadata.csv", "no column 'label'; it has file_name, speaker"),
         (without("speaker"), "error", "missing column", "metadata.csv", "'speaker'"),
         (lambda table: table.assign(labels="1"), "error", "column name that is taken", "metadata.csv", "'labels'"),
         (
@@ -360,7 +360,11 @@ def test_other_forms_of_metadata_are_checked_as_well(corpus, form):
         ("metadata.csv", b"path,label\na.wav,anger\n", "no column 'file_name'; it has path, label"),
         ("metadata.csv", b"file_name,label\na.wav,anger,1\nb.wav,fear,1\n", "more fields than the first line"),
         ("metadata.jsonl", b"", "has no rows"),
-        ("metadata.jsonl", b'{"file_name": "caf\\udce9.wav", "label": "anger"}', "cannot be read"),
+        (
+            "metadata.jsonl",
+            b'{"file_name": "caf\\udce9.wav", "label": "anger"}',
+            "cannot be written as UTF-8; rename the file",
+        ),
         ("metadata.jsonl", b"{", "cannot be read"),
         ("metadata.parquet", b"PAR", "cannot be read"),
         ("other.csv", b"", "no metadata.csv, metadata.jsonl, metadata.parquet there"),
@@ -369,12 +373,12 @@ def test_other_forms_of_metadata_are_checked_as_well(corpus, form):
 def test_metadata_that_cannot_be_read_is_a_plain_error(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
-        check_corpus(tmp_path)
+        find_all(tmp_path)
 
 
 def test_a_missing_folder_is_a_plain_error(tmp_path):
     with pytest.raises(ValueError, match="no such corpus folder"):
-        check_corpus(tmp_path / "nowhere")
+        find_all(tmp_path / "nowhere")
 
 
 def test_the_report_groups_by_problem_and_the_csv_has_all(corpus, tmp_path, capsys):
