@@ -2,9 +2,9 @@
 
     python demo/synthetic_speech.py DIRECTORY [--clips-per-corpus N] [--seed S]
 
-The eSpeak NG synthesiser reads everyday sentences in English, German and Polish; pitch, pitch range, rate,
-pauses and voice quality follow `RULES`, one row an emotion. The data shows that a training run works. It says
-nothing about recognising emotions of people.
+The eSpeak NG synthesiser reads everyday sentences in English, German and Polish; pitch, pitch range, rate, pauses and
+voice quality follow the rules in `synthetic_speech.yaml`, one row an emotion. The data shows that a training run works.
+It says nothing about recognising emotions of people.
 
 The directions of the rules are those reported by Banse & Scherer (1996), Juslin & Laukka (2003) and, for
 synthesis, Burkhardt & Sendlmeier (2000). Disgust and surprise are less settled there: their rows are our
@@ -29,6 +29,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import soxr
+import yaml
 from tqdm import tqdm
 
 FORMAT_VERSION = 1  # raise it when the same parameters would give other files
@@ -53,19 +54,6 @@ class Prosody:
     ending: str = "."  # final contour: "." falls, "!" is emphatic, "?" rises
 
 
-RULES = {  # pitch, range, rate, pause, tilt
-    "neutral": Prosody(),
-    "anger": Prosody(3, 1.5, 1.35, 0.0, +6, tremor_hz=70, tremor_depth=0.7, volume_db=6, ending="!"),
-    "fear": Prosody(7, 0.5, 1.45, 0.0, 0, tremor_hz=8, tremor_depth=0.8, breath=0.4),
-    "happiness": Prosody(5, 1.9, 1.2, 0.0, +3, volume_db=3, ending="!"),
-    "surprise": Prosody(8, 2.0, 0.95, 0.0, +1, volume_db=3, ending="?"),
-    "disgust": Prosody(-2, 1.3, 0.8, 0.03, +3, tremor_hz=45, tremor_depth=0.8),
-    "boredom": Prosody(-3, 0.2, 0.75, 0.0, -2, tremor_hz=30, tremor_depth=0.7, volume_db=-3),
-    "sadness": Prosody(-3, 0.4, 0.8, 0.04, -6, breath=0.3, volume_db=-6),
-    "calm": Prosody(-1, 0.6, 0.85, 0.0, -4, volume_db=-3),
-}
-
-
 @dataclass(frozen=True)
 class Corpus:
     """One language with labels and speakers of its own; every speaker is an eSpeak NG voice variant."""
@@ -73,61 +61,14 @@ class Corpus:
     name: str
     language: str  # ISO 639-1
     voice: str
-    variants: tuple[str, ...]
-    labels: tuple[str, ...]
+    variants: list[str]
+    labels: list[str]
     text: str  # sentences, " / " between them
 
 
-CORPORA = (  # two for stage 1, the last for stage 2
-    Corpus(
-        name="synthetic_english",
-        language="en",
-        voice="en-us",
-        variants=("m1", "f1", "m3", "f3", "ed", "Andrea", "Andy", "linda"),
-        labels=("neutral", "happiness", "sadness", "anger", "fear"),
-        text="The bus leaves at half past nine / The box is on the kitchen table / "
-        "She put the letter in the drawer / They meet again on Thursday evening / "
-        "The shop around the corner is open / He will call you back tomorrow / "
-        "The second window faces the garden / My coat is hanging in the hall / "
-        "We take the early train to town / The books go back next week / There are seven bags over there / "
-        "The meeting is in room four",
-    ),
-    Corpus(
-        name="synthetic_german",
-        language="de",
-        voice="de",
-        variants=("m2", "f2", "m4", "f5", "max", "aunty", "Alex", "shelby"),
-        labels=("anger", "boredom", "neutral", "happiness", "sadness", "disgust"),
-        text="Der Bus fährt um halb zehn ab / Die Schachtel steht auf dem Schrank / "
-        "Er ruft dich morgen zurück / Sie legt den Brief in die Schublade / "
-        "Wir treffen uns am Donnerstag wieder / Mein Mantel hängt im Flur / "
-        "Der Laden an der Ecke ist offen / Das zweite Fenster geht zum Garten / "
-        "Wir nehmen den Zug in die Stadt / Die Bücher gehen bald zurück / "
-        "Dort drüben liegen sieben Taschen / Die Sitzung ist in Raum vier",
-    ),
-    Corpus(
-        name="synthetic_polish",
-        language="pl",
-        voice="pl",
-        variants=("m5", "f4", "m6", "grandma", "robert", "belinda", "pablo", "Annie"),
-        labels=("anger", "fear", "happiness", "neutral", "sadness", "surprise"),
-        text="Autobus odjeżdża za pół godziny / Pudełko stoi na stole / Ona wkłada list do szuflady / "
-        "Spotkamy się znowu w czwartek / Sklep na rogu jest otwarty / On zadzwoni do ciebie jutro / "
-        "Drugie okno wychodzi na ogród / Mój płaszcz wisi w szafie / Jedziemy pociągiem do miasta / "
-        "Książki oddamy za tydzień / Tam leży siedem toreb / Zebranie jest w pokoju cztery",
-    ),
-)
-
-README = """# {name}
-
-{clips} clips of synthetic speech (language {language}, 16 kHz, mono), made by `demo/synthetic_speech.py` with
-eSpeak NG from espeakng_loader {espeakng_loader}, seed {seed}. No person speaks here: the data shows that a
-training run works and says nothing about recognising emotions of people.
-
-Each speaker is an eSpeak NG voice variant with a pitch and a rate of its own. Each emotion is a row of rules,
-relative to the speaker's neutral reading; every clip follows its row with a random strength and jitter.
-
-"""
+DATA = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+RULES = {label: Prosody(**changes) for label, changes in DATA["rules"].items()}
+CORPORA = [Corpus(text=" / ".join(values.pop("sentences")), **values) for values in DATA["corpora"]]
 
 
 def make_corpora(directory: Path, clips_per_corpus: int = 480, seed: int = 0) -> list[Path]:
@@ -191,7 +132,7 @@ def _make_corpus(folder: Path, corpus: Corpus, clips: int, seed: int) -> Path:
         rows = [("label", *asdict(Prosody())), ["---"] * (len(asdict(Prosody())) + 1)]
         rows += [(label, *rule.values()) for label, rule in parameters["rules"].items()]
         rules = "".join(f"| {' | '.join(map(str, row))} |\n" for row in rows)
-        (new / "README.md").write_text(README.format(**parameters) + rules, encoding="utf-8")
+        (new / "README.md").write_text(DATA["readme"].format(**parameters) + "\n" + rules, encoding="utf-8")
         (new / made.name).write_text(synthesis, encoding="utf-8")
         if folder.exists():
             folder.rename(Path(workplace, "old"))
