@@ -3,7 +3,7 @@
 `predictions` has one row a clip: `corpus`, `file_name`, `speaker`, `reference`, `prediction` (class names) and
 `probability_<class>`; optionally `start_seconds`, `sex` and `language`. What is unknown is empty. Scores are from 0
 to 1. UAR and macro-F1 are over the classes that occur among the references: one that is only predicted has no recall,
-but its predictions are errors of the other classes. Intervals are those of `reports.bootstrap`.
+but its predictions are errors of the other classes. Intervals are those of `evaluation.bootstrap`.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def compare(predictions: Mapping[str, pandas.DataFrame], class_names: Sequence[s
 
     Both models get the same resamples, so that what a speaker makes hard for both of them cancels out. Clips are
     matched by corpus, file and start, and one that is there twice by its occurrence. p is that of
-    `reports.bootstrap.p_value`.
+    `bootstrap.p_value`.
 
     Args:
         predictions: of each model, by its name.
