@@ -69,16 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     push.add_argument("--revision", metavar="BRANCH", help="branch, made if it does not exist (default: main)")
     push.add_argument("--dry-run", action="store_true", help="list the files and send nothing")
     push.set_defaults(run="publish.push:push_model_folder")
-    return _run(**vars(parser.parse_args(arguments)))
-
-
-def _run(run: str, prints: bool = False, **options: Any) -> int:
-    """Calls `module:function` of the package with a command's options, and prints what it returns if it `prints`.
-
-    Returns:
-        The exit code: that which the function returns, if it returns a number; else 0.
-    """
-    module, _, function = run.partition(":")
+    options = vars(parser.parse_args(arguments))
+    module, _, function = options.pop("run").partition(":")
+    prints = options.pop("prints", False)
     command = getattr(import_module(f"exhubert.{module}"), function)
     if "transformers" in sys.modules:
         quiet_transformers()
