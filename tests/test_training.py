@@ -20,7 +20,7 @@ from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
 import evaluate_hf
 import train_hf
 from conftest import ROOT
-from exhubert.audio_exhubert import prepare_input
+from exhubert.audio_exhubert import ExHuBERTFeatureExtractor, prepare_input
 from exhubert.cli import run_with_one_line_errors
 from exhubert.convert.hubert import convert_hubert
 from exhubert.evaluation.metrics import classification_scores
@@ -252,9 +252,9 @@ def test_crops_of_long_clips(tmp_path):
     row = {"audio": {"path": str(path)}, "labels": 1}
     ramp = soundfile.read(path, dtype="float32")[0]
     for crop, start in (("start", 0), ("center", 8000), ("random", 12_000)):
-        batch = AudioCollator(window_seconds=1.0, crop=crop)([{**row, "crop": 0.75}])
+        batch = AudioCollator(ExHuBERTFeatureExtractor(1.0), crop=crop)([{**row, "crop": 0.75}])
         assert np.allclose(batch["input_values"][0], prepare_input(ramp[start : start + 16_000], 1.0), atol=1e-4), crop
-    evaluated = AudioCollator(window_seconds=1.0, crop="random")([row])
+    evaluated = AudioCollator(ExHuBERTFeatureExtractor(1.0), crop="random")([row])
     assert np.allclose(evaluated["input_values"][0], prepare_input(ramp[:16_000], 1.0), atol=1e-4)
 
 

@@ -61,7 +61,9 @@ def add_lora(model: PreTrainedModel, lora: Lora) -> None:
             "lora cannot reach WavLM's attention projections, whose weights its forward reads past them; give "
             "target_modules: [intermediate_dense, output_dense]"
         )
-    names = [name for name, _ in model.named_modules() if ".layer" in name and name.split(".")[-1] in lora.target_modules]
+    names = [
+        name for name, _ in model.named_modules() if ".layer" in name and name.split(".")[-1] in lora.target_modules
+    ]
     if not names:
         raise ValueError(f"lora's target_modules {lora.target_modules} are no layers of {type(model).__name__}")
     settings: dict[str, Any] = {"lora_alpha": lora.alpha, "lora_dropout": lora.dropout, "target_modules": names}
