@@ -12,7 +12,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import pandas
 from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedModel, TrainingArguments, set_seed
@@ -22,14 +24,13 @@ from exhubert.corpora.splits import SPLITS
 from exhubert.evaluation.predictions import classify, predictions_table
 from exhubert.evaluation.results import make_results, write_predictions, write_results
 from exhubert.model_folder.load import make_feature_extractor
-from exhubert.model_folder.save import save_model_folder
 from exhubert.publish.push import check_right_to_push, push_finished_model
 from exhubert.publish.run_card import corpus_facts, write_run_card
 from exhubert.training import run_folder
 from exhubert.training.arguments import Recipe, parse, resolved
 from exhubert.training.augmentation import Augmentation
+from exhubert.training.callbacks import EarlyStopping
 from exhubert.training.collator import AudioCollator
-from exhubert.training.early_stopping import EarlyStopping
 from exhubert.training.interruption import Interrupted
 from exhubert.training.losses import build_loss
 from exhubert.training.models import load_model, parts_table
@@ -41,11 +42,10 @@ INTERRUPTED = 3  # the exit code after SIGTERM or SIGINT, when everything is sav
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the stages: arguments, corpora, model, training, evaluation, saving. Returns the exit code."""
+    """Runs the stages: arguments, corpora, model, trainer, training, test, saving. Returns the exit code."""
     recipe, training, resume = parse(arguments)
     main_process = training.process_index == 0
     say = print if main_process else _silent
-
     settings = resolved(recipe, training)
     pushing, training.push_to_hub = training.push_to_hub, False  # `Trainer` would upload its checkpoints
     target = (training.hub_model_id, training.hub_private_repo, training.hub_revision)
@@ -56,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if pushing and main_process:  # now, not after hours
         check_right_to_push(*target)
     PartialState().wait_for_everyone()  # all have looked before one writes
+
     corpora, class_names = load_corpora(
         recipe.corpora,
         recipe.corpora_root,
@@ -81,6 +82,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say("there is no checkpoint yet: starting from the beginning")
 
     set_seed(training.seed)
+    model = build_model(recipe, class_names, say)
+    # Counted now, for a model that is spread over processes counts its own part.
+    parameters = {"total": model.num_parameters(), "trainable": model.num_parameters(only_trainable=True)}
+    extractor = make_feature_extractor(model.config, recipe.window_seconds)
+    for notice in class_notices(corpora, class_names):
+        say(notice)
+    trainer = build_trainer(recipe, training, model, extractor, corpora, say)
+    if main_process:
+        run_folder.write_settings(recipe.output, settings, clips, training.seed, corpus_facts(corpora))
+
+    set_seed(training.seed + training.process_index)  # else dropout would be the same in every process
+    what = f"{recipe.rounds} rounds of one batch from each corpus, {training.max_steps} updates"
+    say(f"training: {what}, {recipe.batch_size} clips a batch on {training.world_size} processes")
+    test = {name: splits["test"] for name, splits in corpora.items()}
+    try:
+        with trainer.signals:
+            trainer.train(resume_from_checkpoint=checkpoint)
+            say("evaluating on the test splits")
+            batch = training.per_device_eval_batch_size
+            logits, clip_of_window = classify(trainer.model, extractor, test, batch, in_step=trainer.in_step)
+    except Interrupted as interrupted:
+        say(f"interrupted: {interrupted}; to go on, give the same command with --resume")
+        return INTERRUPTED
+
+    saved = Path(recipe.output) / "model"
+    with run_folder.disk_errors(saved):
+        trainer.save_model(str(saved))
+    if main_process:
+        predictions = predictions_table(test, class_names, logits, clip_of_window)
+        save_results(recipe, trainer, parameters, predictions, class_names)
+        say(f"written to {recipe.output}; the model is in {saved}")
+        if pushing:
+            return push_finished_model(saved, *target)
+    return 0
+
+
+def build_model(recipe: Recipe, class_names: list[str], say: Callable[[str], None] = print) -> PreTrainedModel:
+    """Loads the recipe's model; what a user should know of it goes to `say`."""
     model, new = load_model(recipe, class_names)
     total, trainable = model.num_parameters(), model.num_parameters(only_trainable=True)
     say(f"model {recipe.model}: {type(model).__name__}, {total:,} parameters, {trainable:,} trainable")
@@ -89,56 +128,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(f"newly initialised, since {recipe.model} has no such weights: {', '.join(new)}")
     if getattr(model.config, "num_copies", 0) and not recipe.expand_copies:
         say(f"{recipe.model} is expanded already: {model.config.num_copies} copies of each layer")
-    for notice in class_notices(corpora, class_names):
-        say(notice)
-    trainer = build_trainer(recipe, training, model, corpora, say)
-    if main_process:
-        run_folder.write_settings(recipe.output, settings, clips, training.seed, corpus_facts(corpora))
-    set_seed(training.seed + training.process_index)  # else dropout would be the same in every process
-    what = f"{recipe.rounds} rounds of one batch from each corpus, {training.max_steps} updates"
-    say(f"training: {what}, {recipe.batch_size} clips a batch on {training.world_size} processes")
-    try:
-        with trainer.signals:
-            trainer.train(resume_from_checkpoint=checkpoint)
-            say("evaluating on the test splits")
-            test = {name: splits["test"] for name, splits in corpora.items()}
-            extractor = make_feature_extractor(model.config, recipe.window_seconds)
-            batch = training.per_device_eval_batch_size
-            answers = classify(trainer.model, extractor, test, batch, in_step=trainer.in_step)
-    except Interrupted as interrupted:
-        say(f"interrupted: {interrupted}; to go on, give the same command with --resume")
-        return INTERRUPTED
-    # Gathered by all processes where the model is spread over them.
-    weights = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
-    if main_process:
-        described = {
-            "model": recipe.model,
-            "split": "test",
-            "parameters": {"total": total, "trainable": trainable},
-            "window_seconds": recipe.window_seconds,
-        }
-        predictions = predictions_table(test, class_names, *answers)
-        results = make_results(described, predictions, class_names, "test", training.seed)
-        for name, scores in results["corpora"].items():
-            say(f"test UAR on {name}: {100 * scores['uar']:.1f} % ({scores['clips']} clips)")
-        # The folder of a whole run is recognised by its results, so they come last.
-        with run_folder.disk_errors(Path(recipe.output) / "model"):
-            saved = save_model_folder(trainer.model, Path(recipe.output) / "model", recipe.window_seconds, weights)
-        run_folder.write_curves(recipe.output, trainer.state.log_history, Path(recipe.output).name)
-        write_predictions(Path(recipe.output), results, predictions, Path(recipe.output).name)
-        if not write_run_card(recipe.output, results):
-            say(f"{saved}/README.md was edited by hand and is left as it is")
-        write_results(Path(recipe.output), results)
-        say(f"written to {recipe.output}; the model is in {saved}")
-        if pushing:
-            return push_finished_model(saved, *target)
-    return 0
+    return model
 
 
 def build_trainer(
     recipe: Recipe,
     training: TrainingArguments,
     model: PreTrainedModel,
+    extractor: Any,
     corpora: dict[str, dict[str, Dataset]],
     say: Callable[[str], None] = print,
 ) -> RoundRobinTrainer:
@@ -158,7 +155,7 @@ def build_trainer(
     )
     return RoundRobinTrainer(
         sampler=sampler,
-        collator=AudioCollator(recipe.window_seconds, recipe.crop, model.config, augment),
+        collator=AudioCollator(extractor, recipe.crop, augment),
         log_directory=Path(recipe.output) / "logs",
         model=model,
         args=training,
@@ -167,6 +164,31 @@ def build_trainer(
         compute_loss_func=loss,
         callbacks=[EarlyStopping(recipe.early_stopping)] if recipe.early_stopping else None,
     )
+
+
+def save_results(
+    recipe: Recipe,
+    trainer: RoundRobinTrainer,
+    parameters: dict[str, int],
+    predictions: pandas.DataFrame,
+    class_names: list[str],
+) -> None:
+    """Writes what a run leaves beside its model; the results last, by which the folder of a whole run is known."""
+    described = {
+        "model": recipe.model,
+        "split": "test",
+        "parameters": parameters,
+        "window_seconds": recipe.window_seconds,
+    }
+    results = make_results(described, predictions, class_names, "test", trainer.args.seed)
+    for name, scores in results["corpora"].items():
+        print(f"test UAR on {name}: {100 * scores['uar']:.1f} % ({scores['clips']} clips)")
+    run, title = Path(recipe.output), Path(recipe.output).name
+    run_folder.write_curves(recipe.output, trainer.state.log_history, title)
+    write_predictions(run, results, predictions, title)
+    if not write_run_card(recipe.output, results):
+        print(f"{run / 'model' / 'README.md'} was edited by hand and is left as it is")
+    write_results(run, results)
 
 
 def _silent(message: str) -> None:

@@ -16,7 +16,7 @@ import pytest
 import soundfile
 from datasets import Audio, ClassLabel, Dataset, DatasetDict
 
-from exhubert.audio_exhubert import read_audio
+from exhubert.audio_exhubert import ExHuBERTFeatureExtractor, read_audio
 from exhubert.corpora.readers import check_audio, read_corpus
 from exhubert.training.collator import AudioCollator
 
@@ -231,16 +231,16 @@ def test_parts_of_a_file_are_clips_of_their_own(tmp_path):
     assert [(row["start_seconds"], row["duration_seconds"]) for row in dataset] == [(2, 1), (3, 4), (7, None)]
     rows = [{**row, "labels": 0} for row in dataset]
 
-    batch = AudioCollator(window_seconds=2.0)(rows)["input_values"].numpy()
+    batch = AudioCollator(ExHuBERTFeatureExtractor(2.0))(rows)["input_values"].numpy()
     assert hertz(batch[0][:16_000]) == 300
     assert np.ptp(batch[0][16_000:]) == 0  # padding, not the next clip
     assert [hertz(batch[1][:16_000]), hertz(batch[1][16_000:])] == [400, 500]
     assert hertz(batch[2][:16_000]) == 800
 
     for crop, expected in ((0.0, [400, 500]), (0.5, [500, 600]), (1.0, [600, 700])):
-        (samples,) = AudioCollator(window_seconds=2.0)([{**rows[1], "crop": crop}])["input_values"].numpy()
+        (samples,) = AudioCollator(ExHuBERTFeatureExtractor(2.0))([{**rows[1], "crop": crop}])["input_values"].numpy()
         assert [hertz(samples[:16_000]), hertz(samples[16_000:])] == expected
-    short = AudioCollator(window_seconds=2.0)([{**rows[2], "crop": 0.7}])["input_values"].numpy()[0]
+    short = AudioCollator(ExHuBERTFeatureExtractor(2.0))([{**rows[2], "crop": 0.7}])["input_values"].numpy()[0]
     assert np.ptp(short[16_000:]) == 0
 
 
@@ -286,10 +286,12 @@ def test_a_saved_dataset_holds_its_audio_to_the_end(tmp_path, parts):
     dataset = check_audio(dataset)
     assert len(check_audio(dataset, skip_bad=True)) == 6
     rows = [{**row, "labels": number} for number, row in enumerate(dataset)]
-    batch = AudioCollator(window_seconds=1.0)([{**row, "crop": 1.0} for row in rows])
+    batch = AudioCollator(ExHuBERTFeatureExtractor(1.0))([{**row, "crop": 1.0} for row in rows])
     assert [hertz(samples) for samples in batch["input_values"].numpy()] == [100, 200, 300, 400, 500, 600]
     assert batch["labels"].tolist() == list(range(6))
-    assert [hertz(samples) for samples in AudioCollator(1.0)(rows)["input_values"].numpy()] == [100] * 6
+    assert [
+        hertz(samples) for samples in AudioCollator(ExHuBERTFeatureExtractor(1.0))(rows)["input_values"].numpy()
+    ] == [100] * 6
 
 
 def test_what_was_read_can_be_saved_and_read_again(make_corpus, tmp_path):
@@ -409,7 +411,7 @@ def test_an_audformat_database_of_segments(audformat, tmp_path):
     assert list(dataset["speaker"]) == ["x", "x", "y"]
     assert list(dataset["start_seconds"]) == [0, 1, 2]
     assert list(dataset["duration_seconds"]) == [1, 1.5, None]
-    batch = AudioCollator(window_seconds=1.0)([{**row, "labels": 0} for row in dataset])
+    batch = AudioCollator(ExHuBERTFeatureExtractor(1.0))([{**row, "labels": 0} for row in dataset])
     assert [hertz(samples) for samples in batch["input_values"].numpy()] == [100, 200, 300]
 
 
@@ -470,6 +472,8 @@ def test_without_audformat_the_error_says_what_to_install(tmp_path, monkeypatch)
 
 def test_the_collator_reads_what_read_audio_reads(make_corpus):
     (row,) = read_corpus(make_corpus(seconds=1.5)).select([0])
-    samples = AudioCollator(window_seconds=1.0)([{**row, "labels": 0, "crop": 1.0}])["input_values"][0].numpy()
+    samples = AudioCollator(ExHuBERTFeatureExtractor(1.0))([{**row, "labels": 0, "crop": 1.0}])["input_values"][
+        0
+    ].numpy()
     expected = read_audio(row["audio"]["path"], 0.5, 1.0)
     assert np.corrcoef(samples, expected)[0, 1] > 0.9999

@@ -9,6 +9,7 @@ import json
 import pickle
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -38,12 +39,12 @@ import evaluate_hf
 import train_hf
 from conftest import HUBERT_KINDS, ROOT, SMALL, run_without_package
 from exhubert import SIX_CLASSES, ExHuBERTConfig, ExHuBERTForSequenceClassification
-from exhubert.audio_exhubert import prepare_input
+from exhubert.audio_exhubert import extract_features, prepare_input
 from exhubert.corpora.registry import load_registry
 from exhubert.model_folder import load_classifier, save_model_folder
+from exhubert.model_folder.load import make_feature_extractor
 from exhubert.modeling_wav2vec2_emotion import Wav2Vec2EmotionConfig
 from exhubert.training.arguments import Recipe, parse
-from exhubert.training.inputs import model_input
 from exhubert.training.lora import load_lora_parts, save_lora_parts
 from exhubert.training.models import load_model, parts_table, prepare
 
@@ -105,6 +106,12 @@ def write_emotion(folder: Path) -> Path:
     }
     (folder / "config.json").write_text(json.dumps(values))
     return folder
+
+
+def model_input(config, window_seconds: float = 3.0):
+    """The name of a model's input, and what makes it of samples."""
+    extractor = make_feature_extractor(config, window_seconds)
+    return extractor.model_input_names[0], partial(extract_features, extractor=extractor)
 
 
 def kind_of(recipe: Recipe) -> str:

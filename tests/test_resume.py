@@ -29,7 +29,7 @@ from transformers import ASTConfig, ASTForAudioClassification, HubertConfig, Hub
 
 import train_hf
 from conftest import HUBERT_KINDS, ROOT, SMALL, write_corpus
-from exhubert.training import trainer as trainer_module
+from exhubert.training import checkpoints
 from exhubert.training.collator import AudioCollator
 from exhubert.training.interruption import SAME_PRESS_SECONDS, Signals
 from exhubert.training.trainer import RoundRobinTrainer
@@ -268,13 +268,13 @@ def die_in_save(arguments: list[str], update: int, written: str) -> None:
             if writer == "torch.save":
                 torch.save = half
             else:
-                save_model_folder = trainer_module.save_model_folder
+                save_model_folder = checkpoints.save_model_folder
 
                 def and_die(model: Any, directory: Path, *rest: Any) -> None:
                     save_model_folder(model, directory, *rest)
                     half(model, directory)
 
-                trainer_module.save_model_folder = and_die
+                checkpoints.save_model_folder = and_die
         save(self, *args)
 
     RoundRobinTrainer._save_checkpoint = saving

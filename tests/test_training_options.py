@@ -24,16 +24,17 @@ from torch.utils.data import BatchSampler, DataLoader
 from transformers import AutoModelForAudioClassification, TrainerState, TrainingArguments, WhisperConfig
 from transformers.trainer_pt_utils import LabelSmoother
 
-from exhubert.audio_exhubert import prepare_input, read_audio
+from exhubert.audio_exhubert import ExHuBERTFeatureExtractor, prepare_input, read_audio
 from exhubert.corpora.load import class_notices, load_corpora
 from exhubert.evaluation.metrics import average_metrics
+from exhubert.model_folder.load import make_feature_extractor
 from exhubert.training.arguments import Recipe, parse, read_recipe, resolved
 from exhubert.training.augmentation import Augmentation
+from exhubert.training.callbacks import EarlyStopping, RoundProgress
 from exhubert.training.collator import AudioCollator
-from exhubert.training.early_stopping import EarlyStopping
 from exhubert.training.losses import ClassificationLoss, balanced_weights, vote_targets
 from exhubert.training.round_robin import Draw, MultiCorpus, RoundRobinSampler
-from exhubert.training.trainer import RoundProgress, RoundRobinTrainer
+from exhubert.training.trainer import RoundRobinTrainer
 
 BASE = {"model": "m", "corpora": ["first", "second"], "output": "run", "rounds": 12, "batch_size": 8}
 SIX = ["low/negative", "low/neutral", "low/positive", "high/negative", "high/neutral", "high/positive"]
@@ -230,7 +231,7 @@ def train(tmp_path, make_hubert, make_corpus):
         parts = [splits["train"] for splits in corpora.values()]
         trainer = RoundRobinTrainer(
             sampler=RoundRobinSampler([len(part) for part in parts], recipe.batch_size, recipe.rounds),
-            collator=AudioCollator(recipe.window_seconds),
+            collator=AudioCollator(ExHuBERTFeatureExtractor(recipe.window_seconds)),
             log_directory=tmp_path / "logs",
             model=AutoModelForAudioClassification.from_pretrained(folder),
             args=training,
@@ -377,10 +378,10 @@ def test_a_random_crop_stays_inside_its_segment(ramp):
     segment = {**ramp, "start_seconds": 4.0, "duration_seconds": 2.5}
     dataset = MultiCorpus([[ramp, segment]], seed=3)
     heard = {0: [], 1: []}
-    collator = AudioCollator(window_seconds=1.0)
+    collator = AudioCollator(ExHuBERTFeatureExtractor(1.0))
     for pass_ in range(40):
         for clip in heard:
-            samples = collator._samples(dataset[Draw(0, pass_, clip)])
+            samples = collator.samples(dataset[Draw(0, pass_, clip)])
             heard[clip] += [samples[0] / 0.09, samples[-1] / 0.09]
             assert len(samples) == 16_000
     assert 0 <= min(heard[0]) < 1 and 9 < max(heard[0]) <= 10.001
@@ -388,8 +389,8 @@ def test_a_random_crop_stays_inside_its_segment(ramp):
 
 
 def test_augmentation_is_off_without_a_word_and_in_evaluation(ramp):
-    plain = AudioCollator(window_seconds=1.0, crop="start")([ramp])["input_values"][0]
-    loud = AudioCollator(window_seconds=1.0, crop="start", augment=lambda samples, seed: samples * 0 + seed)
+    plain = AudioCollator(ExHuBERTFeatureExtractor(1.0), crop="start")([ramp])["input_values"][0]
+    loud = AudioCollator(ExHuBERTFeatureExtractor(1.0), crop="start", augment=lambda samples, seed: samples * 0 + seed)
     assert np.allclose(loud([ramp])["input_values"][0], plain)
     assert np.allclose(plain, prepare_input(read_audio(ramp["audio"]["path"], 0.0, 1.0), 1.0))
     assert Recipe().augmentation == []
@@ -450,7 +451,7 @@ def test_augmentation_without_the_library_names_the_extra(monkeypatch, write):
 
 def test_a_collator_gives_each_model_its_input(ramp):
     config = WhisperConfig(num_mel_bins=80, max_source_positions=1500)
-    batch = AudioCollator(window_seconds=1.0, config=config)([ramp])
+    batch = AudioCollator(make_feature_extractor(config, 1.0))([ramp])
     assert batch["input_features"].shape == (1, 80, 3000)
     assert "input_values" not in batch
 
@@ -461,7 +462,7 @@ def test_workers_make_the_same_batches(make_corpus, augmented):
     if augmented:
         pytest.importorskip("audiomentations", reason="the extra `augment`")
     data = load_corpora([str(make_corpus("corpus"))])[0]["corpus"]["train"]
-    collator = AudioCollator(0.3, augment=Augmentation(NOISE) if augmented else None, draws=True)
+    collator = AudioCollator(ExHuBERTFeatureExtractor(0.3), augment=Augmentation(NOISE) if augmented else None)
     sampler = RoundRobinSampler([len(data)], 4, rounds=6)
     batches = {}
     for workers in (0, 2):
@@ -484,6 +485,7 @@ MEMORY = """
     import psutil
     from pathlib import Path
     from transformers import AutoModelForAudioClassification, TrainerCallback
+    from exhubert.audio_exhubert import ExHuBERTFeatureExtractor
     from exhubert.corpora.load import load_corpora
     from exhubert.training.arguments import parse
     from exhubert.training.collator import AudioCollator
@@ -507,7 +509,7 @@ MEMORY = """
     (splits,) = corpora.values()
     trainer = RoundRobinTrainer(
         sampler=RoundRobinSampler([len(splits["train"])], recipe.batch_size, recipe.rounds),
-        collator=AudioCollator(recipe.window_seconds),
+        collator=AudioCollator(ExHuBERTFeatureExtractor(recipe.window_seconds)),
         log_directory=Path(recipe.output),
         model=AutoModelForAudioClassification.from_pretrained(recipe.model),
         args=training,

@@ -5,17 +5,18 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.hf_argparser import string_to_bool
 
 from exhubert.training.augmentation import Augmentation
-from exhubert.training.lora import ATTENTION
+from exhubert.training.lora import Lora
 from exhubert.utils.text import nearest
 
 FREEZABLE = ("feature_encoder", "originals", "base")
@@ -26,9 +27,8 @@ CHOICES = {
     "update": ("batch", "round"),
     "class_weights": ("none", "balanced"),
 }
-# What `lora` may say, and what holds where it does not.
-LORA_DEFAULTS: dict[str, Any] = {"rank": 8, "alpha": 16.0, "dropout": 0.0, "target_modules": list(ATTENTION)}
-OPTIONAL = {"label_file": str, "clips_per_corpus": int, "fold": int}  # keys that may be empty
+# What the keys that are no lists of words are, and what their items are.
+NEEDED = {"lora": (None, "a table `key: value`"), "augmentation": (dict, "a list of tables `{name: Gain, p: 0.5}`")}
 SHORTEST_WINDOW_SECONDS = 0.25  # below it transformers' models have too few frames to mask in training
 
 
@@ -70,6 +70,10 @@ class Recipe:
         for name in ("model", "corpora", "output"):
             if not getattr(self, name):
                 raise ValueError(f"the recipe needs `{name}`; give it there or as --{name}")
+        for spec in fields(self):
+            value = getattr(self, spec.name)
+            if isinstance(value, (list, dict)) and spec.default is not MISSING:
+                raise ValueError(f"{spec.name} is {value!r}; a word is needed")
         for name, legal in CHOICES.items():
             if getattr(self, name) not in legal:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be {' or '.join(legal)}")
@@ -86,7 +90,9 @@ class Recipe:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
         if self.lora:
-            self.lora = _checked_lora(self.lora)
+            lora = Lora(**typed(as_options(self.lora), [Lora], "lora: unknown key", "lora: "))
+            lora.check()
+            self.lora = asdict(lora)
             if self.expand_copies or "originals" in self.freeze:
                 raise ValueError(
                     "lora is an alternative to copies of layers; leave out expand_copies and freeze: originals"
@@ -166,35 +172,29 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Recipe, TrainingArgum
     if arguments and arguments[0].startswith("--") and arguments[0] != "--help":
         raise ValueError(f"{arguments[0]}: the recipe comes first: train_hf.py RECIPE [--key value ...]")
     known, options = command.parse_known_args(arguments)
-    settings = read_recipe(known.recipe) | _read_options(options)
-    defaults = vars(Recipe())
-    recipe = Recipe(
-        **{name: _typed(name, settings[name], default) for name, default in defaults.items() if name in settings}
-    )
+    # What the recipe says comes first, so that the command line wins.
+    settings = typed([*as_options(read_recipe(known.recipe)), *options], [Recipe, TrainingArguments], "unknown option")
+    keys = [spec.name for spec in fields(Recipe)]
+    recipe = Recipe(**{name: value for name, value in settings.items() if name in keys})
     recipe.check()
-    training = {name: value for name, value in settings.items() if name not in defaults}
-    for spec in fields(TrainingArguments):
-        if spec.name in training and isinstance(spec.default, (int, float)) and not isinstance(spec.default, bool):
-            value = training[spec.name]
-            # Some whole-number fields also take a share of the run, 0.1.
-            whole = isinstance(spec.default, int) and isinstance(value, (int, float)) and not isinstance(value, bool)
-            training[spec.name] = value if whole else _typed(spec.name, value, spec.default)
+    training = {name: value for name, value in settings.items() if name not in keys}
     return recipe, training_arguments(recipe, training), known.resume
 
 
-def read_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Returns the keys of a YAML recipe, those below `training` among them.
+def read_recipe(path: str | os.PathLike[str], extended_by: Sequence[Path] = ()) -> dict[str, Any]:
+    """Returns the keys of a YAML recipe, those below `training` among them, as YAML has them.
 
     `extends: other.yaml`, relative to the recipe, takes over another recipe's keys; the recipe's own win, each key
     as a whole, and below `training` each field.
 
+    Args:
+        path: of the recipe.
+        extended_by: the recipes that led to it.
+
     Raises:
         ValueError: if it is no recipe, has an unknown key, or extends itself.
     """
-    return _read_recipe(Path(path), ())
-
-
-def _read_recipe(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
+    path = Path(path)
     if not path.is_file():
         what = f", which {extended_by[-1]} extends" if extended_by else ""
         raise ValueError(f"{path}{what}: no such recipe file")
@@ -213,14 +213,99 @@ def _read_recipe(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
     training = values.pop("training", None) or {}
     if not isinstance(training, dict):
         raise ValueError(f"{path}: `training` is {training!r}; a table `field: value` is needed")
-    recipe_names = [spec.name for spec in fields(Recipe)]
-    training_names = [spec.name for spec in fields(TrainingArguments)]
-    for name in values:
-        _check_name(str(name), [*recipe_names, "training", "extends"], f"{path}: unknown key")
-    for name in training:
-        _check_name(str(name), training_names, f"{path}: unknown key below `training`")
-    inherited = {} if base is None else _read_recipe(path.parent / base, (*extended_by, path))
+    check_names(values, [*vars(Recipe()), "training", "extends"], f"{path}: unknown key")
+    check_names(training, [spec.name for spec in fields(TrainingArguments)], f"{path}: unknown key below `training`")
+    inherited = {} if base is None else read_recipe(path.parent / base, (*extended_by, path))
     return inherited | values | training
+
+
+def check_names(names: Iterable[Any], known: Sequence[str], message: str) -> None:
+    """Raises ValueError, which begins with `message` and ends with the nearest known name, for an unknown one."""
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{message} {str(name)!r}; the nearest is {nearest(name, known)!r}")
+
+
+def as_options(values: Mapping[str, Any]) -> list[str]:
+    """YAML's values as options of a command line, `--key=value`, for `typed`; tables and lists stay YAML."""
+    options = []
+    for name, value in values.items():
+        if isinstance(value, (dict, list)):
+            text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True).strip()
+        elif isinstance(value, bool):
+            text = "yes" if value else "no"  # what YAML reads as true or false: `eval_strategy: no`
+        else:
+            text = "null" if value is None else str(value)
+        options.append(f"--{name}={text}")
+    return options
+
+
+def typed(options: Sequence[str], kinds: Sequence[Any], unknown: str, where: str = "") -> dict[str, Any]:
+    """Parses `--key value ...` by the types of dataclasses' fields.
+
+    Args:
+        options: the last one of a key wins.
+        kinds: the dataclasses.
+        unknown: begins the error for a key that they do not have.
+        where: begins the errors for values.
+
+    Returns:
+        The keys that were given, with their values.
+
+    Raises:
+        ValueError: for a key that is unknown, and for a value of another type.
+    """
+    specs = {spec.name: spec for kind in kinds for spec in fields(kind)}
+    given = [option[2:].split("=")[0].replace("-", "_") for option in options if option.startswith("--")]
+    given = [name if name in specs else name.removeprefix("no_") for name in given]
+    check_names(given, list(specs), unknown)
+    parser = HfArgumentParser(kinds, allow_abbrev=False, exit_on_error=False, add_help=False)
+    for annotation, kind, needed in (
+        (str, str, "a word"),
+        (int, int, "a whole number"),
+        (float, float, "a number"),
+        (string_to_bool, string_to_bool, "true or false"),
+        (dict[str, Any], dict, "a table `key: value`"),
+    ):
+        parser.register("type", annotation, _reader(kind, needed))
+    try:
+        found, rest = parser.parse_known_args(list(options))
+    except argparse.ArgumentError as error:
+        name = str(error.argument_name).split("/")[0].removeprefix("--")
+        raise ValueError(f"{where}{name} {error.message}") from error
+    if rest:
+        raise ValueError(f"{rest[0]!r} belongs to no option; options are --key value")
+    values = {}
+    for name in given:
+        value = getattr(found, name)
+        if isinstance(value, list):
+            value = [item for part in value for item in (part if isinstance(part, list) else [part])]
+            kind, needed = NEEDED.get(name, (str, "a list of words"))
+            if kind is None or not all(isinstance(item, kind) for item in value):
+                raise ValueError(f"{where}{name} is {value!r}; {needed} is needed")
+        elif value is None and specs[name].default is not None:
+            raise ValueError(f"{where}{name} is null; give a value, or leave the key out")
+        values[name] = value
+    return values
+
+
+def _reader(kind: Any, needed: str) -> Callable[[str], Any]:
+    """Reads text as `kind`, `null` as None, and a table or list of YAML where there may be one."""
+
+    def read(text: str) -> Any:
+        try:
+            if text == "null":
+                return None
+            if kind not in (str, dict) or (kind is str and not text.startswith(("{", "["))):
+                return kind(text)
+            value = yaml.safe_load(text)
+            if isinstance(value, (dict, list)):
+                return value
+        except (ValueError, argparse.ArgumentTypeError, yaml.YAMLError):
+            pass
+        raise argparse.ArgumentTypeError(f"is {text!r}; {needed} is needed")
+
+    return read
 
 
 def training_arguments(recipe: Recipe, training: dict[str, Any]) -> TrainingArguments:
@@ -244,22 +329,20 @@ def training_arguments(recipe: Recipe, training: dict[str, Any]) -> TrainingArgu
     values = TRAINING_DEFAULTS | training
     if not 0 <= values.get("label_smoothing_factor", 0) < 1:
         raise ValueError(f"label_smoothing_factor is {values['label_smoothing_factor']}; it must be from 0 to below 1")
-    if recipe.early_stopping and values["eval_strategy"] in ("no", False):
+    if recipe.early_stopping and values["eval_strategy"] == "no":
         raise ValueError("early_stopping needs evaluations; leave eval_strategy out")
     if recipe.early_stopping and values["metric_for_best_model"] != TRAINING_DEFAULTS["metric_for_best_model"]:
         raise ValueError("early_stopping goes by the average UAR; leave metric_for_best_model out")
-    every = values.get("eval_steps") or max(1, steps // EVALUATIONS)
+    every = values.get("eval_steps") or max(1, steps // EVALUATIONS)  # from below 1 a share of the run
     values["eval_steps"] = every
     # Without it each of several processes on CPU would take itself for the only one.
     values.setdefault("use_cpu", not torch.accelerator.is_available())
-    values["save_steps"] = values.get("save_steps") or (
-        min(every, UPDATES_PER_SAVE) if isinstance(every, int) else every
-    )
+    values["save_steps"] = values.get("save_steps") or (min(every, UPDATES_PER_SAVE) if every >= 1 else every)
     metric = str(values["metric_for_best_model"]).removeprefix("eval_")
     corpora = [Path(corpus).name.removesuffix(".csv") for corpus in recipe.corpora]
     known = [f"{name}_{score}" for name in ("average", *corpora) for score in METRICS]
     known += [f"{name}_loss" for name in corpora]
-    _check_name(metric, known, "metric_for_best_model: there is no")
+    check_names([metric], known, "metric_for_best_model: there is no")
     # `Trainer` would ask for a save at every evaluation; ours saves where the best one is.
     load_best = values.pop("load_best_model_at_end")
     try:
@@ -301,78 +384,7 @@ def resolved(recipe: Recipe, training: TrainingArguments) -> dict[str, Any]:
             and plain
             and spec.name not in DERIVED
             and spec.name not in ("use_cpu", "activation_checkpointing")  # the latter is gradient_checkpointing
-            and (spec.name in TRAINING_DEFAULTS or value != spec.default)
+            and (spec.name in TRAINING_DEFAULTS or value not in (spec.default, []))
         ):
             kept[spec.name] = value
     return asdict(recipe) | {"training": kept}
-
-
-def _read_options(options: Sequence[str]) -> dict[str, Any]:
-    """The options of the command line that were given, typed as the dataclasses say."""
-    names = [spec.name for spec in (*fields(Recipe), *fields(TrainingArguments))]
-    given = [option[2:].split("=")[0].replace("-", "_") for option in options if option.startswith("--")]
-    given = [name if name in names else name.removeprefix("no_") for name in given]
-    for name in given:
-        _check_name(name, names, "unknown option")
-    parser = HfArgumentParser((Recipe, TrainingArguments), allow_abbrev=False, exit_on_error=False, add_help=False)
-    for annotation in (dict, dict[str, Any]):
-        parser.register("type", annotation, _yaml_value)
-    try:
-        values, rest = parser.parse_known_args(list(options))
-    except argparse.ArgumentError as error:
-        raise ValueError(str(error)) from error
-    if rest:
-        raise ValueError(f"{rest[0]!r} belongs to no option; options are --key value")
-    return {name: getattr(values, name) for name in given}
-
-
-def _yaml_value(text: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not YAML") from error
-
-
-def _typed(name: str, value: Any, default: Any) -> Any:
-    """`value` as the type of the key's default; YAML reads 1e-5, without a point, as text."""
-    if default is None and (value in (None, "null") or type(value) is OPTIONAL[name]):
-        return None if value == "null" else value
-    if isinstance(default, list):
-        values = value if isinstance(value, list) else [value]
-        values = [] if values == ["[]"] else values  # of the command line
-        values = [item for part in values for item in (part if isinstance(part, list) else [part])]
-        if all(isinstance(item, dict if name == "augmentation" else str) for item in values):
-            return values
-    elif type(value) is type(default):
-        return value
-    elif isinstance(default, float) and isinstance(value, (int, str)) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    needed = {str: "a word", bool: "true or false", int: "a whole number", float: "a number"}
-    needed |= {dict: "a table `key: value`", list: "a list of words"}
-    what = needed[OPTIONAL[name] if default is None else type(default)]
-    if name == "augmentation":
-        what = "a list of tables `{name: Gain, p: 0.5}`"
-    raise ValueError(f"{name} is {value!r}; {what} is needed")
-
-
-def _checked_lora(values: dict[str, Any]) -> dict[str, Any]:
-    """The settings of the adapters, with the defaults filled in."""
-    for name in values:
-        _check_name(str(name), list(LORA_DEFAULTS), "lora: unknown key")
-    lora = {name: _typed(name, values.get(name, default), default) for name, default in LORA_DEFAULTS.items()}
-    for name in ("rank", "alpha"):
-        if lora[name] <= 0:
-            raise ValueError(f"lora: {name} is {lora[name]}; it must be above 0")
-    if not lora["target_modules"]:
-        raise ValueError(f"lora: target_modules is empty; name layers, e.g. {', '.join(ATTENTION)}")
-    if not 0 <= lora["dropout"] < 1:
-        raise ValueError(f"lora: dropout is {lora['dropout']}; it must be from 0 to below 1")
-    return lora
-
-
-def _check_name(name: str, known: Sequence[str], message: str) -> None:
-    if name not in known:
-        raise ValueError(f"{message} {name!r}; the nearest is {nearest(name, known)!r}")

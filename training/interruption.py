@@ -16,6 +16,10 @@ class Interrupted(Exception):
     """A signal has ended the run and everything is saved; says where."""
 
 
+class EvaluationCutShort(Exception):
+    """A signal came during an evaluation."""
+
+
 class Signals:
     """While it is entered, SIGTERM and SIGINT only set `received`; a second SIGINT raises KeyboardInterrupt.
 

@@ -6,7 +6,7 @@ merged weight was made of cannot be got back exactly, so a checkpoint has the pa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +21,32 @@ PARTS_FILE = "lora.safetensors"
 ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
-def add_lora(
-    model: PreTrainedModel,
-    rank: int = 8,
-    alpha: float = 16,
-    dropout: float = 0.0,
-    target_modules: Sequence[str] = ATTENTION,
-) -> None:
-    """Puts LoRA on linear layers of the encoder; of the rest only the head stays trainable, in full.
+@dataclass
+class Lora:
+    """What a recipe's `lora` may say: the adapters' `rank`, `alpha` and `dropout`, and the layers that get one.
 
-    Args:
-        model: is changed.
-        rank, alpha, dropout: `alpha / rank` scales what is added to a layer; dropout is on its input.
-        target_modules: last names of the layers; by default the attention's projections.
+    `alpha / rank` scales what is added to a layer; the dropout is on its input; `target_modules` are the last names of
+    layers, by default the attention's projections.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    target_modules: list[str] = field(default_factory=lambda: list(ATTENTION))
+
+    def check(self) -> None:
+        """Raises ValueError for a value that is not among the legal ones."""
+        for name in ("rank", "alpha"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"lora: {name} is {getattr(self, name)}; it must be above 0")
+        if not self.target_modules:
+            raise ValueError(f"lora: target_modules is empty; name layers, e.g. {', '.join(ATTENTION)}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"lora: dropout is {self.dropout}; it must be from 0 to below 1")
+
+
+def add_lora(model: PreTrainedModel, lora: Lora) -> None:
+    """Puts LoRA on linear layers of the encoder of `model`; of the rest only the head stays trainable, in full.
 
     Raises:
         ValueError: if peft is not installed, or the model has no such layers, or does not call them.
@@ -43,16 +56,18 @@ def add_lora(
     except ImportError as error:
         raise ValueError("lora needs peft: pip install peft") from error
 
-    if model.config.model_type == "wavlm" and set(target_modules) & set(ATTENTION):
+    if model.config.model_type == "wavlm" and set(lora.target_modules) & set(ATTENTION):
         raise ValueError(
             "lora cannot reach WavLM's attention projections, whose weights its forward reads past them; give "
             "target_modules: [intermediate_dense, output_dense]"
         )
-    names = [name for name, _ in model.named_modules() if ".layer" in name and name.split(".")[-1] in target_modules]
+    names = [
+        name for name, _ in model.named_modules() if ".layer" in name and name.split(".")[-1] in lora.target_modules
+    ]
     if not names:
-        raise ValueError(f"lora's target_modules {list(target_modules)} are no layers of {type(model).__name__}")
-    settings: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout, "target_modules": names}
-    inject_adapter_in_model(LoraConfig(**settings), model)
+        raise ValueError(f"lora's target_modules {lora.target_modules} are no layers of {type(model).__name__}")
+    settings: dict[str, Any] = {"lora_alpha": lora.alpha, "lora_dropout": lora.dropout, "target_modules": names}
+    inject_adapter_in_model(LoraConfig(r=lora.rank, **settings), model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(".lora_" in name or name.startswith(HEAD))
     if hasattr(model, "freeze_feature_encoder"):

@@ -12,7 +12,7 @@ from exhubert.configuration_exhubert import ExHuBERTConfig
 from exhubert.model_folder.load import load_classifier, read_config
 from exhubert.modeling_exhubert import HEAD, ExHuBERTForSequenceClassification
 from exhubert.training.arguments import Recipe
-from exhubert.training.lora import add_lora
+from exhubert.training.lora import Lora, add_lora
 from exhubert.utils.text import markdown_table
 
 PARTS = ("CNN feature encoder", "feature projection", "original layers", "copies", "other encoder", "LoRA", "head")
@@ -96,7 +96,7 @@ def prepare(model: PreTrainedModel, recipe: Recipe) -> None:
     for part in recipe.freeze:
         freeze(model, part)
     if recipe.lora:
-        add_lora(model, **recipe.lora)
+        add_lora(model, Lora(**recipe.lora))
 
 
 def freeze(model: PreTrainedModel, part: str) -> None:

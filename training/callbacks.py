@@ -1,0 +1,107 @@
+"""What `Trainer` calls back: the progress bar of rounds, early stopping, and what looks after a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import EarlyStoppingCallback, ProgressCallback, TrainerCallback
+
+from exhubert.training.interruption import EvaluationCutShort
+from exhubert.training.round_robin import RoundRobinSampler
+
+
+class Safeguards(TrainerCallback):
+    """Calls the trainer, a `RoundRobinTrainer`, where it has to look after something; the last of the callbacks."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Sets right what a checkpoint cannot know."""
+        self.trainer.begin()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stops a run whose loss is no number; asks for signals."""
+        self.trainer.check_update()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """After a signal, asks for a save; and for the losses to be logged, which resuming would lose."""
+        if self.trainer.ending:
+            control.should_save, control.should_evaluate = True, False
+        if control.should_save or control.should_evaluate:
+            control.should_log = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """After a signal, ends the run."""
+        if self.trainer.ending:
+            raise self.trainer.interrupted()
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """After a signal, gives up the evaluation."""
+        if self.trainer.any_process(self.trainer.signals.received)[0]:
+            raise EvaluationCutShort
+
+
+class EarlyStopping(EarlyStoppingCallback):
+    """Ends the training after so many evaluations, over all corpora, without a better average UAR.
+
+    transformers' own asks after each corpus's evaluation, whose metrics have no average.
+    """
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
+        """Nothing: one corpus does not decide."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        """Counts, when the averages are logged."""
+        if logs and f"eval_{args.metric_for_best_model.removeprefix('eval_')}" in logs:
+            super().on_evaluate(args, state, control, logs, **kwargs)
+
+    def count(self, uars: list[float]) -> bool:
+        """Sets the counter to what the averages so far say; returns whether they end the run."""
+        self.early_stopping_patience_counter = len(uars) - 1 - uars.index(max(uars)) if uars else 0
+        return self.early_stopping_patience_counter >= self.early_stopping_patience
+
+
+class RoundProgress(ProgressCallback):
+    """The progress bar names round, corpus, loss and UAR; each evaluation leaves one line."""
+
+    def __init__(self, corpora: list[str], sampler: RoundRobinSampler) -> None:
+        super().__init__()
+        self.corpora = corpora
+        self.sampler = sampler
+        self.last: dict[str, float] = {}
+        self.training_bar: Any
+        self.prediction_bar: Any
+
+    def close(self) -> None:
+        """Ends the bars' lines, so that what is said next has one of its own."""
+        for bar in (self.prediction_bar, self.training_bar):
+            if bar is not None:
+                bar.close()
+        self.prediction_bar = self.training_bar = None
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Names the round and, where an update is one batch, its corpus."""
+        if self.training_bar is not None:
+            update = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+            batches = state.global_step * update // self.sampler.batch_size
+            round_, position = divmod(batches - 1, len(self.corpora))
+            one_corpus = update == self.sampler.batch_size and not self.sampler.proportional
+            where = f", {self.corpora[position]}" if one_corpus else ""
+            self.training_bar.set_description(f"round {round_ + 1}{where}", refresh=False)
+        super().on_step_end(args, state, control, **kwargs)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Shows the last loss and average; after an evaluation, a line with the UAR of each corpus."""
+        if self.training_bar is None:
+            return
+        uars = {name[len("eval_") : -len("_uar")]: value for name, value in (logs or {}).items() if "_uar" in name}
+        if uars:
+            self.last.update(uars)
+        elif logs and "loss" in logs:
+            self.last["loss"] = logs["loss"]
+        shown = {name: self.last[name] for name in ("loss", "average") if name in self.last}
+        self.training_bar.set_postfix({"UAR" if name == "average" else name: f"{v:.3f}" for name, v in shown.items()})
+        if "average" in uars:
+            scores = ", ".join(f"{name} {100 * self.last[name]:.1f}" for name in (*self.corpora, "average"))
+            self.training_bar.write(f"update {state.global_step}: validation UAR in %: {scores}")

@@ -1,0 +1,205 @@
+"""Checkpoints that are whole model folders: written beside their names and renamed, loaded strictly."""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import Trainer, TrainerState
+
+from exhubert.model_folder.save import save_model_folder
+from exhubert.modeling_exhubert import misfit
+from exhubert.training.lora import load_lora_parts, save_lora_parts
+from exhubert.training.run_folder import disk_errors, whole_checkpoints
+
+UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, SafetensorError, pickle.UnpicklingError)
+
+
+class CheckpointTrainer(Trainer):
+    """A `Trainer` whose checkpoints are whole, or not there; its processes agree on every step of writing one.
+
+    The collator's feature extractor goes into them. Of `Trainer`'s private methods, which take `*args` since they
+    differ between releases, those are overridden that save or load without a public hook.
+    """
+
+    def any_process(self, *flags: bool) -> list[bool]:
+        """For each flag whether it is set on any process; all have to ask."""
+        if self.args.world_size == 1:
+            return list(flags)
+        together = torch.tensor(flags, dtype=torch.int32, device=self.args.device)
+        torch.distributed.all_reduce(together, torch.distributed.ReduceOp.MAX)
+        return together.bool().tolist()
+
+    def update_clips(self) -> str:
+        """Names the clips of the last update, in case it spoilt the weights."""
+        raise NotImplementedError
+
+    def checkpoint_path(self, update: int) -> Path:
+        """Where the checkpoint after so many updates lies."""
+        return Path(self.args.output_dir) / f"checkpoint-{update}"
+
+    @property
+    def staging(self) -> Path:
+        """Where checkpoints are written before they are renamed."""
+        return Path(self.args.output_dir) / ".unfinished"
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Writes a model folder, and where it is that of a checkpoint (`_internal_call`) the parts of LoRA into it.
+
+        All processes have to call it; one writes.
+        """
+        directory = Path(output_dir or self.args.output_dir)
+        # Gathered by all processes where the model is spread over them.
+        weights = self.accelerator.get_state_dict(self.model) if self.is_fsdp_enabled else None
+        if self.args.should_save:
+            model: Any = self.accelerator.unwrap_model(self.model)
+            save_model_folder(model, directory, self.data_collator.extractor.window_seconds, weights)
+            if _internal_call:
+                save_lora_parts(model, directory, weights)
+
+    # No public hook: `Trainer` writes a checkpoint under its final name, file after file.
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Writes `checkpoint-N` into a hidden folder and renames it when all processes have written their parts."""
+        weights = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        # Of a weight that is spread over processes (FSDP) each looks at its own part.
+        parts = [weight.to_local() if hasattr(weight, "to_local") else weight for weight in weights]
+        if self.any_process(not torch.stack([torch.isfinite(part).all() for part in parts]).all())[0]:
+            raise self.not_finite("weights have become NaN or infinite", self.state.global_step, self.update_clips())
+        target = self.checkpoint_path(self.state.global_step)
+        unfinished = self.staging / target.name
+        if self.state.best_global_step:
+            best = self.checkpoint_path(self.state.best_global_step)
+            if best == target or best.is_dir():
+                self.state.best_model_checkpoint = str(best)
+        self.state.stateful_callbacks = {}  # what early stopping has to know is in the log
+
+        def write_model() -> None:
+            self.store_flos()
+            if self.args.should_save:
+                shutil.rmtree(self.staging, ignore_errors=True)
+            self.save_model(str(unfinished), _internal_call=True)
+
+        def write_states() -> None:  # no public way: what is in them is `Trainer`'s own business
+            if not self.args.save_only_model:
+                self._save_optimizer_and_scheduler(str(unfinished))
+                self._save_scaler(str(unfinished))
+                self._save_rng_state(str(unfinished))
+
+        def put_in_place() -> None:
+            if self.args.should_save:
+                self.state.save_to_json(str(unfinished / "trainer_state.json"))
+                if target.exists():  # one that this run did not go on from
+                    target.rename(self.staging / "replaced")
+                unfinished.rename(target)
+                self.remove_old_checkpoints()
+                shutil.rmtree(self.staging, ignore_errors=True)
+
+        for step in (write_model, write_states, put_in_place):
+            self.on_all_processes(step, target)
+
+    def on_all_processes(self, step: Callable[[], None], target: Path) -> None:
+        """Runs a step of saving; where it fails on one process, all raise OSError, and what it wrote is removed."""
+        failure = None
+        try:
+            with disk_errors(target):
+                step()
+        except OSError as error:
+            failure = error
+        if self.any_process(failure is not None)[0]:
+            if self.args.should_save:
+                shutil.rmtree(self.staging, ignore_errors=True)
+            whole = whole_checkpoints(Path(self.args.output_dir))
+            kept = f"; {whole[-1]} is whole, and --resume goes on from it" if whole else ""
+            raise OSError(f"{failure or f'{target} could not be written by another process'}{kept}") from failure
+
+    def not_finite(self, what: str, update: int, clips: str) -> ValueError:
+        """The error that ends a run of which something is no number."""
+        whole = whole_checkpoints(Path(self.args.output_dir))
+        kept = f"the last good checkpoint is {whole[-1]}" if whole else "there is no checkpoint yet"
+        return ValueError(f"{what} at update {update}, on clips of {clips}; {kept}")
+
+    def remove_old_checkpoints(self) -> None:
+        """Keeps `save_total_limit` checkpoints, among them the newest and the best."""
+        newest_first = whole_checkpoints(Path(self.args.output_dir))[::-1]
+        limit = self.args.save_total_limit or len(newest_first)
+        kept = {newest_first[0]} | {path for path in newest_first if str(path) == self.state.best_model_checkpoint}
+        for path in newest_first:
+            if path not in kept and len(kept) < limit:
+                kept.add(path)
+            elif path not in kept:
+                path.rename(self.staging / path.name)  # never half there under its name
+
+    # No public hook for the four below, of which the first two only warn of weights that do not fit.
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
+        with plain_errors(resume_from_checkpoint):
+            if self.is_fsdp_enabled:
+                super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)
+            else:
+                load_weights(self.model, resume_from_checkpoint)
+
+    def _load_best_model(self, *args: Any, **kwargs: Any) -> None:
+        with plain_errors(self.state.best_model_checkpoint):
+            if self.is_fsdp_enabled:
+                super()._load_best_model(*args, **kwargs)
+            else:
+                load_weights(self.model, self.state.best_model_checkpoint)
+
+    # What these two raise does not name the checkpoint.
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None, *args: Any, **kwargs: Any) -> None:
+        with plain_errors(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint, *args, **kwargs)
+
+    def _load_rng_state(self, checkpoint: str | None, *args: Any, **kwargs: Any) -> None:
+        with plain_errors(checkpoint):
+            super()._load_rng_state(checkpoint, *args, **kwargs)
+
+
+def load_weights(model: Any, checkpoint: str) -> None:
+    """Loads a checkpoint's model, every weight of it, into one in memory.
+
+    `Trainer` only warns of weights that do not fit: also of those of a whole model, such as an AST, that
+    transformers saves under other names than it has in memory.
+
+    Raises:
+        RuntimeError: if weights are missing, left over, or of another shape.
+        ValueError: if the checkpoint was trained with another `lora`.
+    """
+    source, report = type(model).from_pretrained(checkpoint, output_loading_info=True, dtype=torch.float32)
+    weights = source.state_dict()
+    # A layer with LoRA is `layer.base_layer` in the model and merged into `layer` in the checkpoint.
+    names = {name: name.replace(".base_layer.", ".") for name in model.state_dict() if ".lora_" not in name}
+    missing = set(report["missing_keys"]) | (set(names.values()) - set(weights))
+    unexpected = set(report["unexpected_keys"]) | (set(weights) - set(names.values()))
+    if problem := misfit(missing, unexpected):
+        raise RuntimeError(f"it {problem}")
+    model.load_state_dict({name: weights[saved] for name, saved in names.items()}, strict=False)
+    load_lora_parts(model, Path(checkpoint))
+
+
+def check_checkpoint(checkpoint: Path) -> None:
+    """Raises ValueError for a checkpoint without all that `Trainer` would silently do without."""
+    with plain_errors(checkpoint):
+        TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        for files in ("optimizer*", "scheduler.pt", "rng_state*.pth"):
+            if not any(checkpoint.glob(files)):
+                raise RuntimeError(f"it has no {files}")
+
+
+@contextlib.contextmanager
+def plain_errors(checkpoint: str | Path | None) -> Iterator[None]:
+    """Turns what loading raises into a ValueError that names the checkpoint."""
+    try:
+        yield
+    except UNREADABLE as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        reason = lines[min(1, len(lines) - 1)].strip() if lines[0].startswith("Error(s) in loading") else lines[0]
+        raise ValueError(
+            f"{checkpoint} is damaged, or of another model ({reason}); resume with the model that the run began with, "
+            "or delete that folder to go on from the checkpoint before it"
+        ) from error
