@@ -27,7 +27,7 @@ from exhubert.corpora.metadata import (
     read_metadata,
 )
 from exhubert.corpora.registry import corpus_key
-from exhubert.corpora.splits import SPLITS
+from exhubert.corpora.splits import SPLIT_NAMES, SPLITS
 from exhubert.utils.files import is_audio, visible_files, whole_file
 from exhubert.utils.text import printable
 
@@ -254,7 +254,7 @@ def _check_columns(metadata_name: str, table: pandas.DataFrame) -> Iterator[Find
     if not any(splits):
         return
     for split, count in Counter(splits).items():
-        if split not in SPLITS:
+        if SPLIT_NAMES.get(split.lower(), split.lower()) not in SPLITS:
             detail = f"{split!r} in {count:,} rows; it must be {', '.join(SPLITS)}"
             yield Finding(metadata_name, ERROR, "unknown split", detail)
     parts = defaultdict(set)

@@ -277,11 +277,11 @@ def again(**cells: str):
         (without("speaker"), "error", "missing column", "metadata.csv", "'speaker'"),
         (lambda table: table.assign(labels="1"), "error", "column name that is taken", "metadata.csv", "'labels'"),
         (
-            lambda table: table.assign(split="dev"),
+            lambda table: table.assign(split="half"),
             "error",
             "unknown split",
             "metadata.csv",
-            "'dev' in 24 rows; it must",
+            "'half' in 24 rows; it must",
         ),
     ],
 )

@@ -353,10 +353,17 @@ def test_a_checkpoint_of_two_dtypes_keeps_both(tmp_path, make_hubert):
 
 
 @pytest.mark.slow
-def test_memory_holds_a_shard_and_not_a_model(tmp_path, make_hubert):
-    """A source of 411 MB becomes one of 723 MB; what the conversion adds to the process's memory is far less."""
+@pytest.mark.parametrize("layers", [4, pytest.param(8, marks=pytest.mark.heavy)])
+def test_memory_holds_a_shard_and_not_a_model(tmp_path, make_hubert, layers):
+    """A source of 411 MB (of 8 layers) becomes one of 723 MB; what the conversion adds to memory is far less."""
     config = HubertConfig(
-        **{**SMALL, **HUBERT_KINDS["large"], "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 8}
+        **{
+            **SMALL,
+            **HUBERT_KINDS["large"],
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_hidden_layers": layers,
+        }
     )
     HubertForSequenceClassification(config).save_pretrained(tmp_path / "hubert")
     make_hubert(name="hubert-small")
@@ -374,9 +381,9 @@ def test_memory_holds_a_shard_and_not_a_model(tmp_path, make_hubert):
         tmp_path,
     )
     written = sum(file.stat().st_size for file in (tmp_path / "expanded").glob("*.safetensors"))
-    assert written > 700e6
-    assert len(list((tmp_path / "expanded").glob("model-*.safetensors"))) > 10
-    assert int(done.stdout.splitlines()[-1]) < 250e6
+    assert written > 85e6 * layers
+    assert len(list((tmp_path / "expanded").glob("model-*.safetensors"))) > layers
+    assert int(done.stdout.splitlines()[-1]) < min(250e6, written / 2)
 
 
 def test_a_folder_that_is_there_is_not_overwritten(tmp_path, make_hubert, capsys):

@@ -315,19 +315,25 @@ def spoil_clips(arguments: list[str], names: Sequence[str], update: int = 1) -> 
 # Going on
 
 
+WHOLE = pytest.mark.heavy
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", ["0", "2"])
-def test_ten_kills_leave_no_trace(folder, live, undisturbed, workers):
+@pytest.mark.parametrize(
+    ("workers", "wanted"), [("0", 3), pytest.param("0", 10, marks=WHOLE), pytest.param("2", 10, marks=WHOLE)]
+)
+def test_kills_leave_no_trace(folder, live, undisturbed, workers, wanted):
     """Kill -9 at random moments of its life, also of saving and of writing results, resumed each time."""
     generator = np.random.default_rng(int(workers))
+    name = f"killed-{workers}-{wanted}"
     moments = int(Path(f"{undisturbed}-moments").read_text())
     assert moments > 100
     kills = ended = 0
-    while kills < 10 or not ended:
-        run = folder / f"killed-{workers}-{ended}"
+    while kills < wanted or not ended:
+        run = folder / f"{name}-{ended}"
         resume = ["--resume"] if run.exists() else []
         # Of a life that goes on from halfway, moments of the whole would often be after its end.
-        fatal = int(generator.integers(1, moments // 2)) if kills < 10 else 0
+        fatal = int(generator.integers(1, moments // 2)) if kills < wanted else 0
         life = live(run, *resume, WORKERS, workers, hook=(count_moments, fatal))
         assert life.code in (0, -signal.SIGKILL), life.output
         if life.code == 0:
