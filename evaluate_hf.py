@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import json
 import os
 import re
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +29,10 @@ from datasets import Dataset
 from exhubert.audio_exhubert import longest_input_seconds
 from exhubert.corpora.load import load_corpora
 from exhubert.corpora.splits import SPLITS
-from exhubert.evaluation.calibration import fit_temperature
+from exhubert.evaluation.calibration import expected_calibration_error, fit_temperature
 from exhubert.evaluation.degradations import CONDITIONS
-from exhubert.evaluation.predictions import class_names_of, classify, predictions_table
-from exhubert.evaluation.results import (
-    CURVES,
-    RESULTS,
-    make_results,
-    pooled_ece,
-    robustness,
-    write_predictions,
-    write_results,
-)
+from exhubert.evaluation.predictions import class_names_of, classify, confidences, predictions_table
+from exhubert.evaluation.results import CURVES, RESULTS, make_results, robustness, write_predictions, write_results
 from exhubert.evaluation.scores import compare
 from exhubert.model_folder.card import CARD, add_section, card_metadata
 from exhubert.model_folder.load import load_trained
@@ -71,24 +64,145 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--fold", type=int, help="which fold, from 1, of a protocol that has folds")
     parser.add_argument("--batch_size", type=int, default=8, help="windows in a batch of a process")
     options = parser.parse_args(arguments)
-    names = check(options)
+    models = check(options)
+
+    @functools.cache  # most models have the same classes
+    def read(class_names: tuple[str, ...]) -> Corpora:
+        corpora, _ = load_corpora(
+            options.corpora,
+            labels=class_names,
+            label_file=options.label_file,
+            skip_bad_audio=options.skip_bad_audio,
+            clips_per_corpus=options.clips_per_corpus,
+            protocol=options.protocol,
+            fold=options.fold,
+            needed=(options.split, "validation") if options.calibrate else (options.split,),
+        )
+        return corpora
 
     state = PartialState(cpu=not torch.accelerator.is_available())
-    read: dict[tuple[str, ...], Corpora] = {}  # by the class names, for most models have the same
     systems: dict[str, dict[str, Any]] = {}
     tables: dict[str, pandas.DataFrame] = {}
-    for name, model in names.items():
-        systems[name], tables[name] = evaluate(model, name, _folder(name, names, options.output), read, options)
+    for name, (model, folder) in models.items():
+        systems[name], tables[name] = evaluate(model, name, folder, read, options)
     if state.is_main_process:
-        path = report(names, systems, tables, options)
+        path = report(models, systems, tables, options)
         uars = {name: {corpus: s["uar"] for corpus, s in found["corpora"].items()} for name, found in systems.items()}
         print(uar_table(uars, chance=chances(systems)))
         print(f"written to {options.output}; all tables and pictures are in {path}")
     return 0
 
 
+def check(options: argparse.Namespace) -> dict[str, tuple[str, Path]]:
+    """Returns each model and the folder for its results, by the name that the report gives it.
+
+    Raises:
+        ValueError: for options that do not fit.
+    """
+    if (options.output / "recipe.yaml").exists():
+        raise ValueError(f"{options.output} is a training's run folder; give another --output")
+    if options.output.exists() and not options.output.is_dir():
+        raise ValueError(f"{options.output} is a file; give --output a folder")
+    if options.batch_size < 1:
+        raise ValueError(f"batch_size is {options.batch_size}; it must be above 0")
+    if len(set(options.model)) < len(options.model):
+        raise ValueError(f"--model names a model twice: {' '.join(options.model)}")
+    if options.names and len(options.names) != len(options.model):
+        raise ValueError(f"{len(options.names)} --names for {len(options.model)} models; give one each")
+    names = options.names or options.model
+    folders = [options.output]
+    if len(names) > 1:
+        folders = [options.output / re.sub(r"[^\w.-]+", "_", name.strip("./")) for name in names]
+    if len(set(folders)) < len(folders):
+        raise ValueError(f"two of the models would be written to one folder: {', '.join(names)}; give other --names")
+    if options.calibrate:
+        if options.split == "validation":
+            raise ValueError("--calibrate fits on the validation split; evaluate another one")
+        for model in options.model:
+            if not os.access(model, os.W_OK):
+                raise ValueError(f"{model} cannot be written to, where --calibrate saves")
+            if not Path(model, "config.json").is_file():
+                raise ValueError(f"{model} is no model folder, in whose config.json --calibrate could save")
+    options.output.mkdir(parents=True, exist_ok=True)
+    return dict(zip(names, zip(options.model, folders, strict=True), strict=True))
+
+
+def evaluate(
+    name_or_path: str,
+    name: str,
+    output: Path,
+    read: Callable[[tuple[str, ...]], Corpora],
+    options: argparse.Namespace,
+) -> tuple[dict[str, Any], pandas.DataFrame]:
+    """Evaluates the model `name_or_path`, called `name`, on the corpora that `read` returns for its class names.
+
+    Returns:
+        What is in `results.json`, which is written to `output`, and the predictions.
+
+    Raises:
+        ValueError: if the model's checkpoint has no classification head, or a corpus is not as it should be.
+    """
+    state = PartialState()
+    model, extractor = load_trained(name_or_path, dtype=torch.float32)
+    class_names = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    parameters = {"total": model.num_parameters(), "trainable": model.num_parameters(only_trainable=True)}
+    recipe, results_of_run = recipe_of(name_or_path), Path(name_or_path).parent / RESULTS
+    if recipe and results_of_run.is_file():  # what was frozen only the run knows
+        trained = json.loads(results_of_run.read_text(encoding="utf-8"))["parameters"]
+        parameters = trained if trained["total"] == parameters["total"] else parameters
+    for option in ("protocol", "fold"):
+        value = recipe.get(option, getattr(options, option))
+        if value != getattr(options, option) and state.is_main_process:
+            print(f"note: {name_or_path} was trained with --{option} {value}; else its training clips may be tested")
+    corpora = read(tuple(class_names))
+    split = {corpus: parts[options.split] for corpus, parts in corpora.items()}
+    model.to(state.device)
+
+    temperature, calibration = getattr(model.config, "calibration_temperature", 1.0), {}
+    if options.calibrate:
+        held_out = {corpus: parts["validation"] for corpus, parts in corpora.items()}
+        fitting = classify(model, extractor, held_out, options.batch_size, description=f"{name}: calibrating")
+        references = [label for part in held_out.values() for label in part["labels"][:]]
+        temperature = fit_temperature(*fitting, references)
+        calibration = {"temperature": temperature, "split": "validation", "clips": len(references)}
+
+    logits = classify(model, extractor, split, options.batch_size, description=name)
+    predictions = predictions_table(split, class_names, *logits, temperature)
+    described = {"model": name_or_path, "split": options.split, "parameters": parameters}
+    described["window_seconds"] = longest_input_seconds(extractor)
+    results = make_results(described, predictions, class_names, options.split)
+    uncalibrated = None
+    if options.calibrate:
+        uncalibrated = predictions_table(split, class_names, *logits)
+        for key, table in (("ece_before", uncalibrated), ("ece_after", predictions)):
+            calibration[key] = expected_calibration_error(*confidences(table))
+        results["calibration"] = calibration
+    if options.robustness:
+        degraded = {"clean": predictions}
+        for condition in CONDITIONS:
+            heard = classify(model, extractor, split, options.batch_size, condition, description=f"{name}: {condition}")
+            degraded[condition] = predictions_table(split, class_names, *heard, temperature)
+        results["robustness"] = robustness(degraded, class_names, options.split)
+    if state.is_main_process:
+        output.mkdir(parents=True, exist_ok=True)
+        write_predictions(output, results, predictions, name, uncalibrated)
+        write_results(output, results)
+        if options.calibrate:
+            save_temperature(Path(name_or_path), calibration)
+    return results, predictions
+
+
+def save_temperature(directory: Path, calibration: dict[str, Any]) -> None:
+    """Writes a temperature into a model folder's `config.json`, and into its card."""
+    path = directory / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["calibration_temperature"] = calibration["temperature"]
+    write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
+    add_section(directory, "Calibration", calibration_section(calibration))
+
+
 def report(
-    names: dict[str, str],
+    models: dict[str, tuple[str, Path]],
     systems: dict[str, dict[str, Any]],
     tables: dict[str, pandas.DataFrame],
     options: argparse.Namespace,
@@ -104,131 +218,27 @@ def report(
             write_text(options.output / "comparison.json", json.dumps(comparison, indent=2) + "\n")
         else:
             print("the models have different classes, so they are not compared clip by clip")
-    trained_on = {name: _trained_on(model) for name, model in names.items()}
-    curves = {name: Path(model).parent / CURVES for name, model in names.items()}
+    facts = {
+        "date": datetime.date.today().isoformat(),
+        "split": options.split,
+        "protocol": options.protocol if options.fold is None else f"{options.protocol}, fold {options.fold}",
+    }
+    if options.clips_per_corpus:
+        facts["clips"] = f"about {options.clips_per_corpus} of each corpus"
+    trained_on = {name: trained_corpora(model) for name, (model, _) in models.items()}
+    curves = {name: Path(model).parent / CURVES for name, (model, _) in models.items()}
     return write_report(
         options.output,
         systems,
-        facts={
-            "date": datetime.date.today().isoformat(),
-            "split": options.split,
-            "protocol": options.protocol if options.fold is None else f"{options.protocol}, fold {options.fold}",
-            **({"clips": f"about {options.clips_per_corpus} of each corpus"} if options.clips_per_corpus else {}),
-        },
-        folders={name: os.path.relpath(_folder(name, names, options.output), options.output) for name in names},
+        facts=facts,
+        folders={name: os.path.relpath(folder, options.output) for name, (_, folder) in models.items()},
         comparison=comparison,
         curves={name: json.loads(path.read_text(encoding="utf-8")) for name, path in curves.items() if path.is_file()},
         trained_on={name: corpora for name, corpora in trained_on.items() if corpora},
     )
 
 
-def check(options: argparse.Namespace) -> dict[str, str]:
-    """Returns the models by the names that the report gives them; raises ValueError for options that do not fit."""
-    if (options.output / "recipe.yaml").exists():
-        raise ValueError(f"{options.output} is a training's run folder; give another --output")
-    if options.output.exists() and not options.output.is_dir():
-        raise ValueError(f"{options.output} is a file; give --output a folder")
-    if options.batch_size < 1:
-        raise ValueError(f"batch_size is {options.batch_size}; it must be above 0")
-    if len(set(options.model)) < len(options.model):
-        raise ValueError(f"--model names a model twice: {' '.join(options.model)}")
-    if options.names and len(options.names) != len(options.model):
-        raise ValueError(f"{len(options.names)} --names for {len(options.model)} models; give one each")
-    names = options.names or options.model
-    if len({_folder(name, names, options.output) for name in names}) < len(set(options.model)):
-        raise ValueError(f"two of the models would be written to one folder: {', '.join(names)}; give other --names")
-    if options.calibrate:
-        if options.split == "validation":
-            raise ValueError("--calibrate fits on the validation split; evaluate another one")
-        for model in options.model:
-            if not os.access(model, os.W_OK):
-                raise ValueError(f"{model} cannot be written to, where --calibrate saves")
-            if not Path(model, "config.json").is_file():
-                raise ValueError(f"{model} is no model folder, in whose config.json --calibrate could save")
-    options.output.mkdir(parents=True, exist_ok=True)
-    return dict(zip(names, options.model, strict=True))
-
-
-def evaluate(
-    name_or_path: str, name: str, output: Path, read: dict[tuple[str, ...], Corpora], options: argparse.Namespace
-) -> tuple[dict[str, Any], pandas.DataFrame]:
-    """Evaluates one model and writes its results.
-
-    Args:
-        name_or_path: the model.
-        name: of the model, in progress bars and pictures.
-        output: folder for its results.
-        read: the corpora as they were read for earlier models, by class names; what is read is added.
-        options: of the command line.
-
-    Returns:
-        What is in `results.json`, and the predictions.
-
-    Raises:
-        ValueError: if the model's checkpoint has no classification head, or a corpus is not as it should be.
-    """
-    model, extractor = load_trained(name_or_path, dtype=torch.float32)
-    class_names = [model.config.id2label[index] for index in range(model.config.num_labels)]
-    recipe = _recipe(name_or_path)
-    for option in ("protocol", "fold"):
-        value = recipe.get(option, getattr(options, option))
-        if value != getattr(options, option) and PartialState().is_main_process:
-            print(f"note: {name_or_path} was trained with --{option} {value}; else its training clips may be tested")
-    if tuple(class_names) not in read:
-        read[tuple(class_names)], _ = load_corpora(
-            options.corpora,
-            labels=class_names,
-            label_file=options.label_file,
-            skip_bad_audio=options.skip_bad_audio,
-            clips_per_corpus=options.clips_per_corpus,
-            protocol=options.protocol,
-            fold=options.fold,
-            needed=(options.split, "validation") if options.calibrate else (options.split,),
-        )
-    corpora = read[tuple(class_names)]
-    split = {corpus: parts[options.split] for corpus, parts in corpora.items()}
-    model.to(PartialState().device)
-
-    temperature = getattr(model.config, "calibration_temperature", 1.0)
-    calibration = {}
-    if options.calibrate:
-        held_out = {corpus: parts["validation"] for corpus, parts in corpora.items()}
-        fitting = classify(model, extractor, held_out, options.batch_size, description=f"{name}: calibrating")
-        references = [label for part in held_out.values() for label in part["labels"][:]]
-        temperature = fit_temperature(*fitting, references)
-        calibration = {"temperature": temperature, "split": "validation", "clips": len(references)}
-
-    answers = classify(model, extractor, split, options.batch_size, description=name)
-    predictions = predictions_table(split, class_names, *answers, temperature)
-    described = {
-        "model": name_or_path,
-        "split": options.split,
-        "parameters": _parameters(name_or_path, model),
-        "window_seconds": longest_input_seconds(extractor),
-    }
-    results = make_results(described, predictions, class_names, options.split)
-    uncalibrated = None
-    if options.calibrate:
-        uncalibrated = predictions_table(split, class_names, *answers)
-        eces = {"ece_before": pooled_ece(uncalibrated), "ece_after": pooled_ece(predictions)}
-        results["calibration"] = {**calibration, **eces}
-    if options.robustness:
-        degraded = {"clean": predictions}
-        for condition in CONDITIONS:
-            heard = classify(model, extractor, split, options.batch_size, condition, description=f"{name}: {condition}")
-            degraded[condition] = predictions_table(split, class_names, *heard, temperature)
-        results["robustness"] = robustness(degraded, class_names, options.split)
-    if PartialState().is_main_process:
-        output.mkdir(parents=True, exist_ok=True)
-        write_predictions(output, results, predictions, name, uncalibrated)
-        write_results(output, results)
-        if options.calibrate:
-            _save_temperature(Path(name_or_path), temperature)
-            add_section(Path(name_or_path), "Calibration", calibration_section(results["calibration"]))
-    return results, predictions
-
-
-def _recipe(name_or_path: str) -> dict[str, Any]:
+def recipe_of(name_or_path: str) -> dict[str, Any]:
     """The resolved recipe of the run that made a model; empty where the model does not lie in a run folder."""
     path = Path(name_or_path).parent / "recipe.yaml"
     in_run = path.is_file() and path.with_name("environment.json").is_file()
@@ -236,41 +246,19 @@ def _recipe(name_or_path: str) -> dict[str, Any]:
     return recipe if isinstance(recipe, dict) and isinstance(recipe.get("corpora"), list) else {}
 
 
-def _trained_on(name_or_path: str) -> list[str]:
+def trained_corpora(name_or_path: str) -> list[str]:
     """The corpora that a model was trained on, the last first: by the recipes of its runs, else by its card."""
     corpora: list[str] = []
     seen: set[str] = set()
     while name_or_path not in seen:
         seen.add(name_or_path)
-        recipe = _recipe(name_or_path)
+        recipe = recipe_of(name_or_path)
         if not recipe:
             corpora += card_metadata(Path(name_or_path) / CARD).get("datasets", [])
             break
         corpora += [Path(corpus).name.removesuffix(".csv") for corpus in recipe["corpora"]]
         name_or_path = str(recipe.get("model"))
     return list(dict.fromkeys(corpora))
-
-
-def _parameters(name_or_path: str, model: Any) -> dict[str, int]:
-    """Total and trainable parameters; what was frozen only the run that made the model knows, if it lies in one."""
-    total = model.num_parameters()
-    path = Path(name_or_path).parent / RESULTS
-    if _recipe(name_or_path) and path.is_file():
-        trained = json.loads(path.read_text(encoding="utf-8"))["parameters"]
-        if trained["total"] == total:
-            return trained
-    return {"total": total, "trainable": model.num_parameters(only_trainable=True)}
-
-
-def _folder(name: str, names: Collection[str], output: Path) -> Path:
-    """Where a model's results go: of several models, into a folder with the model's name."""
-    return output / re.sub(r"[^\w.-]+", "_", name.strip("./")) if len(names) > 1 else output
-
-
-def _save_temperature(directory: Path, temperature: float) -> None:
-    path = directory / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    write_text(path, json.dumps({**config, "calibration_temperature": temperature}, indent=2, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ import argparse
 
 import numpy as np
 
-from exhubert.evaluation.bootstrap import interval, resample, scores_of
+from exhubert.evaluation.bootstrap import interval, resample
+from exhubert.evaluation.metrics import scores_of
 from exhubert.utils.text import markdown_table
 
 RECALLS = np.array([0.8, 0.7, 0.5, 0.4])  # of the population

@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import norm, t
 
+from exhubert.reports.tables import FEW_SPEAKERS
+
 LEVEL = 0.95
 RESAMPLES = 2000
-MIN_SPEAKERS = 5
 AT_ONCE = 200  # resamples, which bounds the memory
 
 
@@ -29,14 +30,18 @@ class Resamples(NamedTuple):
 
     Attributes:
         by: what was drawn: "speaker" or "clip"; None where a single clip leaves nothing to draw from.
-        units: how many speakers or clips there are.
-        units_of_class: `(classes,)` int, how many of them have the class.
-        matrices: `(systems, RESAMPLES, classes, classes)` float64, confusion matrices with the references in rows.
+        units: how many of them there are.
+        speakers: how many known speakers there are.
+        units_of_class: `(classes,)` int, how many units have the class.
+        whole: `(systems, classes, classes)` float64, the confusion matrices of the test set itself.
+        matrices: `(systems, RESAMPLES, classes, classes)` float64, those of the resamples; references are in rows.
     """
 
     by: str | None
     units: int
+    speakers: int
     units_of_class: np.ndarray
+    whole: np.ndarray
     matrices: np.ndarray
 
 
@@ -66,7 +71,7 @@ def resample(
     cells, names = cells[order], names[order]
     known = len(set(names) - {""})
     by: str | None = "speaker"
-    if known >= MIN_SPEAKERS and 2 * (names != "").sum() >= len(names):
+    if known >= FEW_SPEAKERS and 2 * (names != "").sum() >= len(names):
         begins = (names == "") | np.append(True, names[1:] != names[:-1])
         unit = begins.cumsum() - 1
         copies = np.ones(unit[-1] + 1, dtype=np.int64)
@@ -88,27 +93,8 @@ def resample(
         times = rng.multinomial(copies.sum(), copies / copies.sum(), size=AT_ONCE)
         drawn.append(times.astype(float) @ confusion.reshape(len(copies), -1))
     matrices = np.concatenate(drawn).reshape(RESAMPLES, systems, classes, classes).swapaxes(0, 1)
-    return Resamples(by, units, np.minimum(having, units), matrices)
-
-
-def scores_of(matrices: np.ndarray) -> dict[str, np.ndarray]:
-    """Scores confusion matrices `(..., classes, classes)` with the references in rows.
-
-    Returns:
-        `uar`, `accuracy` and `macro_f1`, each `(...)`, and `recall` `(..., classes)`, which is NaN where a class does
-        not occur among the references. UAR and macro-F1 are over the classes that occur.
-    """
-    occurring, predicted = matrices.sum(axis=-1), matrices.sum(axis=-2)
-    hits = np.diagonal(matrices, axis1=-2, axis2=-1)
-    present = occurring > 0
-    recall = np.divide(hits, occurring, out=np.full(hits.shape, np.nan), where=present)
-    f1 = np.where(present, 2 * hits / np.maximum(occurring + predicted, 1), np.nan)
-    return {
-        "uar": np.nanmean(recall, axis=-1),
-        "accuracy": hits.sum(axis=-1) / occurring.sum(axis=-1),
-        "macro_f1": np.nanmean(f1, axis=-1),
-        "recall": recall,
-    }
+    whole = np.tensordot(copies, confusion, axes=1)
+    return Resamples(by, units, known, np.minimum(having, units), whole, matrices)
 
 
 def interval(samples: np.ndarray, units: int | Sequence[int]) -> list[float] | None:

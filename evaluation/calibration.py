@@ -14,7 +14,7 @@ BINS = 15
 TEMPERATURES = (0.05, 20.0)  # beyond these, every answer is all but certain, or all but a guess
 
 
-def expected_calibration_error(confidences: ArrayLike, correct: ArrayLike, bins: int = BINS) -> float:
+def expected_calibration_error(confidences: ArrayLike, correct: ArrayLike) -> float:
     """Returns the expected calibration error (ECE), from 0 to 1.
 
     It is the mean over clips of the distance between a bin's mean confidence and its accuracy, with bins of equal
@@ -23,17 +23,16 @@ def expected_calibration_error(confidences: ArrayLike, correct: ArrayLike, bins:
     Args:
         confidences: `(clips,)`, the probability of the predicted class, from 0 to 1.
         correct: `(clips,)`, whether the prediction is right.
-        bins: how many.
 
     Raises:
         ValueError: if there are no clips, or a confidence is not from 0 to 1.
     """
-    filled = reliability(confidences, correct, bins)
+    filled = reliability(confidences, correct)
     clips = sum(each["clips"] for each in filled)
     return sum(each["clips"] * abs(each["accuracy"] - each["confidence"]) for each in filled) / clips
 
 
-def reliability(confidences: ArrayLike, correct: ArrayLike, bins: int = BINS) -> list[dict[str, float]]:
+def reliability(confidences: ArrayLike, correct: ArrayLike) -> list[dict[str, float]]:
     """Returns the bars of a reliability diagram: bins of equal width that have clips, in order.
 
     Each has `low` and `high`, its limits, of which it includes the upper, `clips`, and these clips' mean `confidence`
@@ -45,7 +44,7 @@ def reliability(confidences: ArrayLike, correct: ArrayLike, bins: int = BINS) ->
     odd = confidence[~((confidence >= 0) & (confidence <= 1 + 1e-6))]  # NaN as well
     if len(odd):
         raise ValueError(f"a confidence is {odd[0]}; it must be a probability, from 0 to 1")
-    limits = np.linspace(0, 1, bins + 1)
+    limits = np.linspace(0, 1, BINS + 1)
     bin_of_clip = np.searchsorted(limits[1:-1], confidence)
     filled = []
     for index in np.unique(bin_of_clip):

@@ -45,13 +45,7 @@ def add_noise(samples: np.ndarray, key: str, snr_db: float) -> np.ndarray:
     most 30 dB below the loudest one), so that pauses before, in and after the speech do not change what a condition
     means. What noise a recording has itself counts as signal. Silence stays as it is.
 
-    Args:
-        samples: 16 kHz mono, `(samples,)`.
-        key: seeds the noise, which is the same at each ratio.
-        snr_db: signal-to-noise ratio in dB.
-
-    Returns:
-        float32 `(samples,)`; not clipped, may exceed 1.
+    The key seeds the noise, which is the same at each ratio. What is returned is not clipped, may exceed 1.
     """
     signal = np.asarray(samples, dtype=np.float64)
     frames = np.array_split(signal**2, max(1, len(signal) // FRAME_SAMPLES))
@@ -69,14 +63,7 @@ def add_noise(samples: np.ndarray, key: str, snr_db: float) -> np.ndarray:
 
 
 def telephone(samples: np.ndarray) -> np.ndarray:
-    """A narrow-band telephone line: 300 to 3400 Hz at 8 kHz, quantised as ITU-T G.711 mu-law; the level stays.
-
-    Args:
-        samples: 16 kHz mono, `(samples,)`; clipped at 1.
-
-    Returns:
-        float32 `(samples,)`.
-    """
+    """A narrow-band line: 300 to 3400 Hz at 8 kHz, clipped at 1, quantised as ITU-T G.711 mu-law; the level stays."""
     narrow = soxr.resample(np.asarray(samples, dtype=np.float32), SAMPLING_RATE, TELEPHONE_RATE, quality="VHQ")
     band_pass = firwin(TELEPHONE_TAPS, TELEPHONE_BAND, pass_zero=False, fs=TELEPHONE_RATE)
     line = _round_trip(fftconvolve(narrow, band_pass, mode="same"), TELEPHONE_RATE, format="WAV", subtype="ULAW")
@@ -85,17 +72,11 @@ def telephone(samples: np.ndarray) -> np.ndarray:
 
 
 def opus(samples: np.ndarray) -> np.ndarray:
-    """Encodes and decodes by Opus at a target of 8 kbit/s.
+    """Encodes and decodes by Opus at a target of 8 kbit/s; clipped at 1.
 
     Opus is free to vary its rate: measured without the Ogg container, 200 clips of acted speech (CREMA-D, EMO-DB,
     nEMO, RAVDESS) took 4.4 to 8.0 and on average 6.9 kbit/s. Most of what is above 4 kHz is lost. libsndfile makes up
     for the codec's delay.
-
-    Args:
-        samples: 16 kHz mono, `(samples,)`; clipped at 1.
-
-    Returns:
-        float32 `(samples,)`.
     """
     return _round_trip(samples, SAMPLING_RATE, format="OGG", subtype="OPUS", compression_level=OPUS_LEVEL)
 

@@ -2,40 +2,45 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import evaluate
 import numpy as np
-from sklearn.metrics import accuracy_score, f1_score, recall_score
+from numpy.typing import ArrayLike
+from sklearn.metrics import confusion_matrix
 from transformers import EvalPrediction
 
+from exhubert.evaluation.uar.uar import uar_and_recalls
+
 METRICS = ("uar", "accuracy", "macro_f1")
-UAR_MODULE = Path(__file__).with_name("uar")
 
 
-@functools.cache
-def _uar_metric() -> evaluate.EvaluationModule:
-    return evaluate.load(str(UAR_MODULE))
+def scores_of(matrices: np.ndarray) -> dict[str, np.ndarray]:
+    """Scores confusion matrices `(..., classes, classes)` with the references in rows.
+
+    Returns:
+        `uar`, `accuracy` and `macro_f1`, each `(...)`, and `recall` `(..., classes)`, which is NaN where a class does
+        not occur among the references. UAR and macro-F1 are over the classes that occur.
+    """
+    uar, recall = uar_and_recalls(matrices)
+    occurring, predicted = matrices.sum(axis=-1), matrices.sum(axis=-2)
+    hits = np.diagonal(matrices, axis1=-2, axis2=-1)
+    f1 = np.where(occurring > 0, 2 * hits / np.maximum(occurring + predicted, 1), np.nan)
+    accuracy = hits.sum(axis=-1) / occurring.sum(axis=-1)
+    return {"uar": uar, "accuracy": accuracy, "macro_f1": np.nanmean(f1, axis=-1), "recall": recall}
 
 
-def classification_scores(
-    references: Sequence[int], predictions: Sequence[int], class_names: Sequence[str]
-) -> dict[str, Any]:
+def classification_scores(references: ArrayLike, predictions: ArrayLike, class_names: Sequence[str]) -> dict[str, Any]:
     """Returns `uar`, `accuracy`, `macro_f1` and `recall` (class name to value), from 0 to 1.
 
     UAR, macro-F1 and recall are over the classes that occur among `references`: a test set without a class says
     nothing about it.
     """
-    present = sorted(set(references))
-    recalls = recall_score(references, predictions, labels=present, average=None)
+    scores = scores_of(confusion_matrix(references, predictions, labels=range(len(class_names))))
+    recalls = zip(class_names, scores["recall"], strict=True)
     return {
-        "uar": _uar_metric().compute(references=references, predictions=predictions)["uar"],
-        "accuracy": float(accuracy_score(references, predictions)),
-        "macro_f1": float(f1_score(references, predictions, labels=present, average="macro")),
-        "recall": {class_names[index]: float(value) for index, value in zip(present, recalls, strict=True)},
+        **{name: float(scores[name]) for name in METRICS},
+        "recall": {name: float(recall) for name, recall in recalls if np.isfinite(recall)},
     }
 
 
@@ -60,8 +65,7 @@ def only_logits(logits: Any, labels: Any) -> Any:
 
 def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
     """`Trainer`'s metrics of one corpus: `uar`, `accuracy`, `macro_f1`."""
-    references = np.asarray(prediction.label_ids).tolist()
-    predictions = np.asarray(prediction.predictions).argmax(axis=-1).tolist()
-    names = [str(index) for index in range(np.asarray(prediction.predictions).shape[-1])]
-    scores = classification_scores(references, predictions, names)
+    logits = np.asarray(prediction.predictions)
+    names = [str(index) for index in range(logits.shape[-1])]
+    scores = classification_scores(prediction.label_ids, logits.argmax(axis=-1), names)
     return {name: scores[name] for name in METRICS}

@@ -20,6 +20,8 @@ from exhubert.evaluation.calibration import clip_probabilities
 from exhubert.evaluation.degradations import degrade
 from exhubert.pipeline_exhubert import Window, batch_windows, make_windows, run_batch
 
+PROBABILITY = "probability_"  # begins the names of the columns that hold the classes' probabilities
+
 
 def classify(
     model: torch.nn.Module,
@@ -55,10 +57,16 @@ def classify(
     state = PartialState()
     clips = [(name, dataset, row) for name, dataset in corpora.items() for row in range(len(dataset))]
     order = list(range(len(clips)))
+
+    def seconds(number: int) -> float:
+        _, dataset, row = clips[number]
+        audio, start, duration = locate_clip(dataset[row])
+        return audio_seconds(audio) - start if duration is None else duration
+
     of_any_length = isinstance(extractor, Wav2Vec2FeatureExtractor) and not hasattr(extractor, "window_seconds")
     masked = of_any_length and bool(extractor.return_attention_mask)
     if of_any_length:
-        order.sort(key=lambda clip: -_seconds(clips[clip][1][clips[clip][2]]))
+        order.sort(key=seconds, reverse=True)
     mine = order[state.process_index :: state.num_processes] or order[:1]
     model.eval()
     bar = tqdm(total=len(mine), desc=description, unit="clip", disable=not state.is_main_process)
@@ -120,22 +128,22 @@ def predictions_table(
         columns: dict[str, Any] = {"corpus": name, "file_name": dataset["file_name"][:]}
         for column, unknown in (("start_seconds", 0.0), ("speaker", ""), ("sex", ""), ("language", "")):
             values = dataset[column][:] if column in dataset.column_names else [None] * len(dataset)
-            columns[column] = [unknown if value is None or value != value else value for value in values]
-        parts.append(pandas.DataFrame({**columns, "reference": [class_names[label] for label in dataset["labels"][:]]}))
+            columns[column] = [unknown if pandas.isna(value) else type(unknown)(value) for value in values]
+        columns["reference"] = [class_names[label] for label in dataset["labels"][:]]
+        parts.append(pandas.DataFrame(columns))
     table = pandas.concat(parts, ignore_index=True)
     table.insert(6, "windows", np.bincount(clip_of_window))
     table["prediction"] = [class_names[index] for index in probabilities.argmax(axis=1)]
-    for index, label in enumerate(class_names):
-        table[f"probability_{label}"] = probabilities[:, index]
-    return table
+    return table.assign(**{f"{PROBABILITY}{name}": row for name, row in zip(class_names, probabilities.T, strict=True)})
 
 
 def class_names_of(predictions: pandas.DataFrame) -> list[str]:
     """Returns the class names of a table of predictions, in order."""
     names = [str(column) for column in predictions.columns]
-    return [name.removeprefix("probability_") for name in names if name.startswith("probability_")]
+    return [name.removeprefix(PROBABILITY) for name in names if name.startswith(PROBABILITY)]
 
 
-def _seconds(row: dict[str, Any]) -> float:
-    audio, start, duration = locate_clip(row)
-    return audio_seconds(audio) - start if duration is None else duration
+def confidences(predictions: pandas.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the probability of each clip's predicted class `(clips,)`, and whether that class is right `(clips,)`."""
+    probabilities = predictions[[PROBABILITY + name for name in class_names_of(predictions)]]
+    return probabilities.max(axis=1).to_numpy(), (predictions["prediction"] == predictions["reference"]).to_numpy()

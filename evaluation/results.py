@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas
 
-from exhubert.evaluation.calibration import expected_calibration_error, reliability
-from exhubert.evaluation.predictions import class_names_of
+from exhubert.evaluation.calibration import reliability
+from exhubert.evaluation.predictions import class_names_of, confidences
 from exhubert.evaluation.scores import average, groups, score
 from exhubert.reports.plots import plot_confusion, plot_reliability
 from exhubert.utils.files import whole_file, write_text
@@ -52,11 +51,6 @@ def robustness(
     }
 
 
-def pooled_ece(predictions: pandas.DataFrame) -> float:
-    """Returns the expected calibration error over the clips of all corpora."""
-    return expected_calibration_error(*_confidences(predictions))
-
-
 def write_predictions(
     directory: Path,
     results: dict[str, Any],
@@ -89,20 +83,14 @@ def write_predictions(
             class_names,
             f"{corpus}: UAR {100 * results['corpora'][str(corpus)]['uar']:.1f} %",
         )
-    bins = reliability(*_confidences(predictions))
-    if uncalibrated is None:
-        plot_reliability(directory / "reliability.png", bins, name)
-    else:
-        before, temperature = reliability(*_confidences(uncalibrated)), results["calibration"]["temperature"]
-        plot_reliability(directory / "reliability.png", before, name, bins, temperature)
+    panels = {"": predictions}
+    if uncalibrated is not None:
+        temperature = results["calibration"]["temperature"]
+        panels = {"without scaling": uncalibrated, f"temperature {temperature:.2f}": predictions}
+    bins = {panel: reliability(*confidences(table)) for panel, table in panels.items()}
+    plot_reliability(directory / "reliability.png", bins, name)
 
 
 def write_results(directory: Path, results: dict[str, Any]) -> None:
     """Writes `results.json`, which comes last: it marks what lies beside it as complete."""
     write_text(directory / RESULTS, json.dumps(results, indent=2) + "\n")
-
-
-def _confidences(predictions: pandas.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """The probability of the predicted class of each clip, and whether it is right."""
-    probabilities = predictions[[f"probability_{name}" for name in class_names_of(predictions)]]
-    return probabilities.max(axis=1).to_numpy(), (predictions["prediction"] == predictions["reference"]).to_numpy()

@@ -1,4 +1,4 @@
-"""Pictures of results (PNG). Each function writes one and returns the figure."""
+"""Pictures of results. Each function writes one to `path`, as PNG, and returns the figure. UARs are from 0 to 1."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
-from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
+from sklearn.metrics import confusion_matrix
 
 from exhubert.reports.tables import AVERAGE, some
 from exhubert.utils.figures import (
@@ -36,42 +37,15 @@ def plot_confusion(
     present = sorted({*references, *predictions})
     counts = confusion_matrix(references, predictions, labels=range(len(class_names)))[np.ix_(present, present)]
     shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
-    figure = new_figure(1.2 + 0.9 * len(present), 1.0 + 0.8 * len(present))
+    figure = new_figure(1.2 + 0.9 * len(present), 1.0 + 0.8 * len(present), title)
     axes = figure.add_subplot()
     names = [class_names[index] for index in present]
-    display = ConfusionMatrixDisplay(100 * shares, display_labels=names)
-    display.plot(ax=axes, include_values=False, cmap="Blues", colorbar=False)
-    display.im_.set_clim(0, 100)
-    for row in range(len(present)):
-        for column in range(len(present)):
-            text = f"{100 * shares[row, column]:.0f} %\n{counts[row, column]}"
-            axes.text(column, row, text, ha="center", va="center", color=_ink(shares[row, column]), fontsize=8)
+    rows = zip(shares, counts, strict=True)
+    texts = [[f"{100 * share:.0f} %\n{count}" for share, count in zip(*row, strict=True)] for row in rows]
+    _draw_cells(axes, shares, texts)
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("reference")
-    _add_title(figure, title)
-    save_figure(figure, path)
-    return figure
-
-
-def plot_curves(path: Path, curves: Mapping[str, Sequence[tuple[int, float]]], title: str) -> Figure:
-    """Writes one run's validation UAR over updates; `average` is drawn in black.
-
-    Args:
-        path: the PNG file.
-        curves: corpus or `average` -> updates and UAR, from 0 to 1.
-        title: of the picture.
-    """
-    figure = new_figure(6 + legend_width(list(curves)), 4)
-    axes = figure.add_subplot()
-    for number, (name, points) in enumerate(curves.items()):
-        style = {"color": "black", "marker": "o", "linewidth": 2.5} if name == AVERAGE else line_style(number)
-        axes.plot(*_in_percent(points), label=name, markersize=4, **style)
-    axes.set_xlabel("updates")
-    axes.set_ylabel("validation UAR in %")
-    axes.grid(alpha=0.3)
-    add_legend(figure, *axes.get_legend_handles_labels())
-    _add_title(figure, title)
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel="predicted", ylabel="reference")
     save_figure(figure, path)
     return figure
 
@@ -80,9 +54,8 @@ def plot_runs(path: Path, runs: Mapping[str, Mapping[str, Sequence[tuple[int, fl
     """Writes the validation UAR of several runs over updates, a line for each run (the form of the paper's Figure 3).
 
     Args:
-        path: the PNG file.
         runs: name of the run -> corpus or `average` -> updates and UAR, from 0 to 1. Each corpus is a panel; of more
-            than nine only the average is drawn, if it is there.
+            than nine only the average is drawn, if it is there. A run with the name `average` is drawn in black.
     """
     panels = sorted({name: None for curves in runs.values() for name in curves}, key=lambda name: name == AVERAGE)
     if len(panels) > MOST_PANELS and AVERAGE in panels:
@@ -96,8 +69,9 @@ def plot_runs(path: Path, runs: Mapping[str, Mapping[str, Sequence[tuple[int, fl
     for number, (run, curves) in enumerate(runs.items()):
         for panel, axes in zip(panels, every, strict=False):
             if panel in curves:
-                line = axes.plot(*_in_percent(curves[panel]), markersize=4, **line_style(number))
-                handles[run] = line[0]
+                steps, uars = np.transpose(curves[panel])
+                style = {"color": "black", "marker": "o", "linewidth": 2.5} if run == AVERAGE else line_style(number)
+                (handles[run],) = axes.plot(steps, 100 * uars, markersize=4, **style)
     for panel, axes in zip(panels, every, strict=False):
         axes.set_title(wrapped(panel, 60 if len(panels) == 1 else 36), fontsize=10)
         axes.tick_params(labelbottom=True)
@@ -117,7 +91,6 @@ def plot_uars(
     """Writes the UAR of systems on corpora as points with their 95 % intervals, and chance as a line.
 
     Args:
-        path: the PNG file.
         systems: display name -> corpus -> `uar` and `uar_interval`, from 0 to 1.
         chance: corpus -> UAR of guessing.
     """
@@ -143,8 +116,7 @@ def plot_uars(
             interval = scores[corpus].get("uar_interval")
             if interval:
                 axes.hlines(y, 100 * interval[0], 100 * interval[1], style["color"], linewidth=1.5)
-            points = axes.plot(100 * scores[corpus]["uar"], y, linestyle="", markersize=5, **style)
-            handles[name] = points[0]
+            (handles[name],) = axes.plot(100 * scores[corpus]["uar"], y, linestyle="", markersize=5, **style)
     for number, axes in enumerate(every):
         shown = corpora[number * rows : (number + 1) * rows]
         axes.set_yticks(range(len(shown)), [wrapped(corpus) for corpus in shown], fontsize=9)
@@ -164,7 +136,6 @@ def plot_heat_map(
     """Writes the UAR in % of runs (rows) on test corpora (columns); a frame is where the run has trained on the corpus.
 
     Args:
-        path: the PNG file.
         uars: name of the run -> test corpus -> UAR, from 0 to 1.
         trained_on: name of the run -> its training corpora, where they are known.
     """
@@ -179,15 +150,11 @@ def plot_heat_map(
     beside, below = (max(map(len, "\n".join(names).splitlines())) for names in (labels, tests))
     figure = new_figure(0.5 * len(corpora) + 0.075 * beside + 0.4, row_height * len(uars) + 0.075 * below + 0.9)
     axes = figure.add_subplot()
-    axes.imshow(100 * values, cmap="Blues", vmin=0, vmax=100, aspect="auto")
-    for row, (name, known) in enumerate(uars.items()):
-        for column, corpus in enumerate(corpora):
-            value = known.get(corpus)
-            text, colour = ("-", "black") if value is None else (f"{100 * value:.1f}", _ink(value))
-            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
-            if corpus in trained_on.get(name, ()):
-                corner = (column - 0.46, row - 0.46)
-                axes.add_patch(Rectangle(corner, 0.92, 0.92, fill=False, edgecolor=VERMILION, linewidth=1.8))
+    _draw_cells(axes, values, [["-" if np.isnan(uar) else f"{100 * uar:.1f}" for uar in row] for row in values])
+    for row, name in enumerate(uars):
+        for column in [column for column, corpus in enumerate(corpora) if corpus in trained_on.get(name, ())]:
+            corner = (column - 0.46, row - 0.46)
+            axes.add_patch(Rectangle(corner, 0.92, 0.92, fill=False, edgecolor=VERMILION, linewidth=1.8))
     axes.set_xticks(range(len(corpora)), tests, rotation=90, fontsize=9)
     axes.set_yticks(range(len(labels)), labels, fontsize=9)
     axes.set_xlabel("UAR in % on each test corpus")
@@ -201,7 +168,6 @@ def plot_robustness(path: Path, uars: Mapping[str, Mapping[str, float]], chance:
     """Writes the UAR of systems under conditions: from clean through the noises as a line, the others as points.
 
     Args:
-        path: the PNG file.
         uars: display name -> condition -> UAR, from 0 to 1; names of noises end in "dB".
         chance: UAR of guessing.
     """
@@ -220,43 +186,25 @@ def plot_robustness(path: Path, uars: Mapping[str, Mapping[str, float]], chance:
     if chance is not None:
         axes.axhline(100 * chance, color="black", linestyle="dashed", linewidth=1, label="chance")
     axes.set_xticks(range(len(conditions)), [wrapped(condition, 12) for condition in conditions], fontsize=9)
-    axes.set_xlim(-0.5, len(conditions) - 0.5)
-    axes.set_ylabel("UAR in %, average over corpora")
+    axes.set(xlim=(-0.5, len(conditions) - 0.5), ylabel="UAR in %, average over corpora")
     axes.grid(axis="y", alpha=0.3)
     add_legend(figure, *axes.get_legend_handles_labels())
     save_figure(figure, path)
     return figure
 
 
-def plot_reliability(
-    path: Path,
-    bins: Sequence[Mapping[str, Any]],
-    title: str,
-    scaled: Sequence[Mapping[str, Any]] | None = None,
-    temperature: float | None = None,
-) -> Figure:
+def plot_reliability(path: Path, panels: Mapping[str, Sequence[Mapping[str, Any]]], title: str) -> Figure:
     """Writes how often predictions of each confidence are right, and how many clips have it; ECE in the title.
 
-    Args:
-        path: the PNG file.
-        bins: each with `low`, `high` (its limits), `clips`, and of these the mean `confidence` and `accuracy`, from
-            0 to 1; those without clips are skipped.
-        title: of the picture.
-        scaled: the same bins with temperature scaling, for a second panel.
-        temperature: the temperature of `scaled`.
+    `panels` has, by a name, bins as `evaluation.calibration.reliability` makes them.
     """
-    panels = {
-        "without scaling" if scaled else "": bins,
-        **({f"temperature {temperature:.2f}": scaled} if scaled else {}),
-    }
-    figure = new_figure(4.2 * len(panels), 5.2)
+    figure = new_figure(4.2 * len(panels), 5.2, title)
     every = figure.subplots(2, len(panels), squeeze=False, sharex=True, sharey="row", height_ratios=[3, 1])
     for (name, panel), (upper, lower) in zip(panels.items(), every.T, strict=True):
-        filled = [each for each in panel if each["clips"]]
-        clips = np.array([each["clips"] for each in filled])
         accuracy, confidence, low, high = (
-            100 * np.array([each[key] for each in filled]) for key in ("accuracy", "confidence", "low", "high")
+            100 * np.array([each[key] for each in panel]) for key in ("accuracy", "confidence", "low", "high")
         )
+        clips = np.array([each["clips"] for each in panel])
         error = float(np.abs(accuracy - confidence) @ clips / clips.sum())
         upper.bar(low, accuracy, high - low, align="edge", color=BLUE, edgecolor="white", label="accuracy")
         upper.plot(confidence, confidence, "_", color=VERMILION, markersize=9, markeredgewidth=2.5, label="confidence")
@@ -264,24 +212,16 @@ def plot_reliability(
         upper.set_title(f"{name}{': ' if name else ''}ECE {error:.1f} %", fontsize=10)
         lower.bar(low, clips, high - low, align="edge", color=GREY, edgecolor="white")
         lower.set_xlabel("confidence in %")
-    every[0, 0].set_ylabel("accuracy in %")
-    every[0, 0].set_ylim(0, 100)
-    every[0, 0].set_xlim(0, 100)
+    every[0, 0].set(ylabel="accuracy in %", xlim=(0, 100), ylim=(0, 100))
     figure.legend(*every[0, 0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=3)
     every[1, 0].set_ylabel("clips")
-    _add_title(figure, title)
     save_figure(figure, path)
     return figure
 
 
-def _in_percent(points: Sequence[tuple[int, float]]) -> tuple[list[int], list[float]]:
-    return [step for step, _ in points], [100 * uar for _, uar in points]
-
-
-def _ink(share: float) -> str:
-    """The colour of text on that share of the blues."""
-    return "white" if share > 0.7 else "black"
-
-
-def _add_title(figure: Figure, title: str) -> None:
-    figure.suptitle(wrapped(title, int(11 * figure.get_figwidth())), fontsize=11)
+def _draw_cells(axes: Axes, shares: np.ndarray, texts: Sequence[Sequence[str]]) -> None:
+    """Shares `(rows, columns)` as cells of blue, each with its text."""
+    axes.imshow(100 * shares, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+    for (row, column), share in np.ndenumerate(shares):
+        colour = "white" if share > 0.7 else "black"
+        axes.text(column, row, texts[row][column], ha="center", va="center", color=colour, fontsize=8)

@@ -8,21 +8,19 @@ Where nothing at all is known, the table is an empty text.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
-from exhubert.configuration_exhubert import SIX_CLASSES
 from exhubert.utils.text import markdown_table
 
 AVERAGE = "average"
+FEW_SPEAKERS = 5  # below, there is too little to draw from, and a test set says little about other speakers
 MOST_COLUMNS = 10  # corpora beside each other; more are below each other
 UNKNOWN = "-"
-TEXTS = ("model", "trained on", "interval by", "in corpora", "fitted on")  # columns of words, not numbers
+KEYS = ("corpus", "system", "sex", "language", "A", "B")  # columns that name a row
+TEXTS = ("model", "trained on", "interval by", "in corpora", "fitted on")  # other columns of words, not numbers
 
 Scores = Mapping[str, Any]
 Systems = Mapping[str, Scores]
-Columns = dict[str, Callable[[Scores], str]]
-Rows = dict[tuple[str, ...], Scores]
 
 
 def uar_table(
@@ -49,9 +47,12 @@ def uar_table(
         lines.append((AVERAGE, [mean(column) for column in zip(*(values for _, values in lines), strict=True)]))
     grid = [["UAR in %", *(["chance"] if guessed else []), *uars]]
     for name, values in lines:
-        comparable = chance is None or values[0] is not None
-        shown = _best_in_bold(values[len(guessed) :]) if comparable else list(map(percent, values[1:]))
-        grid.append([name, *map(percent, values[: len(guessed)]), *shown])
+        printed = [percent(value) for value in values]
+        known = [text for text in printed[len(guessed) :] if text != UNKNOWN]
+        if len(known) > 1 and (chance is None or values[0] is not None):
+            best = max(known, key=float)
+            printed[len(guessed) :] = [f"**{text}**" if text == best else text for text in printed[len(guessed) :]]
+        grid.append([name, *printed])
     if trainable:
         counts = [parameter_count(trainable.get(name)) for name in uars]
         grid.append(["trainable", *([UNKNOWN] if guessed else []), *counts])
@@ -62,115 +63,105 @@ def uar_table(
 
 def systems_table(systems: Systems, trained_on: Mapping[str, Sequence[str]] | None = None) -> str:
     """Returns what was evaluated: the model of each system, its parameters, training corpora, clips and speakers."""
-    rows: Rows = {(name,): {**results, "trained on": (trained_on or {}).get(name)} for name, results in systems.items()}
-
-    def total(results: Scores, name: str) -> str:
-        counts = [scores.get(name) for scores in results["corpora"].values()]
-        return f"{sum(counts):,}" if all(counts) else UNKNOWN
-
-    columns: Columns = {
-        "model": lambda results: str(results.get("model", UNKNOWN)),
-        "trained on": lambda results: some(results["trained on"] or [UNKNOWN]),
-        "parameters": lambda results: parameter_count(results.get("parameters", {}).get("total")),
-        "trainable": lambda results: parameter_count(results.get("parameters", {}).get("trainable")),
-        "corpora": lambda results: str(len(results["corpora"])),
-        "clips": partial(total, name="clips"),
-        "speakers": partial(total, name="speakers"),
-    }
-    return _table(["system"], rows, columns)
+    rows = []
+    for name, results in systems.items():
+        clips, speakers = ([scores[key] for scores in results["corpora"].values()] for key in ("clips", "speakers"))
+        rows.append(
+            {
+                "system": name,
+                "model": results["model"],
+                "trained on": some((trained_on or {}).get(name, [UNKNOWN])),
+                "parameters": parameter_count(results["parameters"]["total"]),
+                "trainable": parameter_count(results["parameters"]["trainable"]),
+                "corpora": str(len(results["corpora"])),
+                "clips": f"{sum(clips):,}",
+                "speakers": f"{sum(speakers):,}" if all(speakers) else UNKNOWN,
+            }
+        )
+    return _table(rows)
 
 
 def scores_table(systems: Systems) -> str:
     """Returns UAR, accuracy, macro-F1 and calibration error on each corpus in %, with 95 % intervals, and its clips."""
-    columns: Columns = {
-        "UAR": partial(_with_interval, name="uar"),
-        "accuracy": partial(_with_interval, name="accuracy"),
-        "macro-F1": partial(_with_interval, name="macro_f1"),
-        "ECE": lambda scores: percent(scores.get("ece")),
-        **SIZE,
-    }
-    return _table(["corpus", "system"], _by_corpus(systems), columns)
+    shown = {"UAR": "uar", "accuracy": "accuracy", "macro-F1": "macro_f1", "ECE": "ece"}
+    return _corpus_table(systems, lambda scores: {**_with_intervals(scores, shown), **_size(scores)})
 
 
 def recall_table(systems: Systems) -> str:
     """Returns the recall of each class on each corpus in %, with its 95 % interval."""
+    names = dict.fromkeys(name for results in systems.values() for name in results["classes"])
 
-    def cell(scores: Scores, name: str) -> str:
-        recall, interval = (scores.get(key, {}).get(name) for key in ("recall", "recall_interval"))
-        return _bracketed(recall, interval, percent)
+    def cells(scores: Scores) -> dict[str, str]:
+        recalls, intervals = scores.get("recall", {}), scores.get("recall_interval", {})
+        return {name: _bracketed(recalls.get(name), intervals.get(name), percent) for name in names}
 
-    names = dict.fromkeys(name for results in systems.values() for name in class_names(results))
-    columns: Columns = {name: partial(cell, name=name) for name in names}
-    return _table(["corpus", "system"], _by_corpus(systems), columns)
+    return _corpus_table(systems, cells)
 
 
 def arousal_valence_table(systems: Systems) -> str:
     """Returns the UAR in % of arousal alone (two classes) and of valence alone (three), derived from the six."""
-    columns: Columns = {name: partial(_with_interval, name=f"{name}_uar") for name in ("arousal", "valence")}
-    return _table(["corpus", "system"], _by_corpus(systems), columns)
+    shown = {"arousal": "arousal_uar", "valence": "valence_uar"}
+    return _corpus_table(systems, lambda scores: _with_intervals(scores, shown))
 
 
 def group_table(systems: Systems, column: str) -> str:
     """Returns the UAR in % in each group of a column, `sex` or `language`, pooled over the corpora that have it."""
-    groups = {name: results.get("groups", {}).get(column, {}) for name, results in systems.items()}
-    values = dict.fromkeys(value for known in groups.values() for value in known)
-    rows: Rows = {(value, name): known.get(value, {}) for value in values for name, known in groups.items()}
-    columns: Columns = {
-        "UAR": partial(_with_interval, name="uar"),
-        **SIZE,
-        "in corpora": lambda scores: some(scores.get("corpora", [UNKNOWN])),
-    }
-    return _table([column, "system"], rows, columns)
+    groups = {name: results["groups"].get(column, {}) for name, results in systems.items()}
+    rows = []
+    for value in dict.fromkeys(value for known in groups.values() for value in known):
+        for name, known in groups.items():
+            scores = known.get(value, {})
+            cells = {**_with_intervals(scores, {"UAR": "uar"}), **_size(scores)}
+            corpora = some(scores.get("corpora", [UNKNOWN]))
+            rows.append({column: value, "system": name, **cells, "in corpora": corpora})
+    return _table(rows)
 
 
 def robustness_table(systems: Systems) -> str:
     """Returns the UAR in % under each condition, and in brackets by how many points that differs from `clean`."""
-    rows: Rows = {}
-    for corpus, name in _by_corpus(systems):
-        tested = systems[name].get("robustness", {}).items()
-        found = {
-            key: each.get(AVERAGE, {}) if corpus == AVERAGE else each["corpora"].get(corpus, {}) for key, each in tested
-        }
-        rows[corpus, name] = {condition: scores.get("uar") for condition, scores in found.items()}
+    tested = robustness_of(systems)
+    conditions = dict.fromkeys(condition for results in tested.values() for condition in results[AVERAGE])
 
-    def cell(uars: Scores, condition: str) -> str:
-        value, clean = uars.get(condition), uars.get("clean")
-        if condition == "clean" or value is None or clean is None:
-            return percent(value)
-        return f"{percent(value)} ({points(value - clean)})"
+    def cells(uars: Scores) -> dict[str, str]:
+        differences = {name: f" ({points(uar - uars['clean'])})" for name, uar in uars.items() if name != "clean"}
+        return {name: percent(uars.get(name)) + differences.get(name, "") for name in conditions}
 
-    conditions = dict.fromkeys(condition for uars in rows.values() for condition in uars)
-    columns: Columns = {condition: partial(cell, condition=condition) for condition in conditions}
-    return _table(["corpus", "system"], rows, columns)
+    return _corpus_table(tested, cells)
 
 
 def calibration_table(systems: Systems) -> str:
     """Returns the temperature of each system, and its expected calibration error in % without and with it."""
-    columns: Columns = {
-        "temperature": lambda scores: f"{scores['temperature']:.2f}",
-        "fitted on": lambda scores: f"{scores['split']}, {scores['clips']:,} clips",
-        "ECE without": lambda scores: percent(scores.get("ece_before")),
-        "ECE with": lambda scores: percent(scores.get("ece_after")),
-    }
-    rows: Rows = {(name,): results["calibration"] for name, results in systems.items() if results.get("calibration")}
-    return _table(["system"], rows, columns)
+    fitted = {name: results["calibration"] for name, results in systems.items() if "calibration" in results}
+    return _table(
+        [
+            {
+                "system": name,
+                "temperature": f"{scores['temperature']:.2f}",
+                "fitted on": f"{scores['split']}, {scores['clips']:,} clips",
+                "ECE without": percent(scores["ece_before"]),
+                "ECE with": percent(scores["ece_after"]),
+            }
+            for name, scores in fitted.items()
+        ]
+    )
 
 
 def comparison_table(comparison: Scores) -> str:
     """Returns by how many points the UAR of B is above (+) or below (-) that of A on the same clips, and how surely."""
-    rows: Rows = {}
+    rows = []
     for pair in comparison["pairs"]:
-        scores = pair["corpora"]
-        if len(scores) > 1 and pair.get(AVERAGE):
-            scores = {**scores, AVERAGE: pair[AVERAGE]}
-        rows.update({(*pair["models"], corpus): values for corpus, values in scores.items()})
-    columns: Columns = {
-        "B - A in points": lambda scores: _bracketed(scores.get("difference"), scores.get("interval"), points),
-        "p": lambda scores: p_value(scores.get("p")),
-        "clips": SIZE["clips"],
-        "interval by": SIZE["interval by"],
-    }
-    return _table(["A", "B", "corpus"], rows, columns)
+        a, b = pair["models"]
+        average = {AVERAGE: pair[AVERAGE]} if len(pair["corpora"]) > 1 else {}
+        for corpus, scores in {**pair["corpora"], **average}.items():
+            p = scores["p"]
+            cells = {
+                "B - A in points": _bracketed(scores["difference"], scores["interval"], points),
+                "p": UNKNOWN if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}",
+                "clips": _size(scores)["clips"],
+                "interval by": _size(scores)["interval by"],
+            }
+            rows.append({"A": a, "B": b, "corpus": corpus, **cells})
+    return _table(rows)
 
 
 def percent(share: float | None) -> str:
@@ -183,11 +174,6 @@ def points(difference: float | None) -> str:
     return UNKNOWN if difference is None else f"{round(100 * difference, 1) + 0.0:+.1f}"  # never -0.0
 
 
-def p_value(p: float | None) -> str:
-    """Three digits, and below what they can say that it is so."""
-    return UNKNOWN if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
 def parameter_count(count: int | None) -> str:
     """As the paper's Table 2 prints it, `311.49 M`; all digits below 100,000."""
     return UNKNOWN if count is None else f"{count / 1e6:.2f} M" if count >= 100_000 else f"{count:,}"
@@ -196,14 +182,6 @@ def parameter_count(count: int | None) -> str:
 def some(names: Sequence[str], most: int = 3) -> str:
     """The names, or the first of them and how many more there are."""
     return ", ".join(names) if len(names) <= most + 1 else f"{', '.join(names[:most])} and {len(names) - most} more"
-
-
-def class_names(results: Scores) -> Sequence[str]:
-    """The classes of a system, in order; of older results the six, or else those that occur in its corpora."""
-    if "classes" in results:
-        return list(results["classes"])
-    found = dict.fromkeys(name for scores in results["corpora"].values() for name in scores.get("recall", {}))
-    return SIX_CLASSES if found.keys() <= set(SIX_CLASSES) else list(found)
 
 
 def corpora_of(systems: Systems) -> list[str]:
@@ -216,13 +194,28 @@ def with_all_corpora(systems: Systems) -> Systems:
     return {name: results for name, results in systems.items() if results["corpora"].keys() >= set(corpora_of(systems))}
 
 
+def robustness_of(systems: Systems) -> Systems:
+    """The UAR by condition, on each corpus and on average, of each system; empty where it was not tested."""
+    return {
+        name: {
+            "corpora": {
+                corpus: {condition: each["corpora"][corpus]["uar"] for condition, each in tested.items()}
+                for corpus in results["corpora"]
+            },
+            AVERAGE: {condition: each[AVERAGE]["uar"] for condition, each in tested.items()},
+        }
+        for name, results in systems.items()
+        for tested in [results.get("robustness", {})]
+    }
+
+
 def chances(systems: Systems) -> dict[str, float | None]:
     """The UAR of guessing on each corpus: one by the number of classes that occur; None where systems differ in it."""
-    counts: dict[str, set[int]] = {}
-    for results in systems.values():
-        for corpus, scores in results["corpora"].items():
-            counts.setdefault(corpus, set()).add(len(scores.get("recall", {})))
-    return {corpus: 1 / max(found) if len(found) == 1 and max(found) else None for corpus, found in counts.items()}
+    guesses = {}
+    for corpus in corpora_of(systems):
+        counts = {len(r["corpora"][corpus]["recall"]) for r in systems.values() if corpus in r["corpora"]}
+        guesses[corpus] = 1 / max(counts) if len(counts) == 1 else None
+    return guesses
 
 
 def mean(values: Sequence[float | None]) -> float | None:
@@ -231,48 +224,42 @@ def mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if len(known) == len(values) else None
 
 
-def _best_in_bold(values: Sequence[float | None]) -> list[str]:
-    printed = [percent(value) for value in values]
-    known = [text for text in printed if text != UNKNOWN]
-    best = max(known, key=float) if len(known) > 1 else None
-    return [f"**{text}**" if text == best else text for text in printed]
-
-
 def _bracketed(value: float | None, interval: Sequence[float] | None, text: Callable[[float | None], str]) -> str:
     return f"{text(value)} [{text(interval[0])}, {text(interval[1])}]" if interval else text(value)
 
 
-def _with_interval(scores: Scores, name: str) -> str:
-    return _bracketed(scores.get(name), scores.get(f"{name}_interval"), percent)
+def _with_intervals(scores: Scores, names: Mapping[str, str]) -> dict[str, str]:
+    """Scores in % by column, which is a name in `scores`."""
+    return {
+        column: _bracketed(scores.get(name), scores.get(f"{name}_interval"), percent) for column, name in names.items()
+    }
 
 
-SIZE: Columns = {
-    "clips": lambda scores: f"{scores['clips']:,}" if "clips" in scores else UNKNOWN,
-    "speakers": lambda scores: f"{scores['speakers']:,}" if scores.get("speakers") else UNKNOWN,
-    "interval by": lambda scores: scores.get("interval_by") or UNKNOWN,
-}
+def _size(scores: Scores) -> dict[str, str]:
+    """How many clips and speakers there are, and what was drawn for intervals; an average has none of these."""
+    return {
+        "clips": f"{scores['clips']:,}" if "clips" in scores else UNKNOWN,
+        "speakers": f"{scores['speakers']:,}" if scores.get("speakers") else UNKNOWN,
+        "interval by": scores.get("interval_by") or UNKNOWN,
+    }
 
 
-def _by_corpus(systems: Systems) -> Rows:
-    """(corpus, system) -> scores; at the end the averages of the systems that have all corpora."""
+def _corpus_table(systems: Systems, cells: Callable[[Scores], Mapping[str, str]]) -> str:
+    """A row for each corpus and system; at the end the averages of the systems that have all corpora."""
     corpora = corpora_of(systems)
-    rows: Rows = {}
-    for corpus in corpora:
-        rows.update({(corpus, n): r["corpora"][corpus] for n, r in systems.items() if corpus in r["corpora"]})
+    rows = [(c, name, r["corpora"][c]) for c in corpora for name, r in systems.items() if c in r["corpora"]]
     if len(corpora) > 1:
-        rows.update({(AVERAGE, name): results.get(AVERAGE, {}) for name, results in with_all_corpora(systems).items()})
-    return rows
+        rows += [(AVERAGE, name, results[AVERAGE]) for name, results in with_all_corpora(systems).items()]
+    return _table([{"corpus": corpus, "system": name, **cells(scores)} for corpus, name, scores in rows])
 
 
-def _table(keys: Sequence[str], rows: Rows, columns: Columns) -> str:
-    """A table of what is known; `keys` name the parts of the rows' keys, which stand first."""
-    header = [*keys, *columns]
-    cells = [[*key, *(text(scores) for text in columns.values())] for key, scores in rows.items()]
-    known = [row for row in cells if any(cell != UNKNOWN for cell in row[len(keys) :])]
+def _table(rows: Sequence[Mapping[str, str]]) -> str:
+    """A table of what is known; the rows have the same columns, of which those in KEYS name the row."""
+    known = [row for row in rows if any(cell != UNKNOWN for name, cell in row.items() if name not in KEYS)]
     if not known:
         return ""
-    shown = [number for number in range(len(header)) if any(row[number] != UNKNOWN for row in known)]
-    if "system" in keys[1:] and len({row[1] for row in cells}) == 1:
-        shown.remove(1)
-    left = [place for place, number in enumerate(shown) if number < len(keys) or header[number] in TEXTS]
-    return markdown_table([header[number] for number in shown], [[row[n] for n in shown] for row in known], left)
+    columns = [name for name in known[0] if any(row[name] != UNKNOWN for row in known)]
+    if columns[0] != "system" and len({row.get("system") for row in rows}) == 1:
+        columns = [name for name in columns if name != "system"]
+    left = [place for place, name in enumerate(columns) if name in (*KEYS, *TEXTS)]
+    return markdown_table(columns, [[row[name] for name in columns] for row in known], left)

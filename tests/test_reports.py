@@ -19,7 +19,7 @@ from exhubert.reports import plots, tables
 from exhubert.reports.report import write_report
 
 ROBUSTNESS = {
-    condition: {"corpora": {"emodb": {"uar": uar}}, "average": {"uar": uar}}
+    condition: {"corpora": {"emodb": {"uar": uar}, "nemo": {"uar": uar}}, "average": {"uar": uar}}
     for condition, uar in (("clean", 0.5), ("noise 10 dB", 0.375), ("telephone", 0.5))
 }
 COMPARISON = {
@@ -41,14 +41,13 @@ COMPARISON = {
     ]
 }
 BINS = [
-    {"low": 0.0, "high": 0.5, "clips": 0, "confidence": None, "accuracy": None},
     {"low": 0.5, "high": 0.75, "clips": 30, "confidence": 0.6, "accuracy": 0.5},
     {"low": 0.75, "high": 1.0, "clips": 10, "confidence": 0.9, "accuracy": 0.7},
 ]
 
 
 def results(uar: float = 0.5, corpora: tuple[str, ...] = ("emodb",), **more: object) -> dict[str, Any]:
-    """What `results.json` of a whole evaluation holds, as far as the tests need it."""
+    """What `results.json` holds, as far as the tests need it."""
     scores = {
         "split": "test",
         "clips": 1200,
@@ -63,7 +62,8 @@ def results(uar: float = 0.5, corpora: tuple[str, ...] = ("emodb",), **more: obj
     every = {name: dict(scores) for name in corpora}
     parameters = {"total": 950_000, "trainable": 950_000}
     model = {"model": "runs/model", "parameters": parameters, "corpora": every, "average": {"uar": uar}}
-    return {**model, "seed": 0, "versions": {"torch": "2.9", "peft": "not installed"}, **more}
+    described = {"classes": list(SIX_CLASSES), "groups": {}, "seed": 0}
+    return {**model, **described, "versions": {"torch": "2.9", "peft": "not installed"}, **more}
 
 
 def lines(table: str) -> list[str]:
@@ -115,21 +115,21 @@ def test_parameter_counts_read_as_in_the_paper(count, text):
 
 
 def test_scores_with_intervals_and_without():
-    old = results(0.25, ("emodb", "nemo"))
-    for scores in old["corpora"].values():
-        del scores["uar_interval"], scores["interval_by"], scores["accuracy"]
-    assert lines(tables.scores_table({"old": old})) == [
-        "| corpus | UAR | macro-F1 | clips | speakers |",
-        "| emodb | 25.0 | 40.0 | 1,200 | 10 |",
-        "| nemo | 25.0 | 40.0 | 1,200 | 10 |",
+    one = results(0.25, ("emodb", "nemo"))
+    for scores in one["corpora"].values():  # of a single clip each
+        scores.update(clips=1, speakers=0, uar_interval=None, interval_by=None)
+    assert lines(tables.scores_table({"one": one})) == [
+        "| corpus | UAR | accuracy | macro-F1 | clips |",
+        "| emodb | 25.0 | 60.0 | 40.0 | 1 |",
+        "| nemo | 25.0 | 60.0 | 40.0 | 1 |",
         "| average | 25.0 | - | - | - |",
     ]
-    assert lines(tables.scores_table({"old": old, "new": results()})) == [
+    assert lines(tables.scores_table({"one": one, "other": results()})) == [
         "| corpus | system | UAR | accuracy | macro-F1 | clips | speakers | interval by |",
-        "| emodb | old | 25.0 | - | 40.0 | 1,200 | 10 | - |",
-        "| emodb | new | 50.0 [40.0, 60.0] | 60.0 | 40.0 | 1,200 | 10 | speaker |",
-        "| nemo | old | 25.0 | - | 40.0 | 1,200 | 10 | - |",
-        "| average | old | 25.0 | - | - | - | - | - |",  # the other lacks a corpus
+        "| emodb | one | 25.0 | 60.0 | 40.0 | 1 | - | - |",
+        "| emodb | other | 50.0 [40.0, 60.0] | 60.0 | 40.0 | 1,200 | 10 | speaker |",
+        "| nemo | one | 25.0 | 60.0 | 40.0 | 1 | - | - |",
+        "| average | one | 25.0 | - | - | - | - | - |",  # the other lacks a corpus
     ]
 
 
@@ -173,13 +173,13 @@ def test_the_other_tables():
         "| before | after | average | +2.5 [-0.5, +5.5] | - | - | - |",
     ]
     for table in (tables.arousal_valence_table, tables.robustness_table, tables.calibration_table):
-        assert table({"old": results()}) == ""
+        assert table({"model": results()}) == ""
 
 
 def test_chance_is_by_the_classes_that_occur():
     other = results(corpora=("emodb", "nemo"))
-    other["corpora"]["nemo"]["recall"] = {}
-    assert tables.chances({"a": results(), "b": other}) == {"emodb": 0.5, "nemo": None}
+    other["corpora"]["nemo"]["recall"] = {"anger": 0.5}
+    assert tables.chances({"a": results(), "b": other}) == {"emodb": 0.5, "nemo": 1.0}
     other["corpora"]["emodb"]["recall"] = {"anger": 0.5, "joy": 0.5, "neutral": 0.5}
     assert tables.chances({"a": results(), "b": other})["emodb"] is None
 
@@ -193,10 +193,10 @@ def is_picture(path: Path) -> bool:
 def test_pictures_are_written(tmp_path):
     points = [(1, 0.2), (2, 0.4)]
     plots.plot_confusion(tmp_path / "c.png", [0, 0, 1, 2], [0, 1, 1, 1], ["a", "b", "c"], "title")
-    plots.plot_curves(tmp_path / "u.png", {"emodb": points, "average": points}, "title")
+    plots.plot_runs(tmp_path / "u.png", {"emodb": {"title": points}, "average": {"title": points}})
     plots.plot_runs(tmp_path / "r.png", {"one": {"emodb": points}, "two": {"emodb": points, "nemo": points}})
     plots.plot_robustness(tmp_path / "n.png", {"one": {"clean": 0.5, "noise 5 dB": 0.4, "telephone": 0.45}}, 0.25)
-    plots.plot_reliability(tmp_path / "e.png", BINS, "title", BINS, 1.5)
+    plots.plot_reliability(tmp_path / "e.png", {"without": BINS, "with": BINS}, "title")
     assert all(is_picture(path) for path in tmp_path.iterdir())
     assert len(list(tmp_path.iterdir())) == 5
 
@@ -243,7 +243,7 @@ def test_points_of_all_systems_find_room(corpora, systems, panels, tmp_path):
 
 
 def test_the_reliability_plot_says_the_calibration_error(tmp_path):
-    figure = plots.plot_reliability(tmp_path / "r.png", BINS, "model")
+    figure = plots.plot_reliability(tmp_path / "r.png", {"": BINS}, "model")
     assert [axes.get_title() for axes in figure.axes] == ["ECE 12.5 %", ""]  # (3 * 10 + 1 * 20) / 4
     assert [bar.get_height() for bar in figure.axes[0].patches] == [50.0, 70.0]
 
@@ -274,7 +274,7 @@ def test_the_report_of_several_models_links_what_is_there(tmp_path):
     for folder in folders.values():
         (tmp_path / folder).mkdir()
         for name in ("confusion_emodb.png", "reliability.png"):
-            plots.plot_curves(tmp_path / folder / name, {"a": [(0, 0.0)]}, name)
+            plots.plot_runs(tmp_path / folder / name, {"a": {name: [(0, 0.0)]}})
     points = {"nemo": [(1, 0.2), (2, 0.4)]}
     path = write_report(
         tmp_path,

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from transformers import TrainingArguments
 
 from exhubert.evaluation.results import CURVES, RESULTS
-from exhubert.reports.plots import plot_curves
+from exhubert.reports.plots import plot_runs
 from exhubert.training.arguments import Recipe
 from exhubert.utils.files import UNFINISHED, write_text
 from exhubert.utils.text import first_line
@@ -156,7 +156,8 @@ def write_curves(output: str, log_history: list[dict[str, Any]], title: str) -> 
         curves.pop("average", None)
     if curves:
         write_text(Path(output) / CURVES, json.dumps(curves) + "\n")
-        plot_curves(Path(output) / "curves.png", curves, title)
+        # One panel, a line for each corpus.
+        plot_runs(Path(output) / "curves.png", {name: {title: points} for name, points in curves.items()})
 
 
 def _read_recipe(directory: Path) -> dict[str, Any]:

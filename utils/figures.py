@@ -20,10 +20,12 @@ MARKERS = "osD^vP"
 LEGEND_ROWS = 20
 
 
-def new_figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float, title: str = "") -> Figure:
     """An empty figure of so many inches, at least 4 by 3.5; without pyplot, which keeps each and picks a screen."""
     figure = Figure(figsize=(max(4.0, width), max(3.5, height)), layout="constrained")
     FigureCanvasAgg(figure)
+    if title:
+        figure.suptitle(wrapped(title, int(11 * figure.get_figwidth())), fontsize=11)
     return figure
 
 

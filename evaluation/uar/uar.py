@@ -2,7 +2,8 @@
 
 import datasets
 import evaluate
-from sklearn.metrics import recall_score
+import numpy as np
+from sklearn.metrics import confusion_matrix
 
 _DESCRIPTION = """\
 Unweighted average recall (UAR): the mean of the recalls of the classes that occur among the references. Also known
@@ -50,6 +51,18 @@ _CITATION = """\
 """
 
 
+def uar_and_recalls(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns UARs and recalls of confusion matrices `(..., classes, classes)` with the references in rows.
+
+    Returns:
+        UARs `(...)`, over the classes that occur among the references, and the recall of each class `(..., classes)`,
+        which is NaN where the class does not occur.
+    """
+    hits, occurring = np.diagonal(matrices, axis1=-2, axis2=-1), matrices.sum(axis=-1)
+    recalls = np.divide(hits, occurring, out=np.full(hits.shape, np.nan), where=occurring > 0)
+    return np.nanmean(recalls, axis=-1), recalls
+
+
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
 class UAR(evaluate.Metric):
     """The metric class that `evaluate.load` finds."""
@@ -66,5 +79,5 @@ class UAR(evaluate.Metric):
     def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
         if not references:
             raise ValueError("there are no references to compute a UAR of; at least one is needed")
-        present = sorted(set(references))
-        return {"uar": float(recall_score(references, predictions, labels=present, average="macro"))}
+        uar, _ = uar_and_recalls(confusion_matrix(references, predictions))
+        return {"uar": float(uar)}

@@ -1,0 +1,1 @@
+"""UAR, for the package and as a module of the `evaluate` library."""
