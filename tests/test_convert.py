@@ -356,15 +356,8 @@ def test_a_checkpoint_of_two_dtypes_keeps_both(tmp_path, make_hubert):
 @pytest.mark.parametrize("layers", [4, pytest.param(8, marks=pytest.mark.heavy)])
 def test_memory_holds_a_shard_and_not_a_model(tmp_path, make_hubert, layers):
     """A source of 411 MB (of 8 layers) becomes one of 723 MB; what the conversion adds to memory is far less."""
-    config = HubertConfig(
-        **{
-            **SMALL,
-            **HUBERT_KINDS["large"],
-            "hidden_size": 1024,
-            "intermediate_size": 4096,
-            "num_hidden_layers": layers,
-        }
-    )
+    sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": layers}
+    config = HubertConfig(**{**SMALL, **HUBERT_KINDS["large"], **sizes})
     HubertForSequenceClassification(config).save_pretrained(tmp_path / "hubert")
     make_hubert(name="hubert-small")
     done = run_python(

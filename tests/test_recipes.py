@@ -240,6 +240,25 @@ def test_the_papers_optimiser(name):
         assert recipe.corpora == ["aesi"]
 
 
+def test_each_baseline_says_what_it_changes():
+    changed = {
+        name.removeprefix("baselines/"): {
+            key
+            for key, value in vars(parsed(name)).items()
+            if value != getattr(parsed("transfer/hubert_emoset.yaml"), key)
+        }
+        - {"output"}
+        for name in RECIPES
+        if name.startswith("baselines/")
+    }
+    assert changed == {
+        "class_weights.yaml": {"class_weights"},
+        "lora.yaml": {"lora"},
+        "soft_labels.yaml": {"soft_labels"},
+        "weighted_sum.yaml": {"freeze", "weighted_layer_sum"},
+    }
+
+
 def test_averages_in_the_docs_follow_from_their_rows():
     """Of each table of UARs in docs/paper.md: the row `recomputed` is the mean of the rows above `printed`."""
     tables = re.findall(r"(?:^\|.*\n)+", (ROOT / "docs" / "paper.md").read_text(encoding="utf-8"), re.MULTILINE)
