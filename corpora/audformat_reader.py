@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas
-import yaml
 
-from exhubert.corpora.registry import YAML_LOADER
+from exhubert.corpora.registry import read_yaml
 from exhubert.corpora.splits import SPLIT_NAMES
 from exhubert.utils.text import first_line
 
@@ -29,11 +28,7 @@ def read_audformat(directory: Path) -> pandas.DataFrame:
             "(or exhubert[audformat])"
         ) from error
     header = directory / "db.yaml"
-    try:
-        # audformat's own loader would also make Python objects that the file names.
-        yaml.load(header.read_text(encoding="utf-8"), Loader=YAML_LOADER)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{header} is not YAML: {' '.join(str(error).split())}") from error
+    read_yaml(header)  # audformat's own loader would also make Python objects that the file names
     # audformat prefers tables as pickles, which can run code when they are read.
     for pickle in directory.glob("db.*.pkl"):
         if not any(pickle.with_suffix(form).exists() for form in (".csv", ".parquet")):

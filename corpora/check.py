@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
+import numpy as np
 import pandas
 
 from exhubert.audio_exhubert import SAMPLING_RATE
@@ -38,16 +39,6 @@ CLIPPED_SAMPLES = 10  # at full scale; a few are a normalised peak
 EXAMPLES = 3
 
 
-class Row(NamedTuple):
-    """A row of the metadata whose path lies inside the folder."""
-
-    file_name: str  # normalised, with forward slashes
-    label: str
-    split: str
-    start_seconds: float | None  # where in the file the clip begins; None: it is the whole file
-    duration_seconds: float | None  # None: to the end of the file
-
-
 def report_check(findings: pandas.DataFrame) -> str:
     """Returns the findings as text for a terminal: each problem with its number and the first few, errors first."""
     if findings.empty:
@@ -66,12 +57,6 @@ def report_check(findings: pandas.DataFrame) -> str:
         if len(of_kind) > EXAMPLES:
             lines.append(f"{indent}... and {len(of_kind) - EXAMPLES:,} more")
     return "\n".join(lines)
-
-
-def write_findings(findings: pandas.DataFrame, output: str | os.PathLike[str]) -> None:
-    """Writes all findings to a CSV file, whole or not at all."""
-    with whole_file(output) as unfinished:
-        findings.to_csv(unfinished, index=False)
 
 
 def run_check(
@@ -96,15 +81,15 @@ def run_check(
     elapsed = time.perf_counter() - start
     print(report_check(findings))
     if output is not None:
-        write_findings(findings, output)
+        with whole_file(output) as unfinished:
+            findings.to_csv(unfinished, index=False)
         print(f"all findings: {output}")
     errors = int((findings["severity"] == ERROR).sum())
+    counts = {ERROR: errors, WARNING: len(findings) - errors}
+    counted = ", ".join(f"{count:,} {noun}{'' if count == 1 else 's'}" for noun, count in counts.items())
     seconds = sum(clip.duration_seconds for clip in clips.values())
-    print(
-        f"{len(clips):,} files, {seconds / 3600:.2f} hours: {_counted(errors, ERROR)}, "
-        f"{_counted(len(findings) - errors, WARNING)}; "
-        f"{elapsed:.1f} s, {seconds / elapsed:,.0f} times real time"
-    )
+    speed = f"{elapsed:.1f} s, {seconds / elapsed:,.0f} times real time"
+    print(f"{len(clips):,} files, {seconds / 3600:.2f} hours: {counted}; {speed}")
     return 2 if errors else 0
 
 
@@ -141,112 +126,103 @@ def find_all(
         raise ValueError(f"{path}: no column 'file_name'; it has {', '.join(map(str, table.columns))}")
     findings = list(find_problems(path.name, table))
     table = clean(table)
+    absent: dict[str, Any] = {
+        "label": "",
+        "speaker": "",
+        "split": "",
+        "corpus": "",
+        **dict.fromkeys(SEGMENT_COLUMNS, np.nan),
+    }
+    table = table.assign(**{name: value for name, value in absent.items() if name not in table.columns})
+    # Without a start `duration_seconds` is that of the file.
+    durations = pandas.to_numeric(table["duration_seconds"].where(table["start_seconds"].notna()))
+    table = table.assign(start_seconds=table["start_seconds"].fillna(0.0), duration_seconds=durations.fillna(np.inf))
     corpus = Path(os.path.abspath(directory)).name
-    label_map = load_label_map(label_file, corpus_key(sorted(set(_column(table, "corpus"))), corpus))
-    rows = _rows(table)
-    names = list(dict.fromkeys(row.file_name for row in rows))
+    label_map = load_label_map(label_file, corpus_key(sorted(set(table["corpus"])), corpus))
+    rows = table[(table["file_name"] != "") & ~table["file_name"].str.contains(OUTSIDE)]
+    names = list(rows["file_name"].unique())
     clips = dict(zip(names, scan_clips([directory / name for name in names]), strict=True))
-    usual_rate = _usual_rate(clips)
-    for name, clip in clips.items():
-        findings += _check_audio(name, clip, usual_rate)
-    for row in {(row.file_name, *row[3:]): row for row in rows}.values():
-        findings += _check_length(row, clips[row.file_name], shortest_seconds, longest_seconds)
-    findings += _check_copies(rows, clips)
+    findings += _check_audio(clips)
+    findings += _check_clips(rows, clips, shortest_seconds, longest_seconds)
     findings += _check_columns(path.name, table)
-    findings += _check_labels(rows, corpus, label_map)
+    for label, named in rows[rows["label"] != ""].groupby("label", sort=False)["file_name"]:
+        try:
+            map_labels([str(label)] * len(named), corpus, label_map)
+        except ValueError as error:
+            findings.append(Finding(named.iloc[0], WARNING, "unknown label", str(error)))
     there = (path.relative_to(directory).as_posix() for path in visible_files(directory) if is_audio(path))
     findings += [Finding(name, WARNING, "audio that no row names", "") for name in there if name not in clips]
     shown = [Finding(*map(printable, finding)) for finding in findings]
     return pandas.DataFrame(shown, columns=list(Finding._fields), dtype=str), clips
 
 
-def _column(table: pandas.DataFrame, name: str) -> list[str]:
-    return list(table[name]) if name in table.columns else [""] * len(table)
-
-
-def _rows(table: pandas.DataFrame) -> list[Row]:
-    """The rows whose files may be opened."""
-    inside = table[(table["file_name"] != "") & ~table["file_name"].str.contains(OUTSIDE)]
-    segments = "start_seconds" in table.columns  # else `duration_seconds` is that of the file
-    rows = []
-    columns = (_column(inside, name) for name in ("file_name", "label", "split", *SEGMENT_COLUMNS))
-    for name, label, split, *times in zip(*columns, strict=True):
-        start, duration = (None if not segments or time == "" or time != time else float(time) for time in times)
-        rows.append(Row(name, label, split, start, None if start is None else duration))
-    return rows
-
-
-def _check_audio(name: str, clip: ClipFacts, usual_rate: int) -> Iterator[Finding]:
-    if clip.error:
-        problem, _, detail = clip.error.partition(": ")
-        yield Finding(name, ERROR, problem, detail)
-        return
-    seconds = f"{clip.duration_seconds:.2f} s"
-    if not clip.finite:
-        yield Finding(name, ERROR, "NaN or infinite samples", seconds)
-    elif clip.peak < SILENT_PEAK:
-        yield Finding(name, ERROR, "silent", f"{seconds}, peak {clip.peak:.5f} of full scale")
-    if clip.full_scale_samples > CLIPPED_SAMPLES:
-        yield Finding(name, WARNING, "clipped", f"{clip.full_scale_samples} samples at full scale in {seconds}")
-    if clip.sampling_rate < SAMPLING_RATE:
-        detail = f"{clip.sampling_rate} Hz; the model hears {SAMPLING_RATE} Hz"
-        yield Finding(name, WARNING, "low sampling rate", detail)
-    elif clip.sampling_rate != usual_rate:
-        detail = f"{clip.sampling_rate} Hz; the corpus's usual one is {usual_rate} Hz"
-        yield Finding(name, WARNING, "other sampling rate", detail)
-
-
-def _check_length(row: Row, clip: ClipFacts, shortest_seconds: float, longest_seconds: float) -> Iterator[Finding]:
-    if clip.error:
-        return
-    start = row.start_seconds or 0.0
-    rest = clip.duration_seconds - start
-    seconds = rest if row.duration_seconds is None else min(rest, row.duration_seconds)
-    if seconds <= 0:
-        detail = f"it begins at {start:.2f} s of {clip.duration_seconds:.2f} s"
-        yield Finding(row.file_name, ERROR, "clip without samples", detail)
-    elif seconds < shortest_seconds:
-        yield Finding(row.file_name, WARNING, "too short", f"{seconds:.3f} s; below {shortest_seconds:g} s")
-    elif seconds > longest_seconds:
-        yield Finding(row.file_name, WARNING, "too long", f"{seconds:.2f} s; above {longest_seconds:g} s")
-
-
-def _usual_rate(clips: Mapping[str, ClipFacts]) -> int:
+def _check_audio(clips: Mapping[str, ClipFacts]) -> Iterator[Finding]:
+    """What is wrong with whole files."""
     rates = Counter(clip.sampling_rate for clip in clips.values() if clip.sampling_rate)
-    return rates.most_common(1)[0][0] if rates else 0
+    for name, clip in clips.items():
+        if clip.error:
+            problem, _, detail = clip.error.partition(": ")
+            yield Finding(name, ERROR, problem, detail)
+            continue
+        seconds = f"{clip.duration_seconds:.2f} s"
+        if not clip.finite:
+            yield Finding(name, ERROR, "NaN or infinite samples", seconds)
+        elif clip.peak < SILENT_PEAK:
+            yield Finding(name, ERROR, "silent", f"{seconds}, peak {clip.peak:.5f} of full scale")
+        if clip.full_scale_samples > CLIPPED_SAMPLES:
+            yield Finding(name, WARNING, "clipped", f"{clip.full_scale_samples} samples at full scale in {seconds}")
+        usual_rate = rates.most_common(1)[0][0]
+        if clip.sampling_rate < SAMPLING_RATE:
+            detail = f"{clip.sampling_rate} Hz; the model hears {SAMPLING_RATE} Hz"
+            yield Finding(name, WARNING, "low sampling rate", detail)
+        elif clip.sampling_rate != usual_rate:
+            detail = f"{clip.sampling_rate} Hz; the corpus's usual one is {usual_rate} Hz"
+            yield Finding(name, WARNING, "other sampling rate", detail)
 
 
-def _check_copies(rows: Sequence[Row], clips: Mapping[str, ClipFacts]) -> Iterator[Finding]:
-    """Files with the same audio, each compared with the first of its kind."""
-    first_with_name: dict[tuple, Row] = {}
-    first_with_audio: dict[tuple, Row] = {}
-    for row in rows:
-        part = row[3:]
-        if first_with_name.setdefault((row.file_name, part), row) is not row:
-            continue  # found in the metadata
+def _check_clips(
+    rows: pandas.DataFrame, clips: Mapping[str, ClipFacts], shortest_seconds: float, longest_seconds: float
+) -> Iterator[Finding]:
+    """Clips that are too short or too long, then those with the same audio, each compared with the first of its kind.
+
+    A clip that stands in two rows is found in the metadata.
+    """
+    wanted = ["file_name", "label", "split", *SEGMENT_COLUMNS]
+    once: list[Any] = list(rows[wanted].drop_duplicates(["file_name", *SEGMENT_COLUMNS]).itertuples())
+    for row in once:
+        clip = clips[row.file_name]
+        seconds = min(clip.duration_seconds - row.start_seconds, row.duration_seconds)
+        if clip.error:
+            continue
+        if seconds <= 0:
+            detail = f"it begins at {row.start_seconds:.2f} s of {clip.duration_seconds:.2f} s"
+            yield Finding(row.file_name, ERROR, "clip without samples", detail)
+        elif seconds < shortest_seconds:
+            yield Finding(row.file_name, WARNING, "too short", f"{seconds:.3f} s; below {shortest_seconds:g} s")
+        elif seconds > longest_seconds:
+            yield Finding(row.file_name, WARNING, "too long", f"{seconds:.2f} s; above {longest_seconds:g} s")
+
+    first_with_audio: dict[tuple[str, float, float], Any] = {}
+    for row in once:
         content = clips[row.file_name].content_hash
-        first = first_with_audio.setdefault((content, part), row) if content else row
-        if first is not row:
-            detail = f"{_named(row)}; the same as {first.file_name}, {_named(first)}"
-            yield from _compare(row, first, "duplicate audio", detail)
-
-
-def _named(row: Row) -> str:
-    return f"label {row.label!r}, split {row.split!r}" if row.split else f"label {row.label!r}"
-
-
-def _compare(row: Row, first: Row, problem: str, detail: str) -> Iterator[Finding]:
-    if row.label and first.label and row.label.casefold() != first.label.casefold():
-        yield Finding(row.file_name, ERROR, f"{problem} with two labels", detail)
-    else:
-        yield Finding(row.file_name, WARNING, problem, detail)
-    if row.split and first.split and row.split != first.split:
-        yield Finding(row.file_name, ERROR, "identical audio in two splits", detail)
+        first = first_with_audio.setdefault((content, row.start_seconds, row.duration_seconds), row)
+        if first is row or not content:
+            continue
+        said, of_first = (
+            f"label {each.label!r}" + (f", split {each.split!r}" if each.split else "") for each in (row, first)
+        )
+        detail = f"{said}; the same as {first.file_name}, {of_first}"
+        if row.label and first.label and row.label.casefold() != first.label.casefold():
+            yield Finding(row.file_name, ERROR, "duplicate audio with two labels", detail)
+        else:
+            yield Finding(row.file_name, WARNING, "duplicate audio", detail)
+        if row.split and first.split and row.split != first.split:
+            yield Finding(row.file_name, ERROR, "identical audio in two splits", detail)
 
 
 def _check_columns(metadata_name: str, table: pandas.DataFrame) -> Iterator[Finding]:
     """What concerns a whole column that is there: the speakers and the split."""
-    speakers, splits = _column(table, "speaker"), _column(table, "split")
+    speakers, splits = list(table["speaker"]), list(table["split"])
     unknown = speakers.count("")
     if any(speakers) and unknown:
         detail = f"{unknown:,} of {len(speakers):,} rows have none; no split by speaker can be made"
@@ -265,20 +241,3 @@ def _check_columns(metadata_name: str, table: pandas.DataFrame) -> Iterator[Find
         known = len(parts) - ("" in parts)
         detail = f"{len(shared):,} of {known:,} speakers, e.g. {shared[0]} ({', '.join(sorted(parts[shared[0]]))})"
         yield Finding(metadata_name, WARNING, "speakers in two splits", detail)
-
-
-def _check_labels(rows: Sequence[Row], corpus: str, label_map: Mapping[str, int | None]) -> Iterator[Finding]:
-    """One finding for each word that has no class."""
-    words = defaultdict(list)
-    for row in rows:
-        if row.label:
-            words[row.label].append(row.file_name)
-    for label, names in words.items():
-        try:
-            map_labels([label] * len(names), corpus, label_map)
-        except ValueError as error:
-            yield Finding(names[0], WARNING, "unknown label", str(error))
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -60,20 +61,18 @@ def scan_clip(path: str | os.PathLike[str]) -> ClipFacts:
     try:
         file = soundfile.SoundFile(os.fsencode(path) if os.name == "posix" else path)
     except (soundfile.LibsndfileError, TypeError):  # TypeError: raw samples, which say no rate
-        return _scan_otherwise(path)
-    with file:
-        rate, channels, promised, error = file.samplerate, file.channels, _promised_frames(file), ""
-        content = _Content(rate, channels)
         try:
-            while len(block := file.read(BLOCK_BYTES // (4 * channels) or 1, dtype="float32", always_2d=True)):
-                content.add(block)
-        except soundfile.LibsndfileError as stop:
-            error = f"does not decode: after {content.frames / rate:.2f} s: {stop.error_string}"
-    if not error and not content.frames:
-        error = "empty: no samples"
-    elif not error and promised - content.frames > TOLERATED_SECONDS * rate:
-        error = f"truncated: {content.frames / rate:.2f} s of the {promised / rate:.2f} s that its header promises"
-    return content.facts(error)
+            samples = read_audio(path)
+        except (ValueError, OSError) as error:
+            return ClipFacts(error=f"does not decode: {str(error).removeprefix(f'{os.fspath(path)}: ')}")
+        return _facts([samples[:, None]], SAMPLING_RATE, 1, len(samples))
+    with file:
+        found = PROMISED_BYTES.search(file.extra_info) if file.format != "FLAC" else None
+        promised, there = map(int, found.groups()) if found else (0, 0)
+        frames = file.frames if not there or promised >= STREAMED_BYTES else file.frames * promised // there
+        length = BLOCK_BYTES // (4 * file.channels) or 1
+        blocks = (file.read(length, dtype="float32", always_2d=True) for _ in itertools.count())
+        return _facts(itertools.takewhile(len, blocks), file.samplerate, file.channels, frames)
 
 
 def scan_clips(paths: Sequence[str | os.PathLike[str]]) -> list[ClipFacts]:
@@ -87,47 +86,27 @@ def scan_clips(paths: Sequence[str | os.PathLike[str]]) -> list[ClipFacts]:
         return list(tqdm(scanned, total=len(paths), desc="decoding", unit="clip"))
 
 
-def _scan_otherwise(path: str | os.PathLike[str]) -> ClipFacts:
-    """The facts of a file that libsndfile cannot open, such as a video, as `read_audio` delivers it."""
+def _facts(blocks: Iterable[np.ndarray], rate: int, channels: int, promised_frames: int) -> ClipFacts:
+    """The facts of decoded blocks, float32 `(frames, channels)`."""
+    frames, peak, full_scale_samples, finite, error = 0, 0.0, 0, True, ""
+    content = hashlib.blake2b(f"{rate} Hz, {channels} channels".encode(), digest_size=16)
     try:
-        samples = read_audio(path)
-    except (ValueError, OSError) as error:
-        return ClipFacts(error=f"does not decode: {str(error).removeprefix(f'{os.fspath(path)}: ')}")
-    content = _Content(SAMPLING_RATE, 1)
-    content.add(samples[:, None])
-    return content.facts()
-
-
-class _Content:
-    """Takes up decoded blocks."""
-
-    def __init__(self, rate: int, channels: int) -> None:
-        self.rate, self.channels = rate, channels
-        self.frames, self.peak, self.full_scale_samples, self.finite = 0, 0.0, 0, True
-        self.hash = hashlib.blake2b(f"{rate} Hz, {channels} channels".encode(), digest_size=16)
-
-    def add(self, block: np.ndarray) -> None:
-        """Adds float32 `(frames, channels)`."""
-        block = block + np.float32(0)  # a float file may hold -0.0, an integer file cannot
-        self.hash.update(block.astype("<f4", copy=False).data)
-        self.frames += len(block)
-        if not np.isfinite((block.min(), block.max())).all():
-            self.finite = False
-            block = np.nan_to_num(block, nan=0.0, posinf=0.0, neginf=0.0)
-        loudest = max(-float(block.min()), float(block.max()))
-        self.peak = max(self.peak, loudest)
-        if loudest >= FULL_SCALE:
-            self.full_scale_samples += int(np.count_nonzero(np.abs(block) >= FULL_SCALE))
-
-    def facts(self, error: str = "") -> ClipFacts:
-        digest = self.hash.hexdigest() if self.frames and not error.startswith("does not decode") else ""
-        numbers = self.frames / self.rate, self.rate, self.channels, self.peak, self.full_scale_samples
-        return ClipFacts(*numbers, self.finite, digest, error)
-
-
-def _promised_frames(file: soundfile.SoundFile) -> int:
-    found = PROMISED_BYTES.search(file.extra_info) if file.format != "FLAC" else None
-    promised, there = map(int, found.groups()) if found else (0, 0)
-    if not there or promised >= STREAMED_BYTES:
-        return file.frames
-    return file.frames * promised // there
+        for block in blocks:
+            block = block + np.float32(0)  # a float file may hold -0.0, an integer file cannot
+            content.update(block.astype("<f4", copy=False).data)
+            frames += len(block)
+            if not np.isfinite((block.min(), block.max())).all():
+                finite = False
+                block = np.nan_to_num(block, nan=0.0, posinf=0.0, neginf=0.0)
+            loudest = max(-float(block.min()), float(block.max()))
+            peak = max(peak, loudest)
+            if loudest >= FULL_SCALE:
+                full_scale_samples += int(np.count_nonzero(np.abs(block) >= FULL_SCALE))
+    except soundfile.LibsndfileError as stop:
+        error = f"does not decode: after {frames / rate:.2f} s: {stop.error_string}"
+    digest = content.hexdigest() if frames and not error else ""
+    if not error and not frames:
+        error = "empty: no samples"
+    elif not error and promised_frames - frames > TOLERATED_SECONDS * rate:
+        error = f"truncated: {frames / rate:.2f} s of the {promised_frames / rate:.2f} s that its header promises"
+    return ClipFacts(frames / rate, rate, channels, peak, full_scale_samples, finite, digest, error)

@@ -17,6 +17,7 @@ from exhubert.utils.files import AUDIO_SUFFIXES, VIDEO_SUFFIXES, is_audio, visib
 
 STANDARD_COLUMNS = ("speaker", "sex", "session", "language", "split", "text", "intensity", "take")
 SHOWN = 3  # examples in messages
+PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
 
 
 @dataclass
@@ -40,6 +41,14 @@ class Clips:
     left_out: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     bad: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
+    def print_left_out(self) -> None:
+        """Prints a line for each reason for which clips were left out."""
+        for title, reasons in (("left out", self.left_out), ("left out, please look", self.bad)):
+            for reason, paths in reasons.items():
+                if paths:
+                    more = ", ..." if len(paths) > SHOWN else ""
+                    print(f"{title}: {len(paths)} {reason}: {', '.join(paths[:SHOWN])}{more}")
+
 
 def list_tree(root: str | os.PathLike[str]) -> Tree:
     """Lists audio and other files below `root`, following links, each folder once.
@@ -52,8 +61,13 @@ def list_tree(root: str | os.PathLike[str]) -> Tree:
         raise ValueError(f"{root}: no such folder")
     for path in visible_files(tree.root, follow_links=True):
         if path.is_file():
+            name = path.relative_to(tree.root).as_posix()
+            try:
+                name.encode("utf-8")
+            except UnicodeEncodeError:  # names that are not UTF-8 are read as Latin-1
+                name = os.fsencode(name).decode("latin-1")
             files = tree.audio if is_audio(path) else tree.texts
-            files[_readable(path.relative_to(tree.root))] = path
+            files[unicodedata.normalize("NFC", name)] = path
     if not tree.audio:
         formats = " ".join(suffix[1:] for suffix in (*AUDIO_SUFFIXES, *VIDEO_SUFFIXES))
         raise ValueError(f"{root}: no audio there; files that end in {formats} count as audio")
@@ -68,16 +82,17 @@ def read_clips(corpus: Corpus, tree: Tree) -> Clips:
             needs is missing, or a text file gives a clip two labels.
     """
     scheme = corpus.scheme
-    patterns = [re.compile(f"(?:.*/)?(?:{pattern})", re.IGNORECASE) for pattern in patterns_of(scheme, "clips")]
-    others = [re.compile(f"(?:.*/)?(?:{pattern})", re.IGNORECASE) for pattern in patterns_of(scheme, "leave_out")]
-    columns = {name: _rule(rule) for name, rule in scheme.get("columns", {}).items()}
-    sources = {name for rule in scheme.get("columns", {}).values() for name in _names_in(rule)}
-    joins = [_read_table(corpus, tree, table) for table in scheme.get("tables", [])]
+    patterns, not_clips = (patterns_of(corpus.key, scheme, name) for name in ("clips", "leave_out"))
+    rules = scheme.get("columns", {})
+    columns = {name: _rule(rule) for name, rule in rules.items()}
+    templates = [rule if isinstance(rule, str) else rule["of"] for rule in rules.values()]
+    sources = {name for template in templates for name in PLACEHOLDER.findall(template)}
+    joins = [(table.get("match", "{stem}"), _read_table(corpus, tree, table)) for table in scheme.get("tables", [])]
     clips = Clips()
     matched = 0
     for path in tree.audio:
         stem = str(PurePosixPath(path).with_suffix(""))
-        if any(pattern.fullmatch(stem) for pattern in others):
+        if any(pattern.fullmatch(stem) for pattern in not_clips):
             clips.left_out["not clips of the corpus"].append(path)
             continue
         match = next(filter(None, (pattern.fullmatch(stem) for pattern in patterns)), None)
@@ -95,8 +110,8 @@ def read_clips(corpus: Corpus, tree: Tree) -> Clips:
         }
         try:
             given: dict[str, str] = {}
-            for match_key, cells in joins:
-                found = cells.get(match_key(values).lower(), {})
+            for template, cells in joins:
+                found = cells.get(_clip_key(template, values), {})
                 given |= {name: value for name, value in found.items() if value}
                 values |= given
             for name, rule in columns.items():
@@ -118,28 +133,22 @@ def read_clips(corpus: Corpus, tree: Tree) -> Clips:
             f"as {corpus.scheme['example']}, found {', '.join(list(tree.audio)[:SHOWN])}. If this is another edition "
             "of the corpus, give a table of its files: --table labels.csv"
         )
-    _leave_out_other_forms(clips)
-    return clips
-
-
-def _leave_out_other_forms(clips: Clips) -> None:
-    """Keeps one of several forms of a clip, such as .wav and .mp3, in a folder."""
-    order = {suffix: number for number, suffix in enumerate((*AUDIO_SUFFIXES, *VIDEO_SUFFIXES))}
+    # Of several forms of a clip, such as .wav and .mp3, in a folder one is kept.
+    suffixes = (*AUDIO_SUFFIXES, *VIDEO_SUFFIXES)
     forms: dict[PurePosixPath, list[dict[str, str]]] = defaultdict(list)
     for row in clips.rows:
         forms[PurePosixPath(row["path"]).with_suffix("")].append(row)
     clips.rows = []
     for rows in forms.values():
-        row, *others = sorted(rows, key=lambda row: order[Path(row["path"]).suffix.lower()])
+        row, *others = sorted(rows, key=lambda row: suffixes.index(Path(row["path"]).suffix.lower()))
         clips.left_out["other forms of a clip that is there"] += [other["path"] for other in others]
         clips.rows.append(row)
+    return clips
 
 
-def _read_table(
-    corpus: Corpus, tree: Tree, table: Mapping[str, Any]
-) -> tuple[Callable[[Mapping[str, str]], str], dict[str, dict[str, str]]]:
-    """How a clip is looked up in a table of the distribution, and the table's cells by that key."""
-    pattern = re.compile(f"(?:.*/)?(?:{table['files']})", re.IGNORECASE)
+def _read_table(corpus: Corpus, tree: Tree, table: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """The cells of a table of the distribution by the key of their clip."""
+    (pattern,) = patterns_of(corpus.key, table, "files")
     columns = {name: _rule(rule) for name, rule in table.get("columns", {}).items()}
     votes = table.get("votes")
     vote = _rule({"of": "{vote}", "table": votes["table"]} if votes else "")
@@ -153,7 +162,7 @@ def _read_table(
         for number, row in enumerate(_rows(tree.texts[path], table), start=1):
             values = {name: value or "" for name, value in match.groupdict().items()} | row
             try:
-                key = _without_suffix(_fill(table["clip"], values)).lower()
+                key = _clip_key(table["clip"], values)
                 if not key:
                     continue
                 for name, rule in columns.items():
@@ -172,8 +181,7 @@ def _read_table(
                 raise ValueError(f"{path}, row {number}: {error.args[0]}") from error
     for key, counted in counts.items():
         cells[key] |= {f"votes_{word}": str(count) for word, count in counted.items() if word}
-    template = table.get("match", "{stem}")
-    return (lambda values: _without_suffix(_fill(template, values))), cells
+    return cells
 
 
 def _rows(path: Path, table: Mapping[str, Any]) -> Iterator[dict[str, str]]:
@@ -223,22 +231,10 @@ def _fill(template: str, values: Mapping[str, str]) -> str:
             raise LookupError(f"no value {match[1]!r} for {template!r}; there are {', '.join(values)}")
         return values[match[1]]
 
-    return re.sub(r"\{([^{}]+)\}", value, template).strip()
+    return PLACEHOLDER.sub(value, template).strip()
 
 
-def _names_in(rule: str | Mapping[str, Any]) -> list[str]:
-    return re.findall(r"\{([^{}]+)\}", rule if isinstance(rule, str) else rule["of"])
-
-
-def _without_suffix(name: str) -> str:
-    return name.rpartition(".")[0] if is_audio(name) else name
-
-
-def _readable(path: Path) -> str:
-    """A path with `/`, its accents composed; names that are not UTF-8 are read as Latin-1."""
-    name = path.as_posix()
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        name = os.fsencode(name).decode("latin-1")
-    return unicodedata.normalize("NFC", name)
+def _clip_key(template: str, values: Mapping[str, str]) -> str:
+    """By what clips are looked up in a table: without an audio file's suffix, in lower case."""
+    name = _fill(template, values)
+    return (name.rpartition(".")[0] if is_audio(name) else name).lower()

@@ -13,10 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from exhubert.configuration_exhubert import SIX_CLASSES
-from exhubert.corpora.registry import YAML_LOADER, corpus_or_none, find_corpus
+from exhubert.corpora.registry import corpus_or_none, find_corpus, read_yaml
 from exhubert.utils.text import markdown_table, nearest
 
 LABEL_FIELDS = {"arousal", "valence", "aliases", "source", "disputed", "note", "corpora"}
@@ -35,8 +33,7 @@ def load_label_map(
     Raises:
         ValueError: if `label_file` is not a table of words with arousal and valence.
     """
-    shipped, own = _tables(label_file, corpus)
-    return _classes(shipped, LABEL_FILE if label_file is None else label_file) | _classes(own, label_file)
+    return _load(label_file, corpus)[0]
 
 
 def load_class_words(
@@ -67,10 +64,7 @@ def load_class_words(
 
 def label_table(label_file: str | os.PathLike[str] | None = None, corpus: str | None = None) -> str:
     """Returns every word with its place, class and source as a table; `*` marks disputed ones, explained below it."""
-    shipped, own = _tables(label_file, corpus)
-    classes = _classes(shipped, LABEL_FILE) | _classes(own, label_file)
-    added = {word: {"source": str(label_file)} | entry for word, entry in own.items() if word not in shipped}
-    entries = dict(sorted((shipped | added).items()))
+    classes, entries = _load(label_file, corpus)
     if corpus is not None:
         wanted = {plain_word(label) for label in find_corpus(corpus).labels}
         names = {word: {word, *map(plain_word, entry.get("aliases") or [])} for word, entry in entries.items()}
@@ -123,19 +117,6 @@ def map_labels(
     return [label_map[plain_word(label)] for label in labels]
 
 
-def _tables(
-    label_file: str | os.PathLike[str] | None, corpus: str | None
-) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
-    """The shipped entries, changed by those of `label_file`; and the entries of `label_file`."""
-    entry = None if corpus is None else corpus_or_none(corpus)
-    key = entry.key if entry else corpus
-    own = {} if label_file is None else _read(Path(label_file), key)
-    # A word's own entry keeps its shipped aliases, and its place wins over that of a shipped alias.
-    shipped = {word: entry | own.get(word, {}) for word, entry in _read(LABEL_FILE, key).items()}
-    placed = {word: {name: shipped.get(word, {}).get(name) for name in ("arousal", "valence")} for word in own}
-    return shipped, {word: placed[word] | entry for word, entry in own.items()}
-
-
 def plain_word(word: object) -> str:
     """A label as it is looked up: lower case, blanks for underscores, accents composed."""
     return unicodedata.normalize("NFC", str(word)).strip().lower().replace("_", " ")
@@ -144,13 +125,26 @@ def plain_word(word: object) -> str:
 def _read_table(path: Path) -> dict[Any, Any]:
     if not path.is_file():
         raise ValueError(f"{path}: no such label file")
-    try:
-        entries = yaml.load(path.read_text(encoding="utf-8"), Loader=YAML_LOADER)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    entries = read_yaml(path)
     if not isinstance(entries, dict):
         raise ValueError(f"{path}: a table of words is needed")
     return entries
+
+
+def _load(
+    label_file: str | os.PathLike[str] | None, corpus: str | None
+) -> tuple[dict[str, int | None], dict[str, dict[str, Any]]]:
+    """The class of every word and alias; and the entries, sorted, changed by those of `label_file`."""
+    found = None if corpus is None else corpus_or_none(corpus)
+    key = found.key if found else corpus
+    own = {} if label_file is None else _read(Path(label_file), key)
+    # A word's own entry keeps its shipped aliases, and its place wins over that of a shipped alias.
+    shipped = {word: entry | own.get(word, {}) for word, entry in _read(LABEL_FILE, key).items()}
+    placed = {word: {name: shipped.get(word, {}).get(name) for name in ("arousal", "valence")} for word in own}
+    own = {word: placed[word] | entry for word, entry in own.items()}
+    classes = _classes(shipped, LABEL_FILE if label_file is None else label_file) | _classes(own, label_file)
+    added = {word: {"source": str(label_file)} | entry for word, entry in own.items() if word not in shipped}
+    return classes, dict(sorted((shipped | added).items()))
 
 
 def _read(path: Path, corpus: str | None) -> dict[str, dict[str, Any]]:

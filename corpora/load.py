@@ -82,8 +82,12 @@ def load_corpora(
         share = min(1.0, (clips_per_corpus or len(dataset)) / len(dataset))
         corpora[name] = {}
         for split, part in splits.items():
-            placed = [row for row, index in enumerate(part["labels"][:]) if index is not None]
-            corpora[name][split] = check_audio(_part(part.select(placed), share), skip_bad_audio)
+            part = part.select([row for row, index in enumerate(part["labels"][:]) if index is not None])
+            if share < 1.0:  # a random part, the same whatever the order of the rows
+                by_name = np.argsort(part["file_name"][:], kind="stable")
+                chosen = np.random.RandomState(0).permutation(len(part))[: max(1, round(share * len(part)))]
+                part = part.select(sorted(by_name[chosen]))
+            corpora[name][split] = check_audio(part, skip_bad_audio)
             if not len(corpora[name][split]):
                 raise ValueError(f"corpus {name!r}: no clips with good audio in its {split} split")
     return corpora, class_names
@@ -184,13 +188,3 @@ def class_notices(corpora: Mapping[str, Mapping[str, Dataset]], class_names: Seq
     if nowhere:
         notices.append(f"no corpus has a training clip that is {' or '.join(nowhere)}: the model cannot learn it")
     return notices
-
-
-def _part(dataset: Dataset, share: float) -> Dataset:
-    """A random part of a split, the same whatever the order of its rows."""
-    if share == 1.0:
-        return dataset
-    names = dataset["file_name"][:]
-    by_name = sorted(range(len(names)), key=lambda index: names[index])
-    chosen = np.random.RandomState(0).permutation(len(names))[: max(1, round(share * len(names)))]
-    return dataset.select(sorted(by_name[index] for index in chosen))

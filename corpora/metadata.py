@@ -89,7 +89,7 @@ def clean(table: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def find_problems(name: str, table: pandas.DataFrame, others: Sequence[str] = ()) -> Iterator[Finding]:
-    """Yields the errors of a table of clips, those of whole columns first.
+    """Yields the errors of a table of clips: of whole columns, of rows, then clips that stand in a row above.
 
     Args:
         name: of the table, for what concerns a whole column.
@@ -121,30 +121,22 @@ def find_problems(name: str, table: pandas.DataFrame, others: Sequence[str] = ()
             wrong = cleaned[column].isna() & (text_of(table[column]) != "") & ~outside
             yield from rows(wrong, "bad start or duration", f"needs a number, 0 or more, as {column}")
             same.append(column)
-    yield from find_repeated(cleaned[~outside], same)
-
-
-def find_repeated(table: pandas.DataFrame, same: Sequence[str]) -> Iterator[Finding]:
-    """Yields an error for each row whose clip, by the columns `same`, stands in a row above; other labels first."""
-    again = table[table.duplicated(list(same))]
-    if again.empty:
-        return
-    first = table[table.duplicated(list(same), keep=False)].groupby(list(same), sort=False, dropna=False)
-    found = []
-    for column in ("label", "split"):
-        values = table[column] if column in table.columns else pandas.Series("", index=table.index)
-        of_first = first[column].transform("first") if column in table.columns else values
-        found.append(zip(values[again.index], of_first[again.index], strict=True))
+    clips = cleaned[~outside].assign(**{column: "" for column in ("label", "split") if column not in columns})
+    clips = clips[[*same, "label", "split"]]
+    again = clips.duplicated(same)
+    first = clips[clips.duplicated(same, keep=False)].groupby(same, sort=False, dropna=False)[["label", "split"]]
+    pairs = clips.join(first.transform("first"), rsuffix="_before")[again]
+    wanted = ["file_name", "label", "label_before", "split", "split_before"]
     repeated = []
-    for name, (label, first_label), (split, first_split) in zip(again["file_name"], *found, strict=True):
-        differ = bool(label and first_label) and label.casefold() != first_label.casefold()
-        how = f"with two labels, {first_label!r} and {label!r}" if differ else f"more than once, as {label!r}"
+    for clip, label, label_before, split, split_before in pairs[wanted].itertuples(index=False):
+        differ = bool(label and label_before) and label.casefold() != label_before.casefold()
+        how = f"with two labels, {label_before!r} and {label!r}" if differ else f"more than once, as {label!r}"
         problem = "file in two rows with two labels" if differ else "file in two rows"
-        repeated.append((not differ, Finding(name, ERROR, problem, f"{name} stands there {how}")))
-        if split and first_split and split != first_split:
-            detail = f"{name} stands there in {first_split} and in {split}"
-            repeated.append((True, Finding(name, ERROR, "identical audio in two splits", detail)))
-    yield from (finding for _, finding in sorted(repeated, key=lambda each: each[0]))
+        repeated.append(Finding(clip, ERROR, problem, f"{clip} stands there {how}"))
+        if split and split_before and split != split_before:
+            detail = f"{clip} stands there in {split_before} and in {split}"
+            repeated.append(Finding(clip, ERROR, "identical audio in two splits", detail))
+    yield from sorted(repeated, key=lambda finding: finding.problem != "file in two rows with two labels")
 
 
 def text_of(values: pandas.Series) -> pandas.Series:

@@ -97,24 +97,26 @@ def prepare_corpus(
             rows = _leave_out_copies(rows, clips, unfinished)
         if rows:
             rows = [{**row, "corpus": name} for row in _split(rows, clips, name, protocol, fold, seed)]
-        _say_what_is_left_out(clips)
+        clips.print_left_out()
         if not rows:
             raise ValueError(f"{raw}: none of the clips can be used")
-        _write_metadata(unfinished / "metadata.csv", rows)
-        (unfinished / "README.md").write_text(_readme(key, corpus, len(rows), protocol, fold), encoding="utf-8")
-    hours = sum(float(row["duration_seconds"]) for row in rows) / 3600
-    print(f"{output}: {_counts(rows)}, {hours:.2f} hours, {len({row['label'] for row in rows})} labels")
-    for split in SPLITS:
-        print(f"  {split}: {_counts([row for row in rows if row['split'] == split])}")
+        _write_texts(unfinished, rows, key, corpus, protocol, fold)
+    for title, part in (
+        (str(output), rows),
+        *((f"  {split}", [r for r in rows if r["split"] == split]) for split in SPLITS),
+    ):
+        speakers = {row["speaker"] for row in part if row.get("speaker")}
+        hours = sum(float(row["duration_seconds"]) for row in part) / 3600
+        more = f", {hours:.2f} hours, {len({row['label'] for row in part})} labels" if part is rows else ""
+        print(f"{title}: {len(part)} clips, {len(speakers) or 'unknown'} speakers{more}")
     return 2 if any(clips.bad.values()) else 0
 
 
 def _read_table(path: Path, tree: Tree, corpus: Corpus | None) -> Clips:
     """The rows of a user's table, whose files are below the tree's root."""
-    columns = read_corpus(path).remove_columns("audio").to_dict()
     clips = Clips()
-    for values in zip(*columns.values(), strict=True):
-        row = dict(zip(columns, map(_text, values), strict=True))
+    for values in read_corpus(path).remove_columns("audio").to_list():
+        row = {column: "" if value is None or value != value else str(value) for column, value in values.items()}
         name = unicodedata.normalize("NFC", row.pop("file_name").replace("\\", "/").removeprefix("./"))
         if name not in tree.audio:
             clips.bad[f"in {path.name}, but not below {tree.root}"].append(name)
@@ -173,7 +175,8 @@ def _place_audio(clips: Clips, tree: Tree, folder: Path, audio: str) -> list[dic
         problem = problems[row["path"]] if fact is None else fact.error
         # What is cut off is kept, as training reads what is there; `exhubert corpora check` names it.
         if fact is None or (problem and not problem.startswith("truncated")):
-            clips.bad[_reason(problem)].append(row["path"])
+            # Counted by the reason, without the file that it may begin with.
+            clips.bad[problem.partition(": ")[2] or problem].append(row["path"])
             (folder / targets[row["path"]]).unlink(missing_ok=True)
             continue
         cells = {column: value for column, value in row.items() if column != "path"}
@@ -212,49 +215,26 @@ def _split(
     return [row | {"split": split} for row, split in zip(rows, splits, strict=True)]
 
 
-def _write_metadata(path: Path, rows: list[dict[str, str]]) -> None:
+def _write_texts(
+    folder: Path, rows: list[dict[str, str]], key: str, corpus: Corpus | None, protocol: str, fold: int | None
+) -> None:
+    """Writes metadata.csv, and in README.md what the folder holds, for people."""
     found = list(dict.fromkeys(column for row in rows for column in row))
     first = [column for column in FIRST_COLUMNS if column in found or column == "speaker"]
     votes = [column for column in found if column.startswith("votes_")]
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with (folder / "metadata.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [*first, *(column for column in found if column not in first)], restval="")
         writer.writeheader()
         for row in rows:
             voted = any(column in row for column in votes)
             writer.writerow(dict.fromkeys(votes, "0" if voted else "") | row)
-
-
-def _say_what_is_left_out(clips: Clips) -> None:
-    for title, reasons in (("left out", clips.left_out), ("left out, please look", clips.bad)):
-        for reason, paths in reasons.items():
-            if paths:
-                more = ", ..." if len(paths) > SHOWN else ""
-                print(f"{title}: {len(paths)} {reason}: {', '.join(paths[:SHOWN])}{more}")
-
-
-def _counts(rows: list[dict[str, str]]) -> str:
-    speakers = {row["speaker"] for row in rows if row.get("speaker")}
-    return f"{len(rows)} clips, {len(speakers) or 'unknown'} speakers"
-
-
-def _readme(key: str, corpus: Corpus | None, clips: int, protocol: str, fold: int | None) -> str:
-    """What the folder holds, for people."""
-    lines = [f"# {corpus.name if corpus else key}", ""]
+    about = ""
     if corpus is not None:
-        lines += [corpus.citation, "", f"Licence: {corpus.licence}. Access: {corpus.access}.", ""]
+        about = f"{corpus.citation}\n\nLicence: {corpus.licence}. Access: {corpus.access}.\n\n"
     which = f"protocol `{protocol}`" + (f", fold {fold}" if fold else "")
-    lines += [
-        f"{clips} clips, prepared by ExHuBERT for Transformers; split by {which}. `content_hash` is of the",
-        "decoded samples. The audio keeps its owner's licence.",
-        "",
-    ]
-    return "\n".join(lines)
+    readme = f"""# {corpus.name if corpus else key}
 
-
-def _reason(error: str) -> str:
-    """An error's text without the file that it begins with, so that equal ones are counted together."""
-    return error.partition(": ")[2] or error
-
-
-def _text(value: object) -> str:
-    return "" if value is None or value != value else str(value)
+{about}{len(rows)} clips, prepared by ExHuBERT for Transformers; split by {which}. `content_hash` is of the
+decoded samples. The audio keeps its owner's licence.
+"""
+    (folder / "README.md").write_text(readme, encoding="utf-8")

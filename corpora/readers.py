@@ -69,13 +69,22 @@ def read_corpus(source: str | os.PathLike[str]) -> Dataset:
     """
     path = Path(source)
     if path.is_file():
-        return _read_table(path, plain=True)
+        table = read_metadata(path)
+        table = table.rename(columns=_found_columns(path, list(table.columns)))
+        if "speaker" not in table.columns:
+            table["speaker"] = ""
+        return _dataset_of(path, table, path.parent)
     if path.is_dir():
         metadata = find_metadata(path)
         if metadata is not None:
-            return _read_table(metadata, plain=False)
+            return _dataset_of(metadata, read_metadata(metadata), path)
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-            return _read_datasets_folder(path)
+            try:
+                return _dataset_of_parts(path, datasets.load_from_disk(str(path)))
+            except IndexError as error:  # it has no files of rows
+                raise ValueError(f"{path} has no rows") from error
+            except (OSError, pyarrow.ArrowException, KeyError, TypeError) as error:
+                raise ValueError(f"{path}: the dataset cannot be read: {first_line(error)}") from error
         if (path / "db.yaml").is_file():
             return _dataset_of(path / "db.yaml", read_audformat(path), path)
         raise ValueError(
@@ -114,11 +123,25 @@ def check_audio(dataset: Dataset, skip_bad: bool = False) -> Dataset:
     Raises:
         ValueError: for missing files, says how many and the first; for the first bad file, without `skip_bad`.
     """
+
+    def problem_of(row: Mapping[str, Any]) -> Exception | None:
+        audio, start, duration = locate_clip(row)
+        try:
+            if skip_bad:
+                read_audio(audio, start, duration)
+            elif start >= (seconds := audio_seconds(audio)):
+                raise ValueError(f"{row['file_name']}: a clip begins at {start} s, but the file has {seconds:.2f} s")
+        except (ValueError, OSError) as error:
+            if isinstance(audio, str) and os.path.islink(audio) and not os.path.exists(audio):
+                return FileNotFoundError(f"{audio} (a link that leads nowhere or in a circle)")
+            return error.with_traceback(None)  # which would keep the clip's bytes
+        return None
+
     problems: list[Exception | None] = []
     bar = tqdm(total=len(dataset), desc="decoding", unit="clip", disable=not skip_bad)
     with ThreadPoolExecutor() as pool, bar:
-        for rows in _rows(dataset):
-            problems += pool.map(partial(_problem, decode=skip_bad), rows)
+        for rows in rows_at_once(dataset):
+            problems += pool.map(problem_of, rows)
             bar.update(len(rows))
     missing = [problem for problem in problems if isinstance(problem, FileNotFoundError)]
     if missing:
@@ -134,40 +157,13 @@ def check_audio(dataset: Dataset, skip_bad: bool = False) -> Dataset:
     return dataset.select([index for index, problem in enumerate(problems) if problem is None])
 
 
-def _rows(dataset: Dataset) -> Iterator[list[dict[str, Any]]]:
-    """What `locate_clip` needs of the rows, some at a time: they may hold their audio."""
+def rows_at_once(dataset: Dataset) -> Iterator[list[dict[str, Any]]]:
+    """Yields what `locate_clip` needs of the rows, some at a time: they may hold their audio."""
     columns = [name for name in ("audio", "file_name", *SEGMENT_COLUMNS) if name in dataset.column_names]
     # In Arrow, for the Python form makes an object of every value of the batch, one by one.
     narrow = dataset.select_columns(columns).with_format("arrow")
     for batch in narrow.iter(CLIPS_AT_ONCE):
         yield batch.to_pylist()
-
-
-def _problem(row: Mapping[str, Any], decode: bool) -> Exception | None:
-    """What is wrong with a clip's audio."""
-    audio, start, duration = locate_clip(row)
-    try:
-        if decode:
-            read_audio(audio, start, duration)
-        else:
-            seconds = audio_seconds(audio)
-            if start >= seconds:
-                raise ValueError(f"{row['file_name']}: a clip begins at {start} s, but the file has {seconds:.2f} s")
-    except (ValueError, OSError) as error:
-        if isinstance(audio, str) and os.path.islink(audio) and not os.path.exists(audio):
-            return FileNotFoundError(f"{audio} (a link that leads nowhere or in a circle)")
-        return error.with_traceback(None)  # which would keep the clip's bytes
-    return None
-
-
-def _read_table(path: Path, plain: bool) -> Dataset:
-    """A metadata file; `plain`: the user's own, whose columns may be called otherwise and which may lack speakers."""
-    table = read_metadata(path)
-    if plain:
-        table = table.rename(columns=_found_columns(path, list(table.columns)))
-        if "speaker" not in table.columns:
-            table["speaker"] = ""
-    return _dataset_of(path, table, path.parent)
 
 
 def _dataset_of(origin: Path, table: pandas.DataFrame, root: Path) -> Dataset:
@@ -186,16 +182,6 @@ def _judged(origin: str | Path, table: pandas.DataFrame, others: Sequence[str] =
     for finding in find_problems(str(origin), table, others):
         raise ValueError(f"{origin}{', ' if finding.detail.startswith('row ') else ': '}{finding.detail}")
     return clean(table)
-
-
-def _read_datasets_folder(directory: Path) -> Dataset:
-    try:
-        loaded = datasets.load_from_disk(str(directory))
-    except IndexError as error:  # it has no files of rows
-        raise ValueError(f"{directory} has no rows") from error
-    except (OSError, pyarrow.ArrowException, KeyError, TypeError) as error:
-        raise ValueError(f"{directory}: the dataset cannot be read: {first_line(error)}") from error
-    return _dataset_of_parts(directory, loaded)
 
 
 def _read_hub(name: str, config: str | None) -> Dataset:
@@ -233,41 +219,25 @@ def _dataset_of_parts(origin: str | Path, loaded: Dataset | DatasetDict) -> Data
     renamed = _found_columns(origin, others, needed=("label",)) | ({} if column == "audio" else {column: "audio"})
     dataset = dataset.cast_column(column, Audio(decode=False)).rename_columns(renamed)
 
-    table = pandas.DataFrame({"label": _words(dataset, "label")})
-    table["speaker"] = _words(dataset, "speaker") if "speaker" in dataset.column_names else ""
+    def stored(name: str) -> pyarrow.ChunkedArray:
+        """As it lies on disk."""
+        return dataset.select_columns(name).with_format("arrow")[:].column(name)
+
+    table = pandas.DataFrame({"speaker": ""}, index=range(len(dataset)))
+    for name in {*COLUMN_NAMES, *SEGMENT_COLUMNS} & set(dataset.column_names):
+        values, feature = stored(name).to_pandas(), dataset.features[name]
+        table[name] = values.map(dict(enumerate(feature.names))) if isinstance(feature, ClassLabel) else values
     if len(parts) > 1:  # one part is the whole
         table["split"] = np.repeat([SPLIT_NAMES.get(name, name) for name in parts], [len(p) for p in parts.values()])
-    for name in SEGMENT_COLUMNS:
-        if name in dataset.column_names:
-            table[name] = _column(dataset, name).to_pandas()
-    if "file_name" in dataset.column_names:
-        table["file_name"] = _words(dataset, "file_name")
-    else:
-        table["file_name"] = _numbered(pyarrow.compute.struct_field(_column(dataset, "audio"), "path").to_pandas())
+    if "file_name" not in table.columns:
+        paths = pyarrow.compute.struct_field(stored("audio"), "path").to_pandas()
+        names = paths.fillna("").str.replace("\\", "/").str.rsplit("/", n=1).str[-1]
+        if not (names.all() and names.is_unique):  # they do not tell the rows apart
+            names = [f"{row:06d}_{name}" if name else f"{row:06d}" for row, name in enumerate(names)]
+        table["file_name"] = names
     rest = dataset.remove_columns([name for name in table.columns if name in dataset.column_names])
     table = _judged(origin, table, [name for name in rest.column_names if name != "audio"])
     return datasets.concatenate_datasets([Dataset.from_pandas(table, preserve_index=False), rest], axis=1)
-
-
-def _column(dataset: Dataset, name: str) -> pyarrow.ChunkedArray:
-    """A column as it lies on disk."""
-    return dataset.select_columns(name).with_format("arrow")[:].column(name)
-
-
-def _words(dataset: Dataset, column: str) -> pandas.Series:
-    values = _column(dataset, column).to_pandas()
-    feature = dataset.features[column]
-    if isinstance(feature, ClassLabel):
-        return values.map(dict(enumerate(feature.names)))
-    return values
-
-
-def _numbered(paths: pandas.Series) -> pandas.Series:
-    """File names of a dataset's audio, with the row's number where they do not tell the rows apart."""
-    names = paths.fillna("").str.replace("\\", "/").str.rsplit("/", n=1).str[-1]
-    if names.all() and names.is_unique:
-        return names
-    return pandas.Series([f"{row:06d}_{name}" if name else f"{row:06d}" for row, name in enumerate(names)])
 
 
 def _found_columns(

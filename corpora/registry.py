@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
@@ -59,6 +59,10 @@ class Corpus:
     scheme: dict[str, Any] = field(default_factory=dict)
     scheme_unknown: str = ""
 
+    def is_unverified(self, name: str) -> bool:
+        """Whether no source at hand confirmed a field, or an entry of one."""
+        return any(name in unverified.split(".") for unverified in self.unverified)
+
 
 @cache
 def load_registry() -> dict[str, Corpus]:
@@ -109,10 +113,10 @@ def corpus_key(values: Sequence[object], folder: str) -> str:
     return named.pop() if len(named) == 1 and corpus_or_none(next(iter(named))) else folder
 
 
-def select(language: str = "", licence: str = "", kind: str = "", part: str = "") -> list[Corpus]:
-    """Returns the corpora that have this language (a code), licence (a part of its name), kind and part.
+def corpora_list(language: str = "", licence: str = "", kind: str = "", part: str = "") -> str:
+    """Returns a table of the corpora with this language (a code), licence (a part of its name), kind and part.
 
-    The part `emoset++` has those of `emoset` as well: all 37.
+    The part `emoset++` has those of `emoset` as well: all 37. `*` marks fields that no source at hand confirmed.
 
     Raises:
         ValueError: for a kind or part that there is not, or if nothing is left.
@@ -120,34 +124,14 @@ def select(language: str = "", licence: str = "", kind: str = "", part: str = ""
     for value, legal in ((kind, KINDS), (part, PARTS)):
         if value and value not in legal:
             raise ValueError(f"{value!r} is none of {', '.join(legal)}")
-    chosen = [
-        corpus
-        for corpus in load_registry().values()
-        if (not language or language.lower() in corpus.languages)
-        and _plain(licence) in _plain(corpus.licence)
-        and kind in corpus.kind
-        and (not part or corpus.part == part or (part == "emoset++" and corpus.part == "emoset"))
-    ]
-    if not chosen:
-        given = {"language": language, "licence": licence, "kind": kind, "part": part}
-        filters = ", ".join(f"{name} {value!r}" for name, value in given.items() if value)
-        known = sorted({code for corpus in load_registry().values() for code in corpus.languages})
-        hint = f"; languages are given by their codes: {', '.join(known)}" if language not in ("", *known) else ""
-        raise ValueError(f"no corpus has {filters}{hint}")
-    return chosen
-
-
-def corpora_list(language: str = "", licence: str = "", kind: str = "", part: str = "") -> str:
-    """Returns the table of the corpora that `select` chooses, and how many they are."""
-    chosen = select(language, licence, kind, part)
-    more = "* not confirmed by a source at hand; `exhubert corpora show KEY` says more"
-    return f"{corpora_table(chosen)}\n{len(chosen)} corpora; {more}"
-
-
-def corpora_table(corpora: Sequence[Corpus]) -> str:
-    """Returns a table of corpora, one a line; `*` marks fields that no source at hand confirmed."""
     rows = []
-    for corpus in corpora:
+    for corpus in load_registry().values():
+        if language and language.lower() not in corpus.languages:
+            continue
+        if _plain(licence) not in _plain(corpus.licence) or kind not in corpus.kind:
+            continue
+        if part and corpus.part != part and (part, corpus.part) != ("emoset++", "emoset"):
+            continue
         cells = {
             "languages": " ".join(corpus.languages),
             "kind": corpus.kind,
@@ -155,13 +139,18 @@ def corpora_table(corpora: Sequence[Corpus]) -> str:
             "speakers": _number(corpus.published.get("speakers")),
             "licence": textwrap.shorten(corpus.licence, 30, placeholder=" ..."),
         }
-        for name in cells:
-            if _unverified(corpus, name) and cells[name] != "-":
-                cells[name] += "*"
-        names = "yes" if corpus.scheme else "by table"
-        rows.append([corpus.key, corpus.name, corpus.part, *cells.values(), names])
+        marked = [f"{cell}*" if cell != "-" and corpus.is_unverified(name) else cell for name, cell in cells.items()]
+        rows.append([corpus.key, corpus.name, corpus.part, *marked, "yes" if corpus.scheme else "by table"])
+    if not rows:
+        given = {"language": language, "licence": licence, "kind": kind, "part": part}
+        filters = ", ".join(f"{name} {value!r}" for name, value in given.items() if value)
+        known = sorted({code for corpus in load_registry().values() for code in corpus.languages})
+        hint = f"; languages are given by their codes: {', '.join(known)}" if language not in ("", *known) else ""
+        raise ValueError(f"no corpus has {filters}{hint}")
     header = ["key", "name", "part", "languages", "kind", "clips", "speakers", "licence", "file names"]
-    return markdown_table(header, rows, left=(0, 1, 2, 3, 4, 7, 8))
+    table = markdown_table(header, rows, left=(0, 1, 2, 3, 4, 7, 8))
+    more = "* not confirmed by a source at hand; `exhubert corpora show KEY` says more"
+    return f"{table}\n{len(rows)} corpora; {more}"
 
 
 def describe(key: str) -> str:
@@ -172,7 +161,6 @@ def describe(key: str) -> str:
     """
     corpus = find_corpus(key)
     published = ", ".join(f"{_number(value)} {name}" for name, value in corpus.published.items())
-    split = corpus.official_split
     lines = {
         "key": ", ".join([corpus.key, *(f"or {alias}" for alias in corpus.aliases)]),
         "part": f"{corpus.part}: {PARTS[corpus.part]}",
@@ -186,16 +174,14 @@ def describe(key: str) -> str:
         "annotations": "; ".join(f"{name}: {scale}" for name, scale in corpus.annotations.items()),
         "official_split": "none known",
     }
-    if split:
+    if split := corpus.official_split:
         lines["official_split"] = f"speaker-{split['speakers']}; {split['rule']} ({split['source']})"
     for name, protocol in corpus.protocols.items():
         usable = "" if {"folds", "splits", "labels"} & set(protocol) else ", marked only"
         lines[f"protocol {name}"] = f"speaker-{protocol['speakers']}{usable} ({protocol['source']})"
     if corpus.scheme:
         lines["file names"] = f"{corpus.scheme['example']} ({corpus.scheme['source']})"
-        tables = [table["files"] for table in corpus.scheme.get("tables", [])]
-        if tables:
-            lines["tables read"] = ", ".join(tables)
+        lines["tables read"] = ", ".join(table["files"] for table in corpus.scheme.get("tables", []))
     else:
         lines["file names"] = f"not established: {corpus.scheme_unknown}; give a table (--table labels.csv)"
     lines["notes"] = corpus.notes
@@ -204,11 +190,23 @@ def describe(key: str) -> str:
     text = [corpus.name]
     for name, value in lines.items():
         if value:
-            title = f"{name}{'*' if _unverified(corpus, name) else ''}".ljust(width + 1)
+            title = f"{name}{'*' if corpus.is_unverified(name) else ''}".ljust(width + 1)
             text.append(textwrap.fill(value, 116, initial_indent=title, subsequent_indent=" " * (width + 1)))
     if corpus.unverified:
         text.append(f"* not confirmed by a source at hand: {', '.join(corpus.unverified)}")
     return "\n".join(text)
+
+
+def read_yaml(path: Path) -> Any:
+    """Reads a YAML file of plain values; makes no Python objects that it may name.
+
+    Raises:
+        ValueError: if it is no YAML.
+    """
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=YAML_LOADER)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
 
 
 def read_entry(path: Path) -> Corpus:
@@ -217,10 +215,7 @@ def read_entry(path: Path) -> Corpus:
     Raises:
         ValueError: for an unknown or missing field, a value of the wrong form, or a pattern that is none.
     """
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=YAML_LOADER)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    values = read_yaml(path)
     _check_fields(path, "the file", values, {spec.name for spec in fields(Corpus)} - {"key"})
     try:
         corpus = Corpus(key=path.stem, **values)
@@ -237,24 +232,17 @@ def read_entry(path: Path) -> Corpus:
         raise ValueError(f"{path}: give either a scheme, or `scheme_unknown` with the reason")
     for name, protocol in corpus.protocols.items():
         _check_fields(path, f"protocol {name}", protocol, PROTOCOL_FIELDS, needed={"speakers", "source"})
-    if corpus.scheme:
-        _check_scheme(path, corpus.scheme)
-    return corpus
-
-
-def _check_scheme(path: Path, scheme: dict[str, Any]) -> None:
-    _check_fields(path, "scheme", scheme, SCHEME_FIELDS, needed={"source", "example", "clips"})
-    for table in scheme.get("tables", []):
+    if not corpus.scheme:
+        return corpus
+    _check_fields(path, "scheme", corpus.scheme, SCHEME_FIELDS, needed={"source", "example", "clips"})
+    for name in ("clips", "leave_out"):
+        patterns_of(path, corpus.scheme, name)
+    tables = corpus.scheme.get("tables", [])
+    for table in tables:
         _check_fields(path, "a table", table, TABLE_FIELDS, needed={"files", "clip"})
-    patterns = [*patterns_of(scheme, "clips"), *patterns_of(scheme, "leave_out")]
-    for table in scheme.get("tables", []):
-        patterns += [table[name] for name in ("files", "lines") if name in table]
-    for pattern in patterns:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ValueError(f"{path}: {pattern!r} is no regular expression ({error})") from error
-    for owner in (scheme, *scheme.get("tables", [])):
+        for name in ("files", "lines"):
+            patterns_of(path, table, name)
+    for owner in (corpus.scheme, *tables):
         for name, rule in (owner.get("columns", {}) | {"votes": owner.get("votes", "")}).items():
             if isinstance(rule, str):
                 continue
@@ -262,21 +250,32 @@ def _check_scheme(path: Path, scheme: dict[str, Any]) -> None:
             for code, value in rule["table"].items():
                 if not isinstance(code, str) or not isinstance(value, str | None):
                     raise ValueError(f"{path}: quote {code!r}: {value!r} in the table of {name!r}; codes are text")
+    return corpus
 
 
-def patterns_of(scheme: dict[str, Any], name: str) -> list[str]:
-    """The regular expressions of `clips` or `leave_out`, which may be one or a list."""
-    value = scheme.get(name, [])
-    return [value] if isinstance(value, str) else value
+def patterns_of(owner: object, rules: dict[str, Any], name: str) -> list[re.Pattern[str]]:
+    """Returns the regular expressions of a field, which may be one or a list, as they are matched: below any folder.
+
+    Raises:
+        ValueError: for a pattern that is none; names its `owner`.
+    """
+    value = rules.get(name, [])
+    patterns = []
+    for pattern in [value] if isinstance(value, str) else value:
+        try:
+            patterns.append(re.compile(f"(?:.*/)?(?:{pattern})", re.IGNORECASE))
+        except re.error as error:
+            raise ValueError(f"{owner}: {pattern!r} is no regular expression ({error})") from error
+    return patterns
 
 
-def _check_fields(path: Path, what: str, values: Any, known: set[str], needed: set[str] | None = None) -> None:
+def _check_fields(path: Path, what: str, values: Any, known: set[str], needed: Collection[str] = ()) -> None:
     if not isinstance(values, dict):
         raise ValueError(f"{path}: {what} is {values!r}; a table `name: value` is needed")
     for name in values:
         if name not in known:
             raise ValueError(f"{path}: {what} has the unknown field {name!r}; there are {', '.join(sorted(known))}")
-    for name in sorted((needed or set()) - set(values)):
+    for name in sorted(set(needed) - set(values)):
         raise ValueError(f"{path}: {what} lacks the field {name!r}")
 
 
@@ -291,10 +290,6 @@ def _names() -> dict[str, str]:
 
 def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9+]", "", name.lower())
-
-
-def _unverified(corpus: Corpus, name: str) -> bool:
-    return any(name in unverified.split(".") for unverified in corpus.unverified)
 
 
 def _number(value: float | None) -> str:

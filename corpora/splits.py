@@ -49,11 +49,13 @@ def split_corpus(
             that shares speakers or identical audio with another (but see `official`).
     """
     names = ("file_name", "label", "speaker", "split", "session", "content_hash")
-    columns = {name: list(map(_text, dataset[name][:])) for name in names if name in dataset.column_names}
+    columns = {
+        name: ["" if value is None else str(value) for value in dataset[name][:]]
+        for name in names
+        if name in dataset.column_names
+    }
     assigned = assign_splits(columns, corpus, protocol, fold, seed)
-    rows: dict[str, list[int]] = {split: [] for split in SPLITS}
-    for index, split in enumerate(assigned):
-        rows[split].append(index)
+    rows = {split: [index for index, own in enumerate(assigned) if own == split] for split in needed}
     for split in needed:
         if not rows[split]:
             raise ValueError(f"corpus {corpus!r}: no clips in its {split} split ({len(dataset)} clips in all)")
@@ -80,11 +82,13 @@ def assign_splits(
     columns: Mapping[str, Sequence[str]], corpus: str, protocol: str = "auto", fold: int | None = None, seed: int = 0
 ) -> list[str]:
     """Returns the split of each row; see `split_corpus`, whose dataset's columns `columns` are, as text."""
-    speakers = columns.get("speaker") or [""] * len(columns["file_name"])
-    hashes = columns.get("content_hash") or [""] * len(speakers)
+    file_names, labels = columns["file_name"], columns["label"]
+    speakers = columns.get("speaker") or [""] * len(file_names)
+    hashes = columns.get("content_hash") or [""] * len(file_names)
+    groups = speaker_groups(speakers, hashes)
     own = [SPLIT_NAMES.get(split.lower(), split.lower()) for split in columns.get("split") or []]
     named = _named_protocol(corpus, protocol)
-    kind, _, folds_wanted = protocol.partition(":")
+    kind = protocol.partition(":")[0]
     has_folds = bool(named.get("folds")) or kind in ("leave_one_speaker_out", "speaker_folds", "session_folds")
     if fold is not None and not has_folds:
         raise ValueError(f"corpus {corpus!r}: the protocol {protocol!r} has no folds; leave `fold` out")
@@ -96,19 +100,19 @@ def assign_splits(
             if split not in SPLITS:
                 raise ValueError(f"corpus {corpus!r}: split {split!r} in the metadata; it must be {', '.join(SPLITS)}")
         if set(own) == {"train", "test"}:
-            own = _add_validation(own, columns["label"], speakers, hashes, columns["file_name"], seed)
+            own = _add_validation(own, labels, groups if all(speakers) else [], hashes, file_names, seed)
             print(f"corpus {corpus!r}: its own split has no validation part; it is taken from train")
         problem = overlap(own, speakers, hashes)
-        if problem and kind == "auto" and len(set(_groups(speakers, hashes))) >= len(SPLITS):
+        if problem and kind == "auto" and len(set(groups)) >= len(SPLITS):
             raise ValueError(
                 f"corpus {corpus!r}: in its own split {problem}. `protocol: official` takes it as it is; "
                 "`protocol: speakers` makes one in which nobody is in two parts"
             )
         if problem:
             print(f"corpus {corpus!r}: in its own split {problem}; training takes it with `protocol: official`")
-        return list(own)
+        return own
     if has_folds:
-        assigned = _fold(columns, corpus, protocol, named, int(folds_wanted or FOLDS), fold)
+        assigned = _fold(columns, groups, corpus, protocol, fold)
     elif "splits" in named:
         of_speaker = {speaker: split for split, group in named["splits"].items() for speaker in group}
         assigned = [of_speaker.get(speaker, "") for speaker in speakers]
@@ -116,32 +120,30 @@ def assign_splits(
             unknown = speakers[assigned.index("")]
             raise ValueError(f"corpus {corpus!r}: the protocol {protocol!r} knows no speaker {unknown!r}")
     else:
-        known = sum(map(bool, speakers))
-        if kind != "files" and 0 < known < len(speakers):
+        known = [speaker for speaker in speakers if speaker]
+        names = sorted(set(known))
+        if kind != "files" and 0 < len(known) < len(speakers):
             raise ValueError(
-                f"corpus {corpus!r}: {len(speakers) - known} of {len(speakers)} clips have no speaker; fill them in, "
-                "leave all empty, or use `protocol: files`"
+                f"corpus {corpus!r}: {len(speakers) - len(known)} of {len(speakers)} clips have no speaker; fill them "
+                "in, leave all empty, or use `protocol: files`"
             )
-        groups = _groups(speakers, hashes) if known else []
         if kind != "files" and len(set(groups)) >= len(SPLITS):
-            of_group = split_speakers(groups, columns["label"], corpus, seed)
+            of_group = split_speakers(groups, labels, corpus, seed)
             assigned = [of_group[group] for group in groups]
         elif kind == "speakers":
-            names = sorted(set(filter(None, speakers)))
             raise ValueError(
                 f"corpus {corpus!r} has {len(names)} speaker(s) ({', '.join(names[:3])}); a speaker-independent split "
                 f"needs at least {len(SPLITS)}. `protocol: files` splits by file"
             )
         else:
-            few = len(set(filter(None, speakers)))
-            why = "the protocol shares speakers" if kind == "files" else f"{few or 'no'} speaker(s) known"
+            why = "the protocol shares speakers" if kind == "files" else f"{len(names) or 'no'} speaker(s) known"
             print(f"corpus {corpus!r}: {why}; 10 % + 10 % of the clips are validation and test")
-            assigned = _split_files(columns["file_name"], hashes, seed)
-            speakers = []  # shared, as was said
+            assigned = split_files(file_names, hashes, seed)
+            speakers = [""] * len(file_names)  # shared, as was said
     missing = [split for split in SPLITS if split not in assigned]
     if missing:
         raise ValueError(f"corpus {corpus!r}: {len(assigned)} clip(s) are too few for a split; none is in {missing[0]}")
-    problem = overlap(assigned, speakers or [""] * len(hashes), hashes)
+    problem = overlap(assigned, speakers, hashes)
     if problem:
         raise ValueError(f"corpus {corpus!r}: in the protocol {protocol!r} {problem}")
     return assigned
@@ -185,91 +187,8 @@ def split_speakers(
     return {names[index]: split for index, split in zip(order, splits, strict=True)}
 
 
-def _add_validation(
-    own: Sequence[str],
-    labels: Sequence[str],
-    speakers: Sequence[str],
-    hashes: Sequence[str],
-    file_names: Sequence[str],
-    seed: int,
-) -> list[str]:
-    """A split into train and test, with a part of train as validation: 15 % of its speakers, or 10 % of its clips."""
-    train = [index for index, split in enumerate(own) if split == "train"]
-    groups = _groups(speakers, hashes) if all(speakers) else []
-    names = sorted({groups[index] for index in train}) if groups else []
-    if len(names) >= 2:
-        of_group = split_speakers([groups[i] for i in train], [labels[i] for i in train], "", seed, held_out_parts=1)
-        moved = [of_group[groups[index]] != "train" for index in train]
-    else:
-        parts = _split_files([file_names[i] for i in train], [hashes[i] for i in train], seed)
-        moved = [part == "test" for part in parts]
-    completed = list(own)
-    for index, away in zip(train, moved, strict=True):
-        if away:
-            completed[index] = "validation"
-    return completed
-
-
-def _fold(
-    columns: Mapping[str, Sequence[str]],
-    corpus: str,
-    protocol: str,
-    named: Mapping[str, Any],
-    folds_wanted: int,
-    fold: int | None,
-) -> list[str]:
-    """The split of each row: fold number `fold` is test, the one after it validation, the others train."""
-    speakers = columns.get("speaker") or []
-    kind = protocol.partition(":")[0]
-    folds = named.get("folds")
-    if folds == "session" or kind == "session_folds":
-        values = columns.get("session") or []
-        if not all(values) or not values:
-            raise ValueError(f"corpus {corpus!r}: the protocol {protocol!r} needs a `session` in every row")
-        numbers = {value: number for number, value in enumerate(sorted(set(values)))}
-        of_row = [numbers[value] for value in values]
-    elif not any(speakers):
-        raise ValueError(f"corpus {corpus!r}: the protocol {protocol!r} needs speakers, and none is known")
-    elif isinstance(folds, list):
-        numbers = {speaker: number for number, group in enumerate(folds) for speaker in group}
-        unknown = sorted(set(speakers) - set(numbers))
-        if unknown:
-            raise ValueError(f"corpus {corpus!r}: the protocol {protocol!r} knows no speaker {unknown[0]!r}")
-        of_row = [numbers[speaker] for speaker in speakers]
-    else:
-        groups = _groups(speakers, columns.get("content_hash") or [""] * len(speakers))
-        if folds == "speaker" or kind == "leave_one_speaker_out":
-            numbers = {group: number for number, group in enumerate(sorted(set(groups)))}
-        elif len(set(groups)) < folds_wanted:
-            raise ValueError(f"corpus {corpus!r}: {folds_wanted} folds of {len(set(groups))} speakers; give fewer")
-        else:
-            numbers = _speaker_folds(groups, columns["label"], folds_wanted)
-        of_row = [numbers[group] for group in groups]
-    count = len(set(of_row))
-    if count < len(SPLITS):
-        raise ValueError(f"corpus {corpus!r}: the protocol {protocol!r} gives {count} folds; at least 3 are needed")
-    if fold is None or not 1 <= fold <= count:
-        raise ValueError(f"corpus {corpus!r}: fold is {fold}; the protocol {protocol!r} has the folds 1 to {count}")
-    part = {(fold - 1) % count: "test", fold % count: "validation"}
-    return [part.get(number, "train") for number in of_row]
-
-
-def _speaker_folds(groups: Sequence[str], labels: Sequence[str], folds: int) -> dict[str, int]:
-    """The fold of each group: the largest first, each to the fold that it leaves the most even."""
-    names, counts = _counts(groups, labels)
-    filled = np.zeros((folds, counts.shape[1]))
-    wanted = counts.sum(axis=0) / folds
-    fold_of = {}
-    for index in sorted(range(len(names)), key=lambda index: (-counts[index].sum(), names[index])):
-        # What a fold has beyond its share of a label counts, what it still lacks does not.
-        excess = [np.square(np.maximum(0, row + counts[index] - wanted)).sum() for row in filled]
-        best = min(range(folds), key=lambda number: (excess[number], filled[number].sum(), number))
-        filled[best] += counts[index]
-        fold_of[names[index]] = best
-    return fold_of
-
-
-def _split_files(file_names: Sequence[str], hashes: Sequence[str], seed: int) -> list[str]:
+def split_files(file_names: Sequence[str], hashes: Sequence[str], seed: int) -> list[str]:
+    """Returns the split of each file: 10 % of the clips, at least one, are test and as many validation."""
     units = [content_hash or name for name, content_hash in zip(file_names, hashes, strict=True)]
     # Sorted by name, so that the split is that of the names alone where nothing is identical.
     ordered = list(dict.fromkeys(unit for _, unit in sorted(zip(file_names, units, strict=True))))
@@ -281,8 +200,74 @@ def _split_files(file_names: Sequence[str], hashes: Sequence[str], seed: int) ->
     return [split_of[unit] for unit in units]
 
 
-def _groups(speakers: Sequence[str], hashes: Sequence[str]) -> list[str]:
-    """What must stay together, by row: speakers, and speakers who share identical audio; named by the first."""
+def _add_validation(
+    own: Sequence[str],
+    labels: Sequence[str],
+    groups: Sequence[str],
+    hashes: Sequence[str],
+    file_names: Sequence[str],
+    seed: int,
+) -> list[str]:
+    """A split into train and test, with a part of train as validation: 15 % of its groups, or 10 % of its clips."""
+    train = [index for index, split in enumerate(own) if split == "train"]
+    if groups and len({groups[index] for index in train}) >= 2:
+        of_group = split_speakers([groups[i] for i in train], [labels[i] for i in train], "", seed, held_out_parts=1)
+        moved = [of_group[groups[index]] != "train" for index in train]
+    else:
+        parts = split_files([file_names[i] for i in train], [hashes[i] for i in train], seed)
+        moved = [part == "test" for part in parts]
+    away = {index for index, moves in zip(train, moved, strict=True) if moves}
+    return ["validation" if index in away else split for index, split in enumerate(own)]
+
+
+def _fold(
+    columns: Mapping[str, Sequence[str]], groups: Sequence[str], corpus: str, protocol: str, fold: int | None
+) -> list[str]:
+    """The split of each row: fold number `fold` is test, the one after it validation, the others train."""
+    speakers, sessions = columns.get("speaker") or [], columns.get("session") or []
+    kind, _, wanted = protocol.partition(":")
+    folds = _named_protocol(corpus, protocol).get("folds", kind)
+    if folds in ("session", "session_folds"):
+        if not all(sessions) or not sessions:
+            raise ValueError(f"corpus {corpus!r}: the protocol {protocol!r} needs a `session` in every row")
+        of_row = np.unique(sessions, return_inverse=True)[1].tolist()
+    elif not any(speakers):
+        raise ValueError(f"corpus {corpus!r}: the protocol {protocol!r} needs speakers, and none is known")
+    elif isinstance(folds, list):
+        numbers = {speaker: number for number, group in enumerate(folds) for speaker in group}
+        unknown = sorted(set(speakers) - set(numbers))
+        if unknown:
+            raise ValueError(f"corpus {corpus!r}: the protocol {protocol!r} knows no speaker {unknown[0]!r}")
+        of_row = [numbers[speaker] for speaker in speakers]
+    elif folds == "speaker_folds":
+        # The largest group first, each to the fold that it leaves the most even.
+        names, counts = _counts(groups, columns["label"])
+        count = int(wanted or FOLDS)
+        if len(names) < count:
+            raise ValueError(f"corpus {corpus!r}: {count} folds of {len(names)} speakers; give fewer")
+        filled = np.zeros((count, counts.shape[1]))
+        share = counts.sum(axis=0) / count
+        fold_of = {}
+        for index in sorted(range(len(names)), key=lambda index: (-counts[index].sum(), names[index])):
+            # What a fold has beyond its share of a label counts, what it still lacks does not.
+            excess = [np.square(np.maximum(0, row + counts[index] - share)).sum() for row in filled]
+            best = min(range(count), key=lambda number: (excess[number], filled[number].sum(), number))
+            filled[best] += counts[index]
+            fold_of[names[index]] = best
+        of_row = [fold_of[group] for group in groups]
+    else:
+        of_row = np.unique(groups, return_inverse=True)[1].tolist()
+    count = len(set(of_row))
+    if count < len(SPLITS):
+        raise ValueError(f"corpus {corpus!r}: the protocol {protocol!r} gives {count} folds; at least 3 are needed")
+    if fold is None or not 1 <= fold <= count:
+        raise ValueError(f"corpus {corpus!r}: fold is {fold}; the protocol {protocol!r} has the folds 1 to {count}")
+    part = {(fold - 1) % count: "test", fold % count: "validation"}
+    return [part.get(number, "train") for number in of_row]
+
+
+def speaker_groups(speakers: Sequence[str], hashes: Sequence[str]) -> list[str]:
+    """Returns what must stay together, by row: speakers; those who share identical audio under the first one's name."""
     first: dict[str, str] = {}
 
     def root(name: str) -> str:
@@ -319,7 +304,3 @@ def _named_protocol(corpus: str, protocol: str) -> Mapping[str, Any]:
         return own[protocol]
     known = ", ".join([*PROTOCOLS, *own])
     raise ValueError(f"corpus {corpus!r}: no protocol {protocol!r}; there are {known}")
-
-
-def _text(value: object) -> str:
-    return "" if value is None else str(value)

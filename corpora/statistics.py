@@ -10,20 +10,21 @@ from typing import Any
 
 import numpy as np
 import pandas
-from datasets import Dataset
 
 from exhubert.audio_exhubert import audio_seconds
 from exhubert.configuration_exhubert import SIX_CLASSES
-from exhubert.corpora.durations import plot_durations
-from exhubert.corpora.labels import load_label_map, map_labels
-from exhubert.corpora.readers import SEGMENT_COLUMNS, locate_clip, read_corpus
+from exhubert.corpora.labels import load_label_map, plain_word
+from exhubert.corpora.metadata import text_of
+from exhubert.corpora.readers import locate_clip, read_corpus, rows_at_once
 from exhubert.corpora.registry import corpus_key
 from exhubert.corpora.splits import SPLITS
+from exhubert.utils.figures import DISTINCT_COLOURS, new_figure, save_figure
 from exhubert.utils.files import write_text
 from exhubert.utils.text import markdown_table
 
 TOTAL = "total"
-ROWS_AT_ONCE = 256
+LONGEST_SECONDS = 6.0  # the last bar of the histogram has everything from here on
+BIN_SECONDS = 0.25  # width of its other bars
 
 
 def corpus_statistics(
@@ -43,30 +44,83 @@ def corpus_statistics(
     Raises:
         ValueError: if a folder cannot be read, or two have the same name.
     """
+
+    def seconds_of(row: Mapping[str, Any]) -> float:
+        audio, start, duration = locate_clip(row)
+        try:
+            return duration or audio_seconds(audio) - start
+        except (ValueError, OSError):
+            return float("nan")
+
     tables: dict[str, pandas.DataFrame] = {}
     for directory in directories:
         name = Path(os.path.abspath(directory)).name.removesuffix(".csv")
         if name in tables or name == TOTAL:
             raise ValueError(f"{directory}: the name {name!r} is taken; rename the folder")
-        tables[name] = _read_clips(directory, name, label_file)
+        dataset = read_corpus(directory)
+        key = corpus_key(dataset.unique("corpus") if "corpus" in dataset.column_names else [], name)
+        wanted = ("label", "speaker", "language", "split", "duration_seconds")
+        table = dataset.select_columns([column for column in wanted if column in dataset.column_names]).to_pandas()
+        clips = pandas.DataFrame({"corpus": name}, index=table.index)
+        for column in wanted[:4]:
+            clips[column] = text_of(table[column]) if column in table.columns else ""
+        words = load_label_map(label_file, key)
+        numbers = {label: words.get(plain_word(label)) for label in clips["label"].unique()}
+        names = {label: "" if number is None else SIX_CLASSES[number] for label, number in numbers.items()}
+        clips["six_class"] = clips["label"].map(names)
+        seconds = np.full(len(table), np.nan)
+        if "duration_seconds" in table.columns:
+            seconds = pandas.to_numeric(table["duration_seconds"], errors="coerce").to_numpy(dtype=float, copy=True)
+        unknown = np.flatnonzero(~(seconds > 0))
+        measured: list[float] = []
+        with ThreadPoolExecutor() as pool:
+            for rows in rows_at_once(dataset.select(unknown)):
+                measured += pool.map(seconds_of, rows)
+        seconds[unknown] = measured
+        tables[name] = clips.assign(seconds=seconds)
     if not tables:
         raise ValueError("no corpus folder was named")
     return pandas.concat(tables.values(), ignore_index=True)
 
 
 def statistics_markdown(clips: pandas.DataFrame) -> str:
-    """Returns the tables of `corpus_statistics`'s clips: corpora, six classes, languages, splits."""
-    parts = [
-        "# Corpora",
-        _corpora_table(clips),
-        "## Six classes",
-        _count_table(clips, "six_class", SIX_CLASSES, "no class"),
-    ]
-    parts += ["## Labels", _labels_table(clips)]
+    """Returns the tables of `corpus_statistics`'s clips: corpora, six classes, labels, languages, splits."""
+    by_corpus = [(str(name), part) for name, part in clips.groupby("corpus", sort=False)]
+    with_total = [*by_corpus, (TOTAL, clips)]
+
+    def count_table(column: str, values: Sequence[str], otherwise: str) -> str:
+        """Clips by corpus and value of a column; the column `otherwise` appears where it is needed."""
+        others = (~clips[column].isin(values)).any()
+        rows = []
+        for name, part in with_total:
+            counts = [int((part[column] == value).sum()) for value in values]
+            counts += [len(part) - sum(counts)] if others else []
+            rows.append([name, *(f"{count:,}" for count in counts)])
+        return markdown_table(["corpus", *values, *([otherwise] if others else [])], rows)
+
+    rows, labels, languages = [], [], []
+    for name, part in with_total:
+        # Speakers' names are compared within a corpus only.
+        speakers = len(part.loc[part["speaker"] != "", ["corpus", "speaker"]].drop_duplicates())
+        median, splits = part["seconds"].median(), part["split"].replace("", np.nan).nunique()
+        cells = [f"{len(part):,}", f"{speakers:,}" if speakers else "-", f"{part['seconds'].sum() / 3600:.2f}"]
+        cells += ["-" if np.isnan(median) else f"{median:.2f}", str(part["label"].str.lower().nunique())]
+        cells += [str(splits or "-"), ", ".join(sorted(set(part["language"]) - {""})) or "-"]
+        rows.append([name, *cells])
+    header = ["corpus", "clips", "speakers", "hours", "median seconds", "labels", "splits", "languages"]
+    parts = ["# Corpora", markdown_table(header, rows, left=(0, 7))]
+    parts += ["## Six classes", count_table("six_class", SIX_CLASSES, "no class")]
+    for name, part in by_corpus:
+        labels.append([name, ", ".join(f"{label} {count:,}" for label, count in part["label"].value_counts().items())])
+    parts += ["## Labels", markdown_table(["corpus", "clips of each of its labels"], labels, left=(0, 1))]
     if (clips["language"] != "").any():
-        parts += ["## Languages", _languages_table(clips)]
+        by_language = sorted(clips.groupby("language", sort=False), key=lambda item: -len(item[1]))
+        for language, part in [*by_language, (TOTAL, clips)]:
+            hours = f"{part['seconds'].sum() / 3600:.2f}"
+            languages.append([str(language) or "unknown", str(part["corpus"].nunique()), f"{len(part):,}", hours])
+        parts += ["## Languages", markdown_table(["language", "corpora", "clips", "hours"], languages)]
     if (clips["split"] != "").any():
-        parts += ["## Splits", _count_table(clips, "split", SPLITS, "no split")]
+        parts += ["## Splits", count_table("split", SPLITS, "no split")]
     unknown = int(clips["seconds"].isna().sum())
     if unknown:
         parts.append(f"{unknown:,} of {len(clips):,} clips do not open; `exhubert corpora check` names them.")
@@ -88,116 +142,59 @@ def write_statistics(
     if output is not None:
         output = Path(output)
         output.mkdir(parents=True, exist_ok=True)
-        plot_durations(
-            output / "durations.png", {name: part["seconds"].tolist() for name, part in _by(clips, "corpus")}
-        )
+        durations = {str(name): part["seconds"].tolist() for name, part in clips.groupby("corpus", sort=False)}
+        plot_durations(output / "durations.png", durations)
         write_text(output / "statistics.md", f"{text}\n\n![Durations of the clips](durations.png)\n")
     return text
 
 
-def _read_clips(
-    directory: str | os.PathLike[str], corpus: str, label_file: str | os.PathLike[str] | None
-) -> pandas.DataFrame:
-    dataset = read_corpus(directory)
-    key = corpus_key(dataset.unique("corpus") if "corpus" in dataset.column_names else [], corpus)
-    wanted = ("label", "speaker", "language", "split", "duration_seconds")
-    table = dataset.select_columns([name for name in wanted if name in dataset.column_names]).to_pandas()
-    columns = {name: _words(table, name) for name in wanted[:4]}
-    words = load_label_map(label_file, key)
-    class_of = {label: _six_class(label, corpus, words) for label in set(columns["label"])}
-    seconds = np.full(len(table), np.nan)
-    if "duration_seconds" in table.columns:
-        seconds = pandas.to_numeric(table["duration_seconds"], errors="coerce").to_numpy(dtype=float, copy=True)
-    unknown = np.flatnonzero(~(seconds > 0))
-    seconds[unknown] = _measure(dataset.select(unknown))
-    classes = [class_of[label] for label in columns["label"]]
-    return pandas.DataFrame({"corpus": corpus, **columns, "six_class": classes, "seconds": seconds})
+def plot_durations(path: Path, durations: Mapping[str, Sequence[float]]) -> None:
+    """Writes a histogram of clip durations, stacked by corpus (the form of the paper's Figure 1).
 
+    The last bar, set apart, has everything from 6 s on, and its number on top; where it is much the highest it is cut
+    off.
 
-def _measure(dataset: Dataset) -> list[float]:
-    """Durations in seconds from the headers of the files, some at a time: the rows may hold their audio."""
-    columns = [name for name in ("audio", "file_name", *SEGMENT_COLUMNS) if name in dataset.column_names]
-    seconds: list[float] = []
-    with ThreadPoolExecutor() as pool:
-        for batch in dataset.select_columns(columns).iter(ROWS_AT_ONCE):
-            seconds += pool.map(
-                _seconds, [dict(zip(batch, row, strict=True)) for row in zip(*batch.values(), strict=True)]
-            )
-    return seconds
-
-
-def _seconds(row: Mapping[str, Any]) -> float:
-    audio, start, duration = locate_clip(row)
-    try:
-        return duration or audio_seconds(audio) - start
-    except (ValueError, OSError):
-        return float("nan")
-
-
-def _words(table: pandas.DataFrame, column: str) -> list[str]:
-    if column not in table.columns:
-        return [""] * len(table)
-    return ["" if value is None or value != value else str(value).strip() for value in table[column]]
-
-
-def _six_class(label: str, corpus: str, words: Mapping[str, int | None]) -> str:
-    try:
-        number = map_labels([label], corpus, words)[0]
-    except ValueError:
-        return ""
-    return "" if number is None else SIX_CLASSES[number]
-
-
-def _by(clips: pandas.DataFrame, column: str) -> list[tuple[str, pandas.DataFrame]]:
-    """The clips of each value of a column, in order of appearance."""
-    return [(str(value), part) for value, part in clips.groupby(column, sort=False)]
-
-
-def _speakers(clips: pandas.DataFrame) -> int:
-    """How many known speakers; names are compared within a corpus only."""
-    known = clips.loc[clips["speaker"] != "", ["corpus", "speaker"]]
-    return len(known.drop_duplicates())
-
-
-def _hours(clips: pandas.DataFrame) -> str:
-    return f"{clips['seconds'].sum() / 3600:.2f}"
-
-
-def _corpora_table(clips: pandas.DataFrame) -> str:
-    rows = []
-    for name, part in [*_by(clips, "corpus"), (TOTAL, clips)]:
-        speakers, splits, median = _speakers(part), set(part["split"]) - {""}, part["seconds"].median()
-        languages = sorted(set(part["language"]) - {""})
-        cells = [f"{len(part):,}", f"{speakers:,}" if speakers else "-", _hours(part)]
-        cells += ["-" if np.isnan(median) else f"{median:.2f}", str(part["label"].str.lower().nunique())]
-        cells += [str(len(splits) or "-"), ", ".join(languages) or "-"]
-        rows.append([name, *cells])
-    header = ["corpus", "clips", "speakers", "hours", "median seconds", "labels", "splits", "languages"]
-    return markdown_table(header, rows, left=(0, 7))
-
-
-def _count_table(clips: pandas.DataFrame, column: str, values: Sequence[str], otherwise: str) -> str:
-    """Clips by corpus and value of a column; the column `otherwise` appears where it is needed."""
-    others = ~clips[column].isin(values)
-    header = ["corpus", *values, *([otherwise] if others.any() else [])]
-    rows = []
-    for name, part in [*_by(clips, "corpus"), (TOTAL, clips)]:
-        counts = [int((part[column] == value).sum()) for value in values]
-        counts += [len(part) - sum(counts)] if others.any() else []
-        rows.append([name, *(f"{count:,}" for count in counts)])
-    return markdown_table(header, rows)
-
-
-def _labels_table(clips: pandas.DataFrame) -> str:
-    rows = []
-    for corpus, part in _by(clips, "corpus"):
-        counts = part["label"].value_counts()
-        rows.append([corpus, ", ".join(f"{label} {count:,}" for label, count in counts.items())])
-    return markdown_table(["corpus", "clips of each of its labels"], rows, left=(0, 1))
-
-
-def _languages_table(clips: pandas.DataFrame) -> str:
-    rows = []
-    for language, part in [*sorted(_by(clips, "language"), key=lambda item: -len(item[1])), (TOTAL, clips)]:
-        rows.append([language or "unknown", str(part["corpus"].nunique()), f"{len(part):,}", _hours(part)])
-    return markdown_table(["language", "corpora", "clips", "hours"], rows)
+    Args:
+        path: the PNG file.
+        durations: of each corpus, the durations of its clips in seconds, NaN where unknown; of more than nine
+            corpora the smaller ones are drawn as one.
+    """
+    known = {name: np.asarray(seconds, dtype=float) for name, seconds in durations.items()}
+    known = {name: seconds[np.isfinite(seconds)] for name, seconds in known.items()}
+    parts = sorted(known.items(), key=lambda part: -len(part[1]))
+    if len(parts) > len(DISTINCT_COLOURS):
+        rest = parts[len(DISTINCT_COLOURS) - 1 :]
+        together = np.concatenate([seconds for _, seconds in rest])
+        parts = [*parts[: -len(rest)], (f"{len(rest)} other corpora", together)]
+    edges = np.linspace(0.0, LONGEST_SECONDS, round(LONGEST_SECONDS / BIN_SECONDS) + 1)
+    starts = np.append(edges[:-1], LONGEST_SECONDS + 2 * BIN_SECONDS)
+    figure = new_figure(9, 4.5)
+    axes = figure.add_subplot()
+    heights = np.zeros(len(starts))
+    for (name, seconds), colour in zip(parts, DISTINCT_COLOURS, strict=False):
+        within = seconds < LONGEST_SECONDS
+        counts = np.append(np.histogram(seconds[within], edges)[0], np.count_nonzero(~within))
+        label = f"{name} ({len(seconds):,})"
+        axes.bar(starts, counts, BIN_SECONDS, heights, align="edge", color=colour, label=label)
+        heights += counts
+    top = 1.1 * max(1.0, min(heights.max(), 1.5 * heights[:-1].max() or heights.max()))
+    middle, longer = starts[-1] + BIN_SECONDS / 2, int(heights[-1])
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
+    number = f"{longer:,}" if longer < top else f"{longer:,} ↑"
+    axes.text(middle, min(longer, 0.94 * top) + 0.01 * top, number, ha="center", va="bottom", fontsize=8, bbox=box)
+    axes.set_xlim(0, starts[-1] + 2 * BIN_SECONDS)
+    axes.set_ylim(0, top)
+    whole = np.arange(0, LONGEST_SECONDS + 1e-9)
+    axes.set_xticks([*whole, middle], [*(f"{second:g}" for second in whole), f"{LONGEST_SECONDS:g} or\nmore"])
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    every = np.concatenate([np.zeros(0), *known.values()])
+    names = next(iter(known)) if len(known) == 1 else f"{len(known)} corpora"
+    longest = f", the longest {every.max():.1f} s" if len(every) else ""
+    axes.set_title(f"Durations in {names}: {len(every):,} clips, {every.sum() / 3600:,.1f} hours{longest}", fontsize=10)
+    axes.set_xlabel("seconds")
+    axes.set_ylabel(f"clips in each {BIN_SECONDS:g} s")
+    axes.grid(axis="y", alpha=0.3)
+    axes.set_axisbelow(True)
+    if len(known) > 1:  # in the order in which they are stacked
+        figure.legend(title="corpus (clips)", fontsize=8, loc="outside right upper", reverse=True)
+    save_figure(figure, path)

@@ -16,7 +16,7 @@ import soundfile
 from PIL import Image
 
 from exhubert.configuration_exhubert import SIX_CLASSES
-from exhubert.corpora import durations as clip_durations
+from exhubert.corpora import statistics
 from exhubert.corpora.statistics import corpus_statistics, statistics_markdown, write_statistics
 
 
@@ -143,7 +143,7 @@ def test_mistakes_are_explained(make_corpus, tmp_path):
 def drawn(monkeypatch):
     """The axes of the last picture; nothing is written."""
     figures = []
-    monkeypatch.setattr(clip_durations, "save_figure", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(statistics, "save_figure", lambda figure, path: figures.append(figure))
     return lambda: figures[-1]
 
 
@@ -157,7 +157,7 @@ def bars(figure) -> dict[float, float]:
 
 def test_the_picture_counts_every_clip_once(drawn):
     durations = {"a": [0.0, 0.1, 0.25, 5.99, 6.0, 700.0], "b": [0.1, np.nan]}
-    clip_durations.plot_durations(Path("unused.png"), durations)
+    statistics.plot_durations(Path("unused.png"), durations)
     assert bars(drawn()) == {0.0: 3, 0.25: 1, 5.75: 1, 6.5: 2}
     axes = drawn().axes[0]
     assert axes.get_title() == "Durations in 2 corpora: 7 clips, 0.2 hours, the longest 700.0 s"
@@ -168,7 +168,7 @@ def test_the_picture_counts_every_clip_once(drawn):
 @pytest.mark.parametrize(("corpora", "entries"), [(1, 0), (9, 9), (10, 9), (43, 9)])
 def test_the_legend_stays_short(drawn, corpora, entries):
     durations = {f"corpus {number}": np.linspace(1, 8, 10 * (number + 1)) for number in range(corpora)}
-    clip_durations.plot_durations(Path("unused.png"), durations)
+    statistics.plot_durations(Path("unused.png"), durations)
     names = [text.get_text() for legend in drawn().legends for text in legend.get_texts()]
     assert len(names) == entries
     assert sum(bars(drawn()).values()) == sum(map(len, durations.values()))
@@ -177,8 +177,8 @@ def test_the_legend_stays_short(drawn, corpora, entries):
 
 
 def test_pictures_of_nothing_and_of_long_clips_only(tmp_path):
-    clip_durations.plot_durations(tmp_path / "nothing.png", {"a": [np.nan]})
-    clip_durations.plot_durations(tmp_path / "long.png", {"a": [60.0] * 5})
+    statistics.plot_durations(tmp_path / "nothing.png", {"a": [np.nan]})
+    statistics.plot_durations(tmp_path / "long.png", {"a": [60.0] * 5})
     assert len(list(tmp_path.iterdir())) == 2
 
 
