@@ -46,14 +46,9 @@ def compare_on_corpora(model: PreTrainedModel, exported: OnnxClassifier, extract
     for name in (*corpora, "all"):
         chosen = [name in (corpus, "all") for corpus in tables[0]["corpus"]]
         ours, theirs = (table[chosen] for table in tables)
-        same = (ours["prediction"] == theirs["prediction"]).mean()
-        uars = [f"{100 * _uar(part, class_names):.2f} %" for part in (ours, theirs)]
-        rows.append([name, str(len(ours)), f"{100 * same:.2f} %", *uars, f"{differences[chosen].max():.2g}"])
+        cells = [name, str(len(ours)), f"{100 * (ours['prediction'] == theirs['prediction']).mean():.2f} %"]
+        for part in (ours, theirs):
+            answers = [part[column].map(class_names.index).tolist() for column in ("reference", "prediction")]
+            cells.append(f"{100 * classification_scores(*answers, class_names)['uar']:.2f} %")
+        rows.append([*cells, f"{differences[chosen].max():.2g}"])
     return markdown_table(HEADER, rows)
-
-
-def _uar(predictions: pandas.DataFrame, class_names: list[str]) -> float:
-    references, predicted = (
-        [class_names.index(label) for label in predictions[column]] for column in ("reference", "prediction")
-    )
-    return float(classification_scores(references, predicted, class_names)["uar"])

@@ -36,12 +36,8 @@ from exhubert.utils.text import markdown_table
 TEMPLATE = Path(__file__).with_name("run_card_template.md")
 METRICS = {"uar": ("uar", "UAR"), "accuracy": ("accuracy", "Accuracy"), "macro_f1": ("f1", "Macro-F1")}  # on the Hub
 SHOWN_METRICS = {
-    "uar": "UAR",
-    "accuracy": "accuracy",
-    "macro_f1": "macro-F1",
-    "arousal_uar": "arousal UAR",
-    "valence_uar": "valence UAR",
-    "ece": "ECE",
+    **{"uar": "UAR", "accuracy": "accuracy", "macro_f1": "macro-F1"},
+    **{"arousal_uar": "arousal UAR", "valence_uar": "valence UAR", "ece": "ECE"},
 }
 SETTINGS = (
     *("model", "expand_copies", "freeze", "lora", "labels", "protocol", "fold", "window_seconds", "crop", "sampling"),

@@ -105,7 +105,10 @@ def test_the_root_holds_the_scripts_and_the_files_of_hub_repos():
         ("import exhubert.cli", HEAVY),
         ("from exhubert.cli import main; main(['corpora', 'list'])", HEAVY),
         ("from exhubert.cli import main; main(['corpora', 'show', 'emodb'])", HEAVY),
-        ("from exhubert.model_folder import load_pipeline", ("pandas", "matplotlib", "datasets")),
+        (
+            "from exhubert.model_folder import load_pipeline, save_model_folder",
+            ("pandas", "matplotlib", "datasets", "exhubert.corpora", "exhubert.reports"),
+        ),
     ],
 )
 def test_nothing_heavy_is_imported_before_it_is_needed(code, absent):

@@ -12,84 +12,99 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from transformers import HubertForSequenceClassification
+from transformers import HubertConfig, HubertForSequenceClassification
 
-from conftest import ROOT, run_without_package
+from conftest import ROOT, SMALL, run_without_package
 from exhubert import ExHuBERTForSequenceClassification
 from exhubert.model_folder import CODE_FILES, check_model_folder, save_model_folder
 
+# Run in one process for all tests, as torch and transformers take seconds to import; `samples` are the fixture's.
+ELSEWHERE = """
+import json, pathlib, soundfile, soxr, torch
+from transformers import AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification, pipeline
+
+samples = torch.randn(2, 8000, generator=torch.Generator().manual_seed(1))
+model = AutoModelForAudioClassification.from_pretrained("ex", trust_remote_code=True).eval()
+model.freeze_og_encoder()
+extractor = AutoFeatureExtractor.from_pretrained("ex", trust_remote_code=True)
+base = AutoModel.from_pretrained("ex", trust_remote_code=True).eval()
+got = {
+    "module": type(model).__module__.split(".")[0],
+    "logits": model(samples).logits.tolist(),
+    "labels": model.config.id2label,
+    "states": list(base(samples).last_hidden_state.shape),
+    "input": list(extractor(samples[0].numpy(), return_tensors="pt")["input_values"].shape),
+}
+
+ours = pipeline("speech-emotion-recognition", model="ex", trust_remote_code=True)
+stock = pipeline("audio-classification", model="ex", trust_remote_code=True, top_k=6)
+plain = pipeline("speech-emotion-recognition", model="plain", trust_remote_code=True)
+clip, rate = soundfile.read("clip.wav", dtype="float32")
+clip = soxr.resample(clip.mean(axis=1), rate, 16_000, quality="VHQ")
+got |= {
+    "path": ours("clip.wav"),
+    "bytes": ours(open("clip.wav", "rb").read()),
+    "array": ours({"array": clip, "sampling_rate": 16_000}),
+    "stream": [row["embedding"].tolist() for row in ours.stream(clip.reshape(7, -1), embeddings=True)],
+    "stock": {row["label"]: row["score"] for row in stock(clip)},
+    "plain": plain("clip.wav", window_seconds=2.0, hop_seconds=2.0),
+}
+
+model.classifier = torch.nn.Linear(16, 3)
+model.config.num_labels = 3
+model.save_pretrained("again")
+again = AutoModelForAudioClassification.from_pretrained("again", trust_remote_code=True)
+got |= {"out": again.classifier.out_features, "files": [path.name for path in pathlib.Path("again").iterdir()]}
+print(json.dumps(got))
+"""
+
 
 @pytest.fixture
-def folder(tmp_path, make_hubert):
-    return save_model_folder(ExHuBERTForSequenceClassification.from_hubert(make_hubert(head="none")), tmp_path / "ex")
+def folder(tmp_path, saved_model):
+    return shutil.copytree(saved_model, tmp_path / "ex")
 
 
-@pytest.fixture
-def recording(tmp_path):
-    """A clip of 4.2 s at 22,050 Hz, stereo."""
-    path = tmp_path / "clip.wav"
-    noise = np.random.default_rng(0).standard_normal((92_610, 2))
-    soundfile.write(path, 0.1 * noise, 22_050)
-    return path
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory, saved_model):
+    """What one process without the package makes of an ExHuBERT, a plain HuBERT and 4.2 s of stereo at 22,050 Hz."""
+    place = tmp_path_factory.mktemp("elsewhere")
+    shutil.copytree(saved_model, place / "ex")
+    torch.manual_seed(0)
+    plain = save_model_folder(HubertForSequenceClassification(HubertConfig(**SMALL)), place / "plain")
+    assert check_model_folder(plain) == plain
+    soundfile.write(place / "clip.wav", 0.1 * np.random.default_rng(0).standard_normal((92_610, 2)), 22_050)
+    return run_without_package(place, ELSEWHERE)
 
 
-def test_it_loads_in_a_process_without_the_package(tmp_path, folder, samples):
-    got = run_without_package(
-        tmp_path,
-        """
-        import json, torch
-        from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification
-        model = AutoModelForAudioClassification.from_pretrained("ex", trust_remote_code=True).eval()
-        extractor = AutoFeatureExtractor.from_pretrained("ex", trust_remote_code=True)
-        samples = torch.randn(2, 8000, generator=torch.Generator().manual_seed(1))
-        model.freeze_og_encoder()
-        base = AutoModel.from_pretrained("ex", trust_remote_code=True).eval()
-        print(json.dumps({
-            "module": type(model).__module__.split(".")[0],
-            "logits": model(samples).logits.tolist(),
-            "labels": model.config.id2label,
-            "states": list(base(samples).last_hidden_state.shape),
-            "input": list(extractor(samples[0].numpy(), return_tensors="pt")["input_values"].shape),
-        }))
-        """,
-    )
-    assert got["module"] == "transformers_modules"
-    assert got["labels"]["3"] == "high/negative"
-    assert got["input"] == [1, 48_000]
-    assert got["states"] == [2, 24, 32]
-    model = ExHuBERTForSequenceClassification.from_pretrained(folder).eval()
+def test_it_loads_in_a_process_without_the_package(elsewhere, saved_model, samples):
+    assert elsewhere["module"] == "transformers_modules"
+    assert elsewhere["labels"]["3"] == "high/negative"
+    assert elsewhere["input"] == [1, 48_000]
+    assert elsewhere["states"] == [2, 24, 32]
+    model = ExHuBERTForSequenceClassification.from_pretrained(saved_model).eval()
     with torch.inference_mode():
-        assert torch.equal(torch.tensor(got["logits"]), model(samples).logits)
+        assert torch.equal(torch.tensor(elsewhere["logits"]), model(samples).logits)
 
 
-def test_both_pipelines_work_without_the_package(tmp_path, folder, recording):
-    got = run_without_package(
-        tmp_path,
-        f"""
-        import json, soundfile, soxr
-        from transformers import pipeline
-        ours = pipeline("speech-emotion-recognition", model="ex", trust_remote_code=True)
-        stock = pipeline("audio-classification", model="ex", trust_remote_code=True, top_k=6)
-        samples, rate = soundfile.read({str(recording)!r}, dtype="float32")
-        samples = soxr.resample(samples.mean(axis=1), rate, 16_000, quality="VHQ")
-        print(json.dumps({{
-            "path": ours({str(recording)!r}),
-            "bytes": ours(open({str(recording)!r}, "rb").read()),
-            "array": ours({{"array": samples, "sampling_rate": 16_000}}),
-            "stream": [row["embedding"].tolist() for row in ours.stream(samples.reshape(7, -1), embeddings=True)],
-            "stock": {{row["label"]: row["score"] for row in stock(samples)}},
-        }}))
-        """,
-    )
-    windows = got["path"]["windows"]
+def test_both_pipelines_work_without_the_package(elsewhere):
+    windows = elsewhere["path"]["windows"]
     assert [(window["start"], window["end"]) for window in windows] == [(0.0, 3.0), (1.5, pytest.approx(4.2))]
     mean = {name: np.mean([w["probabilities"][name] for w in windows]) for name in windows[0]["probabilities"]}
-    assert got["path"]["probabilities"] == pytest.approx(mean)
-    assert got["path"]["label"] == max(mean, key=mean.get)
-    assert got["bytes"] == got["path"]
-    assert got["array"]["probabilities"] == pytest.approx(got["path"]["probabilities"], abs=1e-6)
-    assert np.shape(got["stream"]) == (2, 32)
-    assert got["stock"] == pytest.approx(windows[0]["probabilities"], abs=1e-5)  # it hears the first window
+    assert elsewhere["path"]["probabilities"] == pytest.approx(mean)
+    assert elsewhere["path"]["label"] == max(mean, key=mean.get)
+    assert elsewhere["bytes"] == elsewhere["path"]
+    assert elsewhere["array"]["probabilities"] == pytest.approx(elsewhere["path"]["probabilities"], abs=1e-6)
+    assert np.shape(elsewhere["stream"]) == (2, 32)
+    assert elsewhere["stock"] == pytest.approx(windows[0]["probabilities"], abs=1e-5)  # it hears the first window
+
+
+def test_a_plain_hubert_is_a_model_folder_too(elsewhere):
+    assert [window["start"] for window in elsewhere["plain"]["windows"]] == [0.0, 2.0, 4.0]
+
+
+def test_a_folder_loaded_from_a_folder_saves_as_a_whole_again(elsewhere):
+    assert elsewhere["out"] == 3
+    assert {"configuration_exhubert.py", "modeling_exhubert.py", "model.safetensors"} <= set(elsewhere["files"])
 
 
 def test_the_code_in_the_folder_is_the_code_of_the_repo(folder):
@@ -100,41 +115,6 @@ def test_the_code_in_the_folder_is_the_code_of_the_repo(folder):
         "AutoModel": "modeling_exhubert.ExHuBERTModel",
         "AutoModelForAudioClassification": "modeling_exhubert.ExHuBERTForSequenceClassification",
     }
-
-
-def test_a_folder_loaded_from_a_folder_saves_as_a_whole_again(tmp_path, folder):
-    got = run_without_package(
-        tmp_path,
-        """
-        import json, pathlib
-        from transformers import AutoModelForAudioClassification
-        model = AutoModelForAudioClassification.from_pretrained("ex", trust_remote_code=True)
-        model.classifier = __import__("torch").nn.Linear(16, 3)
-        model.config.num_labels = 3
-        model.save_pretrained("again")
-        again = AutoModelForAudioClassification.from_pretrained("again", trust_remote_code=True)
-        files = [path.name for path in pathlib.Path("again").iterdir()]
-        print(json.dumps({"out": again.classifier.out_features, "files": files}))
-        """,
-    )
-    assert got["out"] == 3
-    assert {"configuration_exhubert.py", "modeling_exhubert.py", "model.safetensors"} <= set(got["files"])
-
-
-def test_a_plain_hubert_is_a_model_folder_too(tmp_path, make_hubert, recording):
-    hubert = HubertForSequenceClassification.from_pretrained(make_hubert())
-    folder = save_model_folder(hubert, tmp_path / "plain")
-    assert check_model_folder(folder) == folder
-    got = run_without_package(
-        tmp_path,
-        f"""
-        import json
-        from transformers import pipeline
-        ours = pipeline("speech-emotion-recognition", model="plain", trust_remote_code=True)
-        print(json.dumps(ours({str(recording)!r}, window_seconds=2.0, hop_seconds=2.0)))
-        """,
-    )
-    assert [window["start"] for window in got["windows"]] == [0.0, 2.0, 4.0]
 
 
 def test_a_failure_while_writing_leaves_what_was_there(tmp_path, folder, monkeypatch):
@@ -151,7 +131,7 @@ def test_a_failure_while_writing_leaves_what_was_there(tmp_path, folder, monkeyp
     with pytest.raises(OSError, match="disk full"):
         save_model_folder(model, tmp_path / "new")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["ex", "hubert"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ex"]
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path, folder):

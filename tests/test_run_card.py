@@ -16,8 +16,17 @@ from huggingface_hub import EvalResult, ModelCard
 from exhubert import ExHuBERTForSequenceClassification
 from exhubert.convert.contract import convert_contract
 from exhubert.convert.hubert import convert_hubert
+from exhubert.convert.onnx import onnx_card
 from exhubert.model_folder import save_model_folder
-from exhubert.model_folder.card import add_section, is_edited, make_card, source_metadata, write_card
+from exhubert.model_folder.card import (
+    add_section,
+    is_edited,
+    is_sealed,
+    make_card,
+    read_sections,
+    source_metadata,
+    write_card,
+)
 from exhubert.publish.run_card import calibration_section, corpus_facts, hub_card, run_facts, write_run_card
 
 AWKWARD = 'my "corpus" | *[x](y)* <b>: #1'
@@ -253,6 +262,17 @@ def test_sections_are_handed_in_and_go_with_the_next_card(run):
     assert "\n\n## Synthetic speech\n\nMade up.\n\n## Input\n" in card_of(run / "model").text
     write_run_card(run)
     assert "Made up." not in card_of(run / "model").text
+
+
+def test_an_export_keeps_results_and_training_and_loses_the_code_that_loads_torchs_model(run):
+    write_run_card(run)
+    before = read_sections((run / "model" / "README.md").read_text())
+    card = onnx_card(str(run / "model"), int8=False, found=["Compared."], table="")
+    sections = read_sections(card)
+    assert [*sections] == ["", "ONNX", *[*before][2:]] and is_sealed(card)
+    assert [sections[title] for title in ("", "Results", "Training")] == [
+        before[title] for title in ("", "Results", "Training")
+    ]
 
 
 def test_facts_of_corpora_are_counted_from_their_tables(make_corpus):
