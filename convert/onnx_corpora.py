@@ -48,7 +48,8 @@ def compare_on_corpora(model: PreTrainedModel, exported: OnnxClassifier, extract
         ours, theirs = (table[chosen] for table in tables)
         cells = [name, str(len(ours)), f"{100 * (ours['prediction'] == theirs['prediction']).mean():.2f} %"]
         for part in (ours, theirs):
-            answers = [part[column].map(class_names.index).tolist() for column in ("reference", "prediction")]
-            cells.append(f"{100 * classification_scores(*answers, class_names)['uar']:.2f} %")
+            references = [class_names.index(label) for label in part["reference"]]
+            predictions = [class_names.index(label) for label in part["prediction"]]
+            cells.append(f"{100 * classification_scores(references, predictions, class_names)['uar']:.2f} %")
         rows.append([*cells, f"{differences[chosen].max():.2g}"])
     return markdown_table(HEADER, rows)
