@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the stages: arguments, corpora, model, trainer, training, test, saving. Returns the exit code."""
     recipe, training, resume = parse(arguments)
     main_process = training.process_index == 0
-    say = print if main_process else _silent
+    say: Callable[[str], None] = print if main_process else lambda message: None
     settings = resolved(recipe, training)
     pushing, training.push_to_hub = training.push_to_hub, False  # `Trainer` would upload its checkpoints
     target = (training.hub_model_id, training.hub_private_repo, training.hub_revision)
@@ -189,10 +189,6 @@ def save_results(
     if not write_run_card(recipe.output, results):
         print(f"{run / 'model' / 'README.md'} was edited by hand and is left as it is")
     write_results(run, results)
-
-
-def _silent(message: str) -> None:
-    """What the other processes say."""
 
 
 if __name__ == "__main__":

@@ -131,7 +131,8 @@ def parsed(name: str) -> Recipe:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_takes_two_updates_at_tiny_size(tmp_path, capsys, make_model, make_corpus, name):
-    source, corpus = make_model(kind_of(parsed(name))), make_corpus(takes=1, speakers=("a", "b", "c"))
+    source = make_model(kind_of(parsed(name)))
+    corpus = make_corpus(takes=1, speakers=("a", "b", "c"), votes_anger=lambda row: str(row % 3))
     arguments = ["--model", str(source), "--corpora", str(corpus), "--output", str(tmp_path / "run")]
     fast = ["--rounds", "2", "--batch_size", "2", "--window_seconds", "0.5", "--eval_steps", "2"]
     expand = ["--expand_copies", "1"] if name == "demo_stage2.yaml" else []
@@ -139,6 +140,8 @@ def test_every_recipe_takes_two_updates_at_tiny_size(tmp_path, capsys, make_mode
     assert train_hf.main([str(ROOT / "recipes" / name), *arguments, *fast, *expand, *silent]) == 0
     said = capsys.readouterr().out
     assert "| part " in said
+    assert ("6 of 9" in said) == name.endswith("soft_labels.yaml"), "what the votes say of the clips"
+    assert ("; class weights " in said) == name.endswith("class_weights.yaml")
     model, new = load_classifier(str(tmp_path / "run" / "model"))
     assert not new, "the folder has not all of its weights"
     assert list(model.config.id2label.values()) == SIX

@@ -36,34 +36,32 @@ SHORTEST_WINDOW_SECONDS = 0.25  # below it transformers' models have too few fra
 class Recipe:
     """What is trained on what. The values here are the defaults of a recipe that does not name the key."""
 
-    model: str = field(default="", metadata={"help": "Hub id or folder of the model to start from"})
-    expand_copies: int = field(default=0, metadata={"help": "copies of each encoder layer added on loading a HuBERT"})
-    gate_original_layers: bool = field(default=False, metadata={"help": "originals, too, end in a linear layer"})
-    weighted_layer_sum: bool = field(default=False, metadata={"help": "classify a learned mean of all layers' states"})
-    lora: dict[str, Any] = field(default_factory=dict, metadata={"help": "train adapters: {rank: 8, alpha: 16, ...}"})
-    freeze: list[str] = field(default_factory=list, metadata={"help": f"any of {', '.join(FREEZABLE)}"})
-    corpora_root: str = field(default=".", metadata={"help": "folder that the names in `corpora` are looked up in"})
-    corpora: list[str] = field(default_factory=list, metadata={"help": "corpus folders, in the order of a round"})
-    labels: str = field(default="six", metadata={"help": "six (arousal/valence classes) or native (the corpora's)"})
-    label_file: str | None = field(default=None, metadata={"help": "YAML file with further emotion words"})
-    skip_bad_audio: bool = field(default=False, metadata={"help": "leave out clips whose audio does not decode"})
-    clips_per_corpus: int | None = field(default=None, metadata={"help": "use a random part of each corpus"})
-    protocol: str = field(default="auto", metadata={"help": "how each corpus is split; see docs/corpora.md"})
-    fold: int | None = field(default=None, metadata={"help": "which fold, from 1, of a protocol that has folds"})
-    window_seconds: float = field(default=3.0, metadata={"help": "length of the model's input in seconds"})
-    crop: str = field(default="random", metadata={"help": "random, start or center: which window, in training"})
-    augmentation: list[dict[str, Any]] = field(
-        default_factory=list, metadata={"help": "transforms of audiomentations, in training: {name: Gain, p: 0.5, ...}"}
-    )
-    sampling: str = field(default="round_robin", metadata={"help": "round_robin or proportional"})
-    rounds: int = field(default=3000, metadata={"help": "rounds of one batch from every corpus"})
-    batch_size: int = field(default=8, metadata={"help": "clips per corpus and round, over all processes"})
-    update: str = field(default="batch", metadata={"help": "the model is updated after every batch, or every round"})
-    micro_batches: int = field(default=1, metadata={"help": "parts a process computes its batch in, to save memory"})
-    class_weights: str = field(default="none", metadata={"help": "none or balanced: weights of the classes' losses"})
-    soft_labels: bool = field(default=False, metadata={"help": "train on the shares of raters' votes (votes_<word>)"})
-    early_stopping: int = field(default=0, metadata={"help": "stop after so many evaluations without a better UAR"})
-    output: str = field(default="", metadata={"help": "run folder"})
+    model: str = ""  # Hub id or folder of the model to start from
+    expand_copies: int = 0  # copies of each encoder layer added on loading a HuBERT
+    gate_original_layers: bool = False  # originals, too, end in a linear layer
+    weighted_layer_sum: bool = False  # classify a learned mean of all layers' states
+    lora: dict[str, Any] = field(default_factory=dict)  # train adapters: {rank: 8, alpha: 16, ...}
+    freeze: list[str] = field(default_factory=list)  # feature_encoder, originals, base: which stay as they are
+    corpora_root: str = "."  # folder that the names in `corpora` are looked up in
+    corpora: list[str] = field(default_factory=list)  # corpus folders, in the order of a round
+    labels: str = "six"  # six (arousal/valence classes) or native (the corpora's)
+    label_file: str | None = None  # YAML file with further emotion words
+    skip_bad_audio: bool = False  # leave out clips whose audio does not decode
+    clips_per_corpus: int | None = None  # use a random part of each corpus
+    protocol: str = "auto"  # how each corpus is split; see docs/corpora.md
+    fold: int | None = None  # which fold, from 1, of a protocol that has folds
+    window_seconds: float = 3.0  # length of the model's input in seconds
+    crop: str = "random"  # random, start or center: which window, in training
+    augmentation: list[dict[str, Any]] = field(default_factory=list)  # [{name: Gain, p: 0.5, ...}], in training
+    sampling: str = "round_robin"  # round_robin or proportional
+    rounds: int = 3000  # rounds of one batch from every corpus
+    batch_size: int = 8  # clips per corpus and round, over all processes
+    update: str = "batch"  # the model is updated after every batch, or every round
+    micro_batches: int = 1  # parts a process computes its batch in, to save memory
+    class_weights: str = "none"  # none or balanced: weights of the classes' losses
+    soft_labels: bool = False  # train on the shares of raters' votes (votes_<word>)
+    early_stopping: int = 0  # stop after so many evaluations without a better UAR
+    output: str = ""  # run folder
 
     def check(self) -> None:
         """Raises ValueError for a value that is not among the legal ones; fills in what `lora` leaves out."""

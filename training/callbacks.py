@@ -17,27 +17,22 @@ class Safeguards(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Sets right what a checkpoint cannot know."""
         self.trainer.begin()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stops a run whose loss is no number; asks for signals."""
         self.trainer.check_update()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """After a signal, asks for a save; and for the losses to be logged, which resuming would lose."""
         if self.trainer.ending:
             control.should_save, control.should_evaluate = True, False
         if control.should_save or control.should_evaluate:
-            control.should_log = True
+            control.should_log = True  # or the losses since the last log would be lost on resuming
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """After a signal, ends the run."""
         if self.trainer.ending:
             raise self.trainer.interrupted()
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """After a signal, gives up the evaluation."""
         if self.trainer.any_process(self.trainer.signals.received)[0]:
             raise EvaluationCutShort
 
@@ -52,7 +47,6 @@ class EarlyStopping(EarlyStoppingCallback):
         """Nothing: one corpus does not decide."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        """Counts, when the averages are logged."""
         if logs and f"eval_{args.metric_for_best_model.removeprefix('eval_')}" in logs:
             super().on_evaluate(args, state, control, logs, **kwargs)
 
@@ -81,7 +75,6 @@ class RoundProgress(ProgressCallback):
         self.prediction_bar = self.training_bar = None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Names the round and, where an update is one batch, its corpus."""
         if self.training_bar is not None:
             update = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
             batches = state.global_step * update // self.sampler.batch_size
@@ -92,7 +85,6 @@ class RoundProgress(ProgressCallback):
         super().on_step_end(args, state, control, **kwargs)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Shows the last loss and average; after an evaluation, a line with the UAR of each corpus."""
         if self.training_bar is None:
             return
         uars = {name[len("eval_") : -len("_uar")]: value for name, value in (logs or {}).items() if "_uar" in name}

@@ -83,7 +83,7 @@ def save_lora_parts(model: torch.nn.Module, directory: Path, weights: dict[str, 
         weights: where they are not `model.state_dict()` (sharded training).
     """
     weights = model.state_dict() if weights is None else weights
-    parts = {name: tensor.contiguous() for name, tensor in weights.items() if _is_part(name)}
+    parts = {name: tensor.contiguous() for name, tensor in weights.items() if is_lora_part(name)}
     if parts:
         with whole_file(directory / PARTS_FILE) as unfinished:
             save_file(parts, unfinished)
@@ -95,7 +95,7 @@ def load_lora_parts(model: torch.nn.Module, directory: Path) -> None:
     Raises:
         ValueError: if the checkpoint's LoRA is another than the model's.
     """
-    wanted = {name: tensor.shape for name, tensor in model.state_dict().items() if _is_part(name)}
+    wanted = {name: tensor.shape for name, tensor in model.state_dict().items() if is_lora_part(name)}
     path = directory / PARTS_FILE
     parts = load_file(path) if path.is_file() else {}
     if wanted != {name: tensor.shape for name, tensor in parts.items()}:
@@ -103,5 +103,6 @@ def load_lora_parts(model: torch.nn.Module, directory: Path) -> None:
     model.load_state_dict(parts, strict=False)
 
 
-def _is_part(name: str) -> bool:
+def is_lora_part(name: str) -> bool:
+    """Whether a weight of this name is what a merged one was made of."""
     return ".lora_" in name or name.endswith(".base_layer.weight")

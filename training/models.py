@@ -41,7 +41,7 @@ def load_model(recipe: Recipe, class_names: list[str]) -> tuple[PreTrainedModel,
         "dtype": torch.float32,
     }
     expanded = kind == ExHuBERTConfig.model_type
-    _check_expansion(recipe, kind, ExHuBERTConfig.from_dict(source).num_copies if expanded else 0)
+    check_expansion(recipe, kind, ExHuBERTConfig.from_dict(source).num_copies if expanded else 0)
     # Of a sum over layers transformers' HuBERT has another meaning from 5.16 on; ours has one on every release.
     if kind == "hubert" and (recipe.expand_copies or recipe.weighted_layer_sum):
         model = ExHuBERTForSequenceClassification.from_hubert(
@@ -53,28 +53,24 @@ def load_model(recipe: Recipe, class_names: list[str]) -> tuple[PreTrainedModel,
         gates = {"gate_original_layers": True} if recipe.gate_original_layers else {}
         model, new = load_classifier(recipe.model, ignore_mismatched_sizes=True, **gates, **options)
         new = [name for name in new if ".identity_linear." not in name]  # these start as the identity
-    if not new and not _knows_classes(source, class_names):
-        new = _renew_output(model)
+    if not new and not knows_classes(source, class_names):
+        # Its head's last layer was trained for other classes: it starts anew.
+        layer = "classifier.out_proj" if hasattr(model.classifier, "out_proj") else "classifier"
+        output = model.get_submodule(layer)
+        torch.nn.init.normal_(output.weight, std=getattr(model.config, "initializer_range", 0.02))
+        torch.nn.init.zeros_(output.bias)
+        new = [f"{layer}.bias", f"{layer}.weight"]
     if recipe.weighted_layer_sum and not hasattr(model, "layer_weights"):
         new = [*new, "layer_weights"]
     prepare(model, recipe)
     return model, new
 
 
-def _knows_classes(source: dict[str, Any], class_names: list[str]) -> bool:
+def knows_classes(source: dict[str, Any], class_names: list[str]) -> bool:
     """Whether a checkpoint's head is for these classes, in this order; heads without names are taken for it."""
     names = source.get("id2label") or {}
     listed = [str(names[index]) for index in sorted(names, key=int)]
     return listed == class_names or all(re.fullmatch(r"LABEL_\d+", name) for name in listed)
-
-
-def _renew_output(model: PreTrainedModel) -> list[str]:
-    """Starts the last linear layer anew, where it was trained for other classes; returns the names of its weights."""
-    name = "classifier.out_proj" if hasattr(model.classifier, "out_proj") else "classifier"
-    output = model.get_submodule(name)
-    torch.nn.init.normal_(output.weight, std=getattr(model.config, "initializer_range", 0.02))
-    torch.nn.init.zeros_(output.bias)
-    return [f"{name}.bias", f"{name}.weight"]
 
 
 def prepare(model: PreTrainedModel, recipe: Recipe) -> None:
@@ -91,8 +87,12 @@ def prepare(model: PreTrainedModel, recipe: Recipe) -> None:
     if hasattr(model.config, "calibration_temperature"):
         model.config.calibration_temperature = 1.0
     if recipe.weighted_layer_sum and not hasattr(model, "layer_weights"):
-        _add_layer_weights(model)
-    _freeze_unused(model)
+        if not hasattr(model, "projector") or not hasattr(model.config, "use_weighted_layer_sum"):
+            raise ValueError(f"weighted_layer_sum is something that {type(model).__name__} does not have")
+        model.config.use_weighted_layer_sum = True  # transformers' classes know it; all weights are alike at first
+        states = model.config.num_hidden_layers + 1
+        model.layer_weights = torch.nn.Parameter(torch.full((states,), 1.0 / states))
+    freeze_unused(model)
     for part in recipe.freeze:
         freeze(model, part)
     if recipe.lora:
@@ -118,7 +118,7 @@ def freeze(model: PreTrainedModel, part: str) -> None:
         model.freeze_feature_encoder()  # or its output would be computed with a graph
 
 
-def _freeze_unused(model: PreTrainedModel) -> None:
+def freeze_unused(model: PreTrainedModel) -> None:
     """Freezes what training computes nothing with: several processes wait for the gradient of all that is trainable."""
     config, base = model.config, model.base_model
     masked = getattr(base, "masked_spec_embed", None)
@@ -135,7 +135,7 @@ def parts_table(model: PreTrainedModel) -> str:
     copies = getattr(model.config, "num_copies", 0)
     counts = {part: [0, 0] for part in PARTS}
     for name, parameter in model.named_parameters():
-        count = counts[_part(name, copies)]
+        count = counts[part_of(name, copies)]
         count[0] += parameter.numel()
         count[1] += parameter.numel() if parameter.requires_grad else 0
     rows = {part: count for part, count in counts.items() if count[0]}
@@ -144,7 +144,8 @@ def parts_table(model: PreTrainedModel) -> str:
     return markdown_table(["part", "parameters", "trainable"], cells)
 
 
-def _part(name: str, num_copies: int) -> str:
+def part_of(name: str, num_copies: int) -> str:
+    """Which of `PARTS` a parameter of this name belongs to, in a model with so many copies of each layer."""
     if name.startswith(HEAD):
         return "head"
     if ".lora_" in name:
@@ -157,7 +158,8 @@ def _part(name: str, num_copies: int) -> str:
     return "feature projection" if ".feature_projection." in name else "other encoder"
 
 
-def _check_expansion(recipe: Recipe, kind: str | None, num_copies: int) -> None:
+def check_expansion(recipe: Recipe, kind: str | None, num_copies: int) -> None:
+    """Raises ValueError if a model of this `model_type`, with so many copies, cannot be what the recipe says."""
     if recipe.expand_copies and kind != "hubert" and recipe.expand_copies != num_copies:
         has = f"an ExHuBERT with {num_copies} copies of each layer" if num_copies else f"a {kind!r} model"
         raise ValueError(
@@ -166,12 +168,3 @@ def _check_expansion(recipe: Recipe, kind: str | None, num_copies: int) -> None:
         )
     if recipe.gate_original_layers and not (num_copies or recipe.expand_copies):
         raise ValueError("gate_original_layers is for an expanded model; give `expand_copies: 1` as well")
-
-
-def _add_layer_weights(model: PreTrainedModel) -> None:
-    """Gives a model the weighted sum over its layers' states, all weights alike, that transformers' classes know."""
-    if not hasattr(model, "projector") or not hasattr(model.config, "use_weighted_layer_sum"):
-        raise ValueError(f"weighted_layer_sum is something that {type(model).__name__} does not have")
-    model.config.use_weighted_layer_sum = True
-    states = model.config.num_hidden_layers + 1
-    model.layer_weights = torch.nn.Parameter(torch.full((states,), 1.0 / states))

@@ -65,7 +65,7 @@ class RoundRobinSampler(Sampler[Draw]):
     def _clips(self, corpus: int) -> Iterator[Draw]:
         pass_ = 0
         while True:
-            order = _generator(self.seed, _ORDER, corpus, pass_).permutation(self.sizes[corpus])
+            order = generator(self.seed, _ORDER, corpus, pass_).permutation(self.sizes[corpus])
             yield from (Draw(corpus, pass_, int(clip)) for clip in order)
             pass_ += 1
 
@@ -73,7 +73,7 @@ class RoundRobinSampler(Sampler[Draw]):
         starts = np.cumsum([0, *self.sizes])
         pass_ = 0
         while True:
-            for place in _generator(self.seed, _MIX, 0, pass_).permutation(starts[-1]):
+            for place in generator(self.seed, _MIX, 0, pass_).permutation(starts[-1]):
                 corpus = int(np.searchsorted(starts, place, side="right")) - 1
                 yield Draw(corpus, pass_, int(place - starts[corpus]))
             pass_ += 1
@@ -102,12 +102,13 @@ class MultiCorpus(TorchDataset):
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
         row = dict(self.corpora[draw.corpus][draw.clip])
         row["draw"] = draw
-        row["crop"] = _generator(self.seed, _CROP, *draw).random()
-        row["augmentation_seed"] = int(_generator(self.seed, _AUGMENTATION, *draw).integers(2**32))
+        row["crop"] = generator(self.seed, _CROP, *draw).random()
+        row["augmentation_seed"] = int(generator(self.seed, _AUGMENTATION, *draw).integers(2**32))
         if self.targets is not None:
             row["target"] = self.targets[draw.corpus][draw.clip]
         return row
 
 
-def _generator(seed: int, *purpose: int) -> np.random.Generator:
+def generator(seed: int, *purpose: int) -> np.random.Generator:
+    """The random numbers of a purpose, which are independent of those of any other."""
     return np.random.Generator(np.random.PCG64((seed, *purpose)))

@@ -9,7 +9,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Iterator
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +30,8 @@ SETTINGS, ENVIRONMENT = "recipe.yaml", "environment.json"
 # What may differ when a run goes on, since the weights do not follow from it; all else is held to what it began with.
 # (The corpora are compared by name and by their clips, wherever they lie and however they came to be chosen.)
 FREE = (
-    "output",
-    "corpora_root",
-    "corpora",
-    "label_file",
-    "skip_bad_audio",
-    "micro_batches",
-    "rounds",
-    "early_stopping",
+    *("output", "corpora_root", "corpora", "label_file", "skip_bad_audio"),
+    *("micro_batches", "rounds", "early_stopping"),
 )
 FREE_TRAINING = (  # beginnings of names
     *("logging_", "log_", "report_to", "run_name", "disable_tqdm", "hub_", "push_to_hub", "eval_", "per_device_eval_"),
@@ -64,14 +58,16 @@ def find_checkpoint(output: str, resume: bool, recipe: dict[str, Any]) -> str | 
     directory = Path(output)
     whole = whole_checkpoints(directory / "checkpoints")
     # What a run leaves that was killed while it wrote its first file is no use of the folder.
-    used = directory.exists() and (not directory.is_dir() or any(map(_is_finished, directory.iterdir())))
+    used = directory.exists() and (
+        not directory.is_dir() or any(not path.name.endswith(UNFINISHED) for path in directory.iterdir())
+    )
     if not resume and used:
         remedy = "give another `output`, delete it" + (", or add --resume" if (directory / SETTINGS).is_file() else "")
         raise ValueError(f"{directory} is in use already; {remedy}")
     if resume and (not directory.is_dir() or (used and not (directory / SETTINGS).is_file())):
         raise ValueError(f"{directory}: no checkpoint to resume from; start without --resume")
     if resume and (whole or (directory / RESULTS).is_file()):
-        _check_recipe(directory, recipe)
+        check_recipe(directory, recipe)
     return str(whole[-1]) if resume and whole else None
 
 
@@ -91,7 +87,7 @@ def is_complete(output: str, recipe: dict[str, Any]) -> bool:
     directory = Path(output)
     if not (directory / RESULTS).is_file():
         return False
-    began = _read_recipe(directory)
+    began = yaml.safe_load((directory / SETTINGS).read_text(encoding="utf-8"))
     return all(began.get(name) == recipe.get(name) for name in ("rounds", "early_stopping"))
 
 
@@ -127,7 +123,12 @@ def write_settings(
     directory = Path(output)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / RESULTS).unlink(missing_ok=True)
-    environment: dict[str, Any] = {"versions": versions(), "seed": seed, "commit": _commit()}
+    try:
+        where, command = Path(__file__).parent, ["git", "rev-parse", "HEAD"]
+        commit = subprocess.run(command, cwd=where, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = None  # not run from a git checkout
+    environment: dict[str, Any] = {"versions": versions(), "seed": seed, "commit": commit}
     environment["platform"] = platform.platform()
     # The recipe comes first: a folder that has it is known as a run's.
     write_text(directory / SETTINGS, yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
@@ -160,42 +161,20 @@ def write_curves(output: str, log_history: list[dict[str, Any]], title: str) -> 
         plot_runs(Path(output) / "curves.png", {name: {title: points} for name, points in curves.items()})
 
 
-def _read_recipe(directory: Path) -> dict[str, Any]:
-    return yaml.safe_load((directory / SETTINGS).read_text(encoding="utf-8"))
-
-
-def _check_recipe(directory: Path, recipe: dict[str, Any]) -> None:
-    began = _read_recipe(directory)
-    differing: list[tuple[str, Any, Any]] = []
-
-    def compare(name: str, now: Any, then: Any) -> None:
+def check_recipe(directory: Path, recipe: dict[str, Any]) -> None:
+    """Raises ValueError if a resolved recipe differs, in what shapes the weights, from that a run began with."""
+    began = yaml.safe_load((directory / SETTINGS).read_text(encoding="utf-8"))
+    shaping = []
+    for given in (recipe, began):
+        values = {name: given.get(name, default) for name, default in vars(Recipe()).items() if name not in FREE}
+        values["corpora"] = [Path(entry).name for entry in given["corpora"]]
+        for spec in fields(TrainingArguments):
+            if not spec.name.startswith(FREE_TRAINING):
+                values[spec.name] = given["training"].get(spec.name, spec.default)
+        shaping.append(values)
+    for name, now in shaping[0].items():
+        then = shaping[1][name]
         if now != then:
-            differing.append((name, now, then))
-
-    names = [[Path(entry).name for entry in given["corpora"]] for given in (recipe, began)]
-    compare("corpora", *names)
-    for spec in fields(Recipe):
-        if spec.name not in FREE:
-            default = spec.default_factory() if spec.default_factory is not MISSING else spec.default
-            compare(spec.name, recipe[spec.name], began.get(spec.name, default))
-    for training in fields(TrainingArguments):
-        if not training.name.startswith(FREE_TRAINING):
-            values = [given["training"].get(training.name, training.default) for given in (recipe, began)]
-            compare(training.name, *values)
-    for name, now, then in differing:
-        raise ValueError(f"{name} is {now!r}, but the run in {directory} began with {then!r}; {NEW_RUN}")
+            raise ValueError(f"{name} is {now!r}, but the run in {directory} began with {then!r}; {NEW_RUN}")
     if recipe["rounds"] < began["rounds"]:
         raise ValueError(f"rounds is {recipe['rounds']}, but the run in {directory} is of {began['rounds']}; give more")
-
-
-def _is_finished(path: Path) -> bool:
-    return not path.name.endswith(UNFINISHED)
-
-
-def _commit() -> str | None:
-    try:
-        command = ["git", "rev-parse", "HEAD"]
-        where = Path(__file__).parent
-        return subprocess.run(command, cwd=where, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None  # not run from a git checkout
