@@ -101,6 +101,11 @@ def prepare_corpus(
         if not rows:
             raise ValueError(f"{raw}: none of the clips can be used")
         _write_texts(unfinished, rows, key, corpus, protocol, fold)
+    _print_counts(output, rows)
+    return 2 if any(clips.bad.values()) else 0
+
+
+def _print_counts(output: Path, rows: list[dict[str, str]]) -> None:
     for title, part in (
         (str(output), rows),
         *((f"  {split}", [r for r in rows if r["split"] == split]) for split in SPLITS),
@@ -109,7 +114,6 @@ def prepare_corpus(
         hours = sum(float(row["duration_seconds"]) for row in part) / 3600
         more = f", {hours:.2f} hours, {len({row['label'] for row in part})} labels" if part is rows else ""
         print(f"{title}: {len(part)} clips, {len(speakers) or 'unknown'} speakers{more}")
-    return 2 if any(clips.bad.values()) else 0
 
 
 def _read_table(path: Path, tree: Tree, corpus: Corpus | None) -> Clips:

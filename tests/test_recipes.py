@@ -140,7 +140,7 @@ def test_every_recipe_takes_two_updates_at_tiny_size(tmp_path, capsys, make_mode
     assert train_hf.main([str(ROOT / "recipes" / name), *arguments, *fast, *expand, *silent]) == 0
     said = capsys.readouterr().out
     assert "| part " in said
-    assert ("6 of 9" in said) == name.endswith("soft_labels.yaml"), "what the votes say of the clips"
+    assert ("2 of 3 training clips have raters' votes" in said) == name.endswith("soft_labels.yaml")
     assert ("; class weights " in said) == name.endswith("class_weights.yaml")
     model, new = load_classifier(str(tmp_path / "run" / "model"))
     assert not new, "the folder has not all of its weights"
