@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import yaml
 from transformers import (
     AutoModelForAudioClassification,
     HubertConfig,
@@ -247,3 +248,15 @@ def make_onnx(folder: Path, graph: bytes = b"\0graph") -> None:
     (folder / "model.onnx").write_bytes(graph)
     for name in ("model.safetensors", "configuration_exhubert.py", "modeling_exhubert.py", "pipeline_exhubert.py"):
         (folder / name).unlink()
+
+
+@pytest.fixture
+def write_keys(tmp_path: Path) -> Callable[..., str]:
+    """Writes a recipe for two corpora, with changed keys, and returns its name; nothing that it names is there."""
+    keys = {"model": "m", "corpora": ["first", "second"], "output": "run", "rounds": 12, "batch_size": 8}
+
+    def write(name: str = "recipe.yaml", /, **changes: object) -> str:
+        (tmp_path / name).write_text(yaml.safe_dump(keys | changes), encoding="utf-8")
+        return str(tmp_path / name)
+
+    return write
