@@ -163,14 +163,27 @@ def iter_windows(
 def audio_seconds(audio: AudioFile) -> float:
     """Returns the length of an audio file in seconds, from its header where that says it; raises as `read_audio`."""
     sound = _open(audio)
-    if sound is None:
-        return _av_seconds(audio)
-    with sound:
-        if not sound.frames:
+    if sound is not None:
+        with sound:
+            if not sound.frames:
+                raise ValueError(f"{audio_name(audio)}: the audio file is empty (0 samples)")
+            if sound.frames < UNKNOWN_FRAMES:
+                return sound.frames / sound.samplerate
+        return sum(map(len, iter_audio(audio))) / SAMPLING_RATE
+    with _av_open(audio) as (container, stream):
+        # Of raw AAC FFmpeg guesses the length, and of several streams Matroska says only the longest one's.
+        if stream.duration and container.format.name != "aac":
+            return float(stream.duration * stream.time_base)
+        if container.duration and len(container.streams) == 1 and container.format.name != "aac":
+            return (container.duration - (container.start_time or 0)) / 1e6
+        times = [
+            (packet.pts * packet.time_base, (packet.pts + (packet.duration or 0)) * packet.time_base)
+            for packet in container.demux(stream)
+            if packet.pts is not None
+        ]
+        if not times:
             raise ValueError(f"{audio_name(audio)}: the audio file is empty (0 samples)")
-        if sound.frames < UNKNOWN_FRAMES:
-            return sound.frames / sound.samplerate
-    return sum(map(len, iter_audio(audio))) / SAMPLING_RATE
+        return float(times[-1][1] - times[0][0])
 
 
 def read_audio(audio: AudioFile, start_seconds: float = 0.0, duration_seconds: float | None = None) -> np.ndarray:
@@ -191,14 +204,19 @@ def read_audio(audio: AudioFile, start_seconds: float = 0.0, duration_seconds: f
             samples; names the file.
         FileNotFoundError: if there is no such file.
     """
-    return np.concatenate(list(_decode(audio, start_seconds, duration_seconds, BLOCK_SECONDS)))
+    return np.concatenate(list(iter_audio(audio, BLOCK_SECONDS, start_seconds, duration_seconds)))
 
 
-def iter_audio(audio: AudioFile, block_seconds: float = BLOCK_SECONDS) -> Iterator[np.ndarray]:
+def iter_audio(
+    audio: AudioFile,
+    block_seconds: float = BLOCK_SECONDS,
+    start_seconds: float = 0.0,
+    duration_seconds: float | None = None,
+) -> Iterator[np.ndarray]:
     """Reads what `read_audio` reads in chunks, in memory that does not grow with the length of the file.
 
     Args:
-        audio: as in `read_audio`.
+        audio, start_seconds, duration_seconds: as in `read_audio`.
         block_seconds: how much of the file is decoded at a time, at most.
 
     Yields:
@@ -207,7 +225,16 @@ def iter_audio(audio: AudioFile, block_seconds: float = BLOCK_SECONDS) -> Iterat
     Raises:
         ValueError, FileNotFoundError: as `read_audio`; for what is wrong further on in the file, when it gets there.
     """
-    return _decode(audio, 0.0, None, block_seconds)
+    sound = _open(audio)
+    if sound is None:
+        blocks = _av_blocks(audio, start_seconds, duration_seconds)
+    else:
+        blocks = _sound_blocks(audio, sound, start_seconds, duration_seconds, block_seconds)
+    first, rate = next(blocks, (None, 0))
+    if first is None:
+        raise ValueError(f"{audio_name(audio)}: no audio at {start_seconds} s (the file is empty or ends before)")
+    chunks = itertools.chain([first], (block for block, _ in blocks))
+    yield from resample_chunks(chunks, rate, audio_name(audio), start_seconds)
 
 
 def resample_chunks(
@@ -235,14 +262,15 @@ def resample_chunks(
     if not (isinstance(sampling_rate, Real) and RATES[0] <= sampling_rate <= RATES[1]):
         raise ValueError(f"{name}: sampling_rate is {sampling_rate!r}; it must be from {RATES[0]} to {RATES[1]} Hz")
     rate = float(sampling_rate)
-    checked = _checked(chunks, rate, name, start_seconds)
-    if rate == SAMPLING_RATE:
-        return checked
-    _require_audio_libraries()
-    return _resampled(checked, soxr.ResampleStream(rate, SAMPLING_RATE, 1, dtype="float32", quality="VHQ"))
+    if rate != SAMPLING_RATE:
+        _require_audio_libraries()
+    return _resampled(chunks, rate, name, start_seconds)
 
 
-def _checked(chunks: Iterable[Any], rate: float, name: str, start_seconds: float) -> Iterator[np.ndarray]:
+def _resampled(chunks: Iterable[Any], rate: float, name: str, start_seconds: float) -> Iterator[np.ndarray]:
+    resampler = None
+    if rate != SAMPLING_RATE:
+        resampler = soxr.ResampleStream(rate, SAMPLING_RATE, 1, dtype="float32", quality="VHQ")
     count = 0
     for chunk in chunks:
         samples = np.asarray(chunk)
@@ -259,13 +287,9 @@ def _checked(chunks: Iterable[Any], rate: float, name: str, start_seconds: float
             seconds = start_seconds + (count + int(finite.argmin())) / rate
             raise ValueError(f"{name}: the audio holds NaN or infinite samples at {seconds:.2f} s")
         count += len(samples)
-        yield samples
-
-
-def _resampled(chunks: Iterable[np.ndarray], resampler: Any) -> Iterator[np.ndarray]:
-    for chunk in chunks:
-        yield resampler.resample_chunk(chunk)
-    yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+        yield samples if resampler is None else resampler.resample_chunk(samples)
+    if resampler is not None:
+        yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
 
 
 def _scaled(samples: np.ndarray) -> np.ndarray:
@@ -273,22 +297,6 @@ def _scaled(samples: np.ndarray) -> np.ndarray:
     limits = np.iinfo(samples.dtype)
     half = (int(limits.max) - int(limits.min) + 1) / 2
     return (samples.astype(np.float64) - (limits.max - half + 1)) / half
-
-
-def _decode(
-    audio: AudioFile, start_seconds: float, duration_seconds: float | None, block_seconds: float
-) -> Iterator[np.ndarray]:
-    """A part of a file: 16 kHz chunks."""
-    sound = _open(audio)
-    if sound is None:
-        blocks = _av_blocks(audio, start_seconds, duration_seconds)
-    else:
-        blocks = _sound_blocks(audio, sound, start_seconds, duration_seconds, block_seconds)
-    first, rate = next(blocks, (None, 0))
-    if first is None:
-        raise ValueError(f"{audio_name(audio)}: no audio at {start_seconds} s (the file is empty or ends before)")
-    chunks = itertools.chain([first], (block for block, _ in blocks))
-    yield from resample_chunks(chunks, rate, audio_name(audio), start_seconds)
 
 
 def _sound_blocks(
@@ -332,7 +340,10 @@ def _open(audio: AudioFile) -> Any:
         raise ValueError(f"{audio_name(audio)}: the audio does not decode ({error})") from error
     except soundfile.LibsndfileError as error:
         problem = f"{audio_name(audio)}: the audio does not decode ({error.error_string})"
-        if _begins_with(file, GIT_LFS):
+        with contextlib.nullcontext(file) if hasattr(file, "read") else open(file, "rb") as opened:
+            opened.seek(0)
+            pointer = opened.read(len(GIT_LFS)) == GIT_LFS
+        if pointer:
             problem = f"{audio_name(audio)}: no audio but a Git LFS pointer; fetch it by `git lfs pull`"
             raise ValueError(problem) from error
         # Unrecognised format, unsupported encoding, a Mac's `._` file beside it: all else is a broken file.
@@ -341,14 +352,6 @@ def _open(audio: AudioFile) -> Any:
         if _av() is None:
             raise ValueError(f"{problem}; {FORMATS}") from error
         return None
-
-
-def _begins_with(file: Any, text: bytes) -> bool:
-    if hasattr(file, "read"):
-        file.seek(0)
-        return file.read(len(text)) == text
-    with open(file, "rb") as opened:
-        return opened.read(len(text)) == text
 
 
 def _av() -> Any:
@@ -381,40 +384,11 @@ def _av_open(audio: AudioFile) -> Iterator[tuple[Any, Any]]:
             raise ValueError(f"{audio_name(audio)}: the audio does not decode ({error.strerror})") from error
 
 
-def _av_seconds(audio: AudioFile) -> float:
-    with _av_open(audio) as (container, stream):
-        # Of raw AAC FFmpeg guesses the length, and of several streams Matroska says only the longest one's.
-        if stream.duration and container.format.name != "aac":
-            return float(stream.duration * stream.time_base)
-        if container.duration and len(container.streams) == 1 and container.format.name != "aac":
-            return (container.duration - (container.start_time or 0)) / 1e6
-        times = [
-            (packet.pts * packet.time_base, (packet.pts + (packet.duration or 0)) * packet.time_base)
-            for packet in container.demux(stream)
-            if packet.pts is not None
-        ]
-        if not times:
-            raise ValueError(f"{audio_name(audio)}: the audio file is empty (0 samples)")
-        return float(times[-1][1] - times[0][0])
-
-
 def _av_blocks(
-    audio: AudioFile, start_seconds: float, duration_seconds: float | None
+    audio: AudioFile, start_seconds: float, duration_seconds: float | None, seek: bool = True
 ) -> Iterator[tuple[np.ndarray, int]]:
     """A part of the first audio stream: blocks of mono `(samples,)`, and their rate."""
-    for seek in (True, False) if start_seconds > PREROLL_SECONDS else (False,):
-        blocks = _av_part(audio, start_seconds, duration_seconds, seek)
-        first = next(blocks, None)
-        if first is not None:
-            yield first
-            yield from blocks
-            return
-
-
-def _av_part(
-    audio: AudioFile, start_seconds: float, duration_seconds: float | None, seek: bool
-) -> Iterator[tuple[np.ndarray, int]]:
-    """As `_av_blocks`; nothing if seeking did not lead to a place before the start."""
+    seek = seek and start_seconds > PREROLL_SECONDS
     with _av_open(audio) as (container, stream):
         frames = _av_frames(audio, container, stream)
         frame = next(frames, None)
@@ -425,7 +399,10 @@ def _av_part(
             frames = _av_frames(audio, container, stream)
             frame = next(frames, None)
             position = math.inf if frame is None or frame.time is None else frame.time - origin
-        if frame is None or position > start_seconds:
+        if seek and position > start_seconds:  # it led nowhere, or too far
+            yield from _av_blocks(audio, start_seconds, duration_seconds, seek=False)
+            return
+        if frame is None:
             return
         rate = frame.sample_rate
         skipped = round((start_seconds - position) * rate)
@@ -436,7 +413,13 @@ def _av_part(
                 name = audio_name(audio)
                 raise ValueError(f"{name}: the sampling rate changes from {rate} to {part.sample_rate} Hz")
             if count + part.samples > skipped:
-                yield _mono(part)[max(0, skipped - count) : int(min(part.samples, wanted - count))], rate
+                samples = part.to_ndarray()
+                if not part.format.is_planar:
+                    samples = samples.reshape(part.samples, -1).T
+                if samples.dtype.kind != "f":
+                    samples = _scaled(samples)
+                mono = samples.mean(axis=0).astype(np.float32)
+                yield mono[max(0, skipped - count) : int(min(part.samples, wanted - count))], rate
             count += part.samples
             if count >= wanted:
                 return
@@ -455,16 +438,6 @@ def _av_frames(audio: AudioFile, container: Any, stream: Any) -> Iterator[Any]:
     stated = (container.duration or 0) / 1e6 if container.format.name in LENGTH_IN_HEADER else 0.0
     if 0.0 < end < stated - LENGTH_TOLERANCE_SECONDS:
         raise ValueError(f"{audio_name(audio)}: the file is cut off: it ends at {end:.1f} s of {stated:.1f} s")
-
-
-def _mono(frame: Any) -> np.ndarray:
-    """The samples of an av frame as float32 `(samples,)`, channels averaged."""
-    samples = frame.to_ndarray()
-    if not frame.format.is_planar:
-        samples = samples.reshape(frame.samples, -1).T
-    if samples.dtype.kind != "f":
-        samples = _scaled(samples)
-    return samples.mean(axis=0).astype(np.float32)
 
 
 def audio_name(audio: AudioFile) -> str:

@@ -61,39 +61,31 @@ class IdentityLinear(nn.Linear):
     """The linear layer at the end of an original with `gate_original_layers`; a new one is the identity."""
 
 
-class ExpandedLayer:
-    """What block expansion makes of a HuBERT encoder layer: what it computes goes through one linear layer more."""
-
-    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        outputs = super().forward(hidden_states, *args, **kwargs)  # type: ignore[misc]
-        if isinstance(outputs, tuple):  # releases before 5.16
-            return self.extend(hidden_states, outputs[0]), *outputs[1:]
-        return self.extend(hidden_states, outputs)
-
-    def extend(self, hidden_states: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
-        """From the layer's input and output to the expanded layer's output, each `(batch, frames, hidden_size)`."""
-        raise NotImplementedError
-
-
-class Copy(ExpandedLayer):
+class Copy(nn.Module):
     """A copy of the layer before it: `h + ZLL(layer(h))`. At expansion the `ZeroLinear` is zero, so it adds nothing."""
 
     def __init__(self, config: ExHuBERTConfig) -> None:
-        super().__init__(config)  # type: ignore[call-arg]
+        super().__init__(config)
         self.zero_linear = ZeroLinear(config.hidden_size, config.hidden_size)
 
-    def extend(self, hidden_states: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        outputs = super().forward(hidden_states, *args, **kwargs)
+        if isinstance(outputs, tuple):  # releases before 5.16
+            return hidden_states + self.zero_linear(outputs[0]), *outputs[1:]
         return hidden_states + self.zero_linear(outputs)
 
 
-class GatedOriginal(ExpandedLayer):
+class GatedOriginal(nn.Module):
     """An original layer as the published code has it: it ends in an `IdentityLinear`."""
 
     def __init__(self, config: ExHuBERTConfig) -> None:
-        super().__init__(config)  # type: ignore[call-arg]
+        super().__init__(config)
         self.identity_linear = IdentityLinear(config.hidden_size, config.hidden_size)
 
-    def extend(self, hidden_states: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        outputs = super().forward(hidden_states, *args, **kwargs)
+        if isinstance(outputs, tuple):  # releases before 5.16
+            return self.identity_linear(outputs[0]), *outputs[1:]
         return self.identity_linear(outputs)
 
 
@@ -341,19 +333,14 @@ class ExHuBERTModel(ExHuBERTPreTrainedModel, HubertModel):
             return
         for name, module in self.named_modules() if not self.bfloat16_was_tried else ():
             if isinstance(module, nn.Conv1d):
-                sizes = (
-                    module.in_channels,
-                    module.out_channels,
-                    module.kernel_size[0],
-                    module.stride[0],
-                    module.groups,
-                )
-                error = bfloat16_error(*sizes)
+                kernel, stride = module.kernel_size[0], module.stride[0]
+                error = bfloat16_error(module.in_channels, module.out_channels, kernel, stride, module.groups)
                 if not error < LARGEST_BFLOAT16_ERROR:
                     raise ValueError(
-                        f"torch computes {name} ({sizes[0]} -> {sizes[1]} channels, kernel {sizes[2]}, stride "
-                        f"{sizes[3]}, {sizes[4]} groups) wrongly in bfloat16 on this processor, by {100 * error:.0f} "
-                        "%: set ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 before torch is imported, or use float32"
+                        f"torch computes {name} ({module.in_channels} -> {module.out_channels} channels, kernel "
+                        f"{kernel}, stride {stride}, {module.groups} groups) wrongly in bfloat16 on this processor, by "
+                        f"{100 * error:.0f} %: set ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 before torch is imported, or "
+                        "use float32"
                     )
         self.bfloat16_was_tried = True
 
@@ -433,7 +420,14 @@ class ExHuBERTForSequenceClassification(ExHuBERTPreTrainedModel):
         )
         frames = outputs.last_hidden_state
         if self.config.use_weighted_layer_sum:
-            frames = _weighted_sum(outputs.hidden_states, self.layer_weights)
+            states = outputs.hidden_states
+            weights: torch.Tensor = self.layer_weights
+            if not torch.compiler.is_compiling():
+                # Summing zeros would change the order of the additions, and the last bit of the result with it.
+                kept = [index for index, weight in enumerate(weights.tolist()) if weight > LEFT_OUT / 2]
+                states, weights = tuple(states[index] for index in kept), weights[kept]
+            shares = nn.functional.softmax(weights, dim=-1)
+            frames = (torch.stack(states, dim=1) * shares.view(-1, 1, 1)).sum(dim=1)
         frames = self.projector(frames)
         if attention_mask is None:
             pooled = frames.mean(dim=1)
@@ -452,22 +446,26 @@ class ExHuBERTForSequenceClassification(ExHuBERTPreTrainedModel):
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         problem = self.config.problem_type or "single_label_classification"
-        if problem not in ("single_label_classification", "regression"):
-            raise ValueError(f"problem_type is {problem!r}; it must be 'single_label_classification' or 'regression'")
-        _check_labels(labels, logits, problem)
+        shape, (batch, classes), unchecked = tuple(labels.shape), logits.shape, torch.compiler.is_compiling()
         if problem == "regression":
+            if not unchecked and shape != (batch, classes) and (shape, classes) != ((batch,), 1):
+                needed = f"regression needs a target for each logit, {(batch, classes)}"
+                raise ValueError(f"labels has shape {shape}; {needed}")
             return nn.functional.mse_loss(logits.float(), labels.float().view_as(logits))
-        return nn.functional.cross_entropy(logits, labels.long())
-
-
-def _weighted_sum(states: tuple[torch.Tensor, ...], weights: torch.Tensor) -> torch.Tensor:
-    """Sum of `states` with the softmax of `weights`, `(batch, frames, hidden_size)`."""
-    if not torch.compiler.is_compiling():
-        # Summing zeros would change the order of the additions, and the last bit of the result with it.
-        kept = [index for index, weight in enumerate(weights.tolist()) if weight > LEFT_OUT / 2]
-        states, weights = tuple(states[index] for index in kept), weights[kept]
-    shares = nn.functional.softmax(weights, dim=-1)
-    return (torch.stack(states, dim=1) * shares.view(-1, 1, 1)).sum(dim=1)
+        if problem != "single_label_classification":
+            raise ValueError(f"problem_type is {problem!r}; it must be 'single_label_classification' or 'regression'")
+        if unchecked:
+            return nn.functional.cross_entropy(logits, labels.long())
+        if labels.is_floating_point() or labels.dtype == torch.bool:
+            raise ValueError(f"labels is {labels.dtype}; class indices are needed, or problem_type='regression'")
+        if shape != (batch,):
+            raise ValueError(f"labels has shape {shape}; one class index for each clip is needed, {(batch,)}")
+        labels = labels.long()
+        wrong = labels[(labels != -100) & ((labels < 0) | (labels >= classes))]
+        if len(wrong):
+            known = f"the classes are 0 to {classes - 1} (-100 leaves a clip out)"
+            raise ValueError(f"labels holds {int(wrong[0])}; {known}")
+        return nn.functional.cross_entropy(logits, labels)
 
 
 # torch 2.13's compiled flex attention reads memory that was never written for heads of 8 and 16 values and some numbers
@@ -609,24 +607,6 @@ def bfloat16_error(in_channels: int, out_channels: int, kernel: int, stride: int
         expected = nn.functional.conv1d(samples.float(), weight.float(), stride=stride, groups=groups)
         got = nn.functional.conv1d(samples, weight, stride=stride, groups=groups).float()
         return float((got - expected).norm() / expected.norm())
-
-
-def _check_labels(labels: torch.Tensor, logits: torch.Tensor, problem: str) -> None:
-    if torch.compiler.is_compiling():
-        return
-    shape, (batch, classes) = tuple(labels.shape), logits.shape
-    if problem == "regression":
-        if shape != (batch, classes) and (shape, classes) != ((batch,), 1):
-            raise ValueError(f"labels has shape {shape}; regression needs a target for each logit, {(batch, classes)}")
-        return
-    if labels.is_floating_point() or labels.dtype == torch.bool:
-        raise ValueError(f"labels is {labels.dtype}; class indices are needed, or problem_type='regression'")
-    if shape != (batch,):
-        raise ValueError(f"labels has shape {shape}; one class index for each clip is needed, {(batch,)}")
-    labels = labels.long()
-    wrong = labels[(labels != -100) & ((labels < 0) | (labels >= classes))]
-    if len(wrong):
-        raise ValueError(f"labels holds {int(wrong[0])}; the classes are 0 to {classes - 1} (-100 leaves a clip out)")
 
 
 def _frame_samples(config: ExHuBERTConfig) -> tuple[int, int]:

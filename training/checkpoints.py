@@ -36,10 +36,6 @@ class CheckpointTrainer(Trainer):
         torch.distributed.all_reduce(together, torch.distributed.ReduceOp.MAX)
         return together.bool().tolist()
 
-    def update_clips(self) -> str:
-        """Names the clips of the last update, in case it spoilt the weights."""
-        raise NotImplementedError
-
     def checkpoint_path(self, update: int) -> Path:
         """Where the checkpoint after so many updates lies."""
         return Path(self.args.output_dir) / f"checkpoint-{update}"
@@ -66,11 +62,6 @@ class CheckpointTrainer(Trainer):
     # No public hook: `Trainer` writes a checkpoint under its final name, file after file.
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         """Writes `checkpoint-N` into a hidden folder and renames it when all processes have written their parts."""
-        weights = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        # Of a weight that is spread over processes (FSDP) each looks at its own part.
-        parts = [weight.to_local() if hasattr(weight, "to_local") else weight for weight in weights]
-        if self.any_process(not torch.stack([torch.isfinite(part).all() for part in parts]).all())[0]:
-            raise self.not_finite("weights have become NaN or infinite", self.state.global_step, self.update_clips())
         target = self.checkpoint_path(self.state.global_step)
         unfinished = self.staging / target.name
         if self.state.best_global_step:
@@ -117,12 +108,6 @@ class CheckpointTrainer(Trainer):
             whole = whole_checkpoints(Path(self.args.output_dir))
             kept = f"; {whole[-1]} is whole, and --resume goes on from it" if whole else ""
             raise OSError(f"{failure or f'{target} could not be written by another process'}{kept}") from failure
-
-    def not_finite(self, what: str, update: int, clips: str) -> ValueError:
-        """The error that ends a run of which something is no number."""
-        whole = whole_checkpoints(Path(self.args.output_dir))
-        kept = f"the last good checkpoint is {whole[-1]}" if whole else "there is no checkpoint yet"
-        return ValueError(f"{what} at update {update}, on clips of {clips}; {kept}")
 
     def remove_old_checkpoints(self) -> None:
         """Keeps `save_total_limit` checkpoints, among them the newest and the best."""

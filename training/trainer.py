@@ -122,6 +122,22 @@ class RoundRobinTrainer(CheckpointTrainer):
             clips = "; ".join(clips for _, clips in found)
             raise self.not_finite(f"the loss is {found[0][0]}", self.state.global_step + 1, clips)
 
+    # No public hook comes before a checkpoint is written.
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """As `CheckpointTrainer._save_checkpoint`, but of weights that are finite."""
+        weights = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        # Of a weight that is spread over processes (FSDP) each looks at its own part.
+        parts = [weight.to_local() if hasattr(weight, "to_local") else weight for weight in weights]
+        if self.any_process(not torch.stack([torch.isfinite(part).all() for part in parts]).all())[0]:
+            raise self.not_finite("weights have become NaN or infinite", self.state.global_step, self.update_clips())
+        super()._save_checkpoint(*args, **kwargs)
+
+    def not_finite(self, what: str, update: int, clips: str) -> ValueError:
+        """The error that ends a run of which something is no number."""
+        whole = whole_checkpoints(Path(self.args.output_dir))
+        kept = f"the last good checkpoint is {whole[-1]}" if whole else "there is no checkpoint yet"
+        return ValueError(f"{what} at update {update}, on clips of {clips}; {kept}")
+
     def update_clips(self) -> str:
         """The corpora of this process's share of the last update, with their first files."""
         draws = [Draw(*draw) for batch in self.update_draws for draw in batch.tolist()]
