@@ -21,7 +21,7 @@ DEMO_OPTIONS = --run "$(RUN)" $(if $(CORPORA),--corpora "$(CORPORA)") $(if $(LIM
 PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile \
 	--no-loadscope-reorder
 # Those whose numbers depend on the processor's kernels.
-NUMERIC_TESTS := $(wildcard tests/test_model.py tests/test_model_modes*.py tests/test_published.py)
+NUMERIC_TESTS := $(patsubst %,tests/test_%.py,model model_modes model_precision model_inputs published)
 
 # Each file has what differs on one release of transformers from what `make test` runs with: torch and the rest are the
 # same, in $(VENV).

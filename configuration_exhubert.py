@@ -11,14 +11,7 @@ from typing import Any
 from transformers import HubertConfig
 
 # Arousal/valence, in the class order of the published model (its model card).
-SIX_CLASSES = (
-    "low/negative",
-    "low/neutral",
-    "low/positive",
-    "high/negative",
-    "high/neutral",
-    "high/positive",
-)
+SIX_CLASSES = ("low/negative", "low/neutral", "low/positive", "high/negative", "high/neutral", "high/positive")
 QUADRANT = ("arousal", "valence")  # what the parts of these names say
 _LABEL_FIELDS = {"num_labels", "id2label", "label2id"}
 
@@ -114,7 +107,10 @@ class ExHuBERTConfig(HubertConfig):
         values = config.to_dict()
         for name in ("model_type", "architectures", "auto_map", "transformers_version", "num_labels"):
             values.pop(name, None)
-        if not _names_labels(config) or _LABEL_FIELDS & kwargs.keys():
+        # Labels that mean something, not those that every configuration without a head carries.
+        has_head = any("SequenceClassification" in name for name in config.architectures or ())
+        named = has_head or config.id2label != {0: "LABEL_0", 1: "LABEL_1"}
+        if not named or _LABEL_FIELDS & kwargs.keys():
             values.pop("id2label", None)
             values.pop("label2id", None)
         values["num_hidden_layers"] = config.num_hidden_layers * (num_copies + 1)
@@ -150,12 +146,6 @@ class ExHuBERTConfig(HubertConfig):
 def _check_num_copies(num_copies: Any) -> None:
     if isinstance(num_copies, bool) or not isinstance(num_copies, int) or num_copies < 0:
         raise ValueError(f"num_copies is {num_copies!r}; it must be 0, 1, 2 or more copies of each layer")
-
-
-def _names_labels(config: HubertConfig) -> bool:
-    """Whether the labels of `config` mean something, or are what every configuration without a head carries."""
-    has_head = any("SequenceClassification" in name for name in config.architectures or ())
-    return has_head or config.id2label != {0: "LABEL_0", 1: "LABEL_1"}
 
 
 ExHuBERTConfig.register_for_auto_class()

@@ -82,6 +82,14 @@ def samples() -> torch.Tensor:
     return torch.randn(2, 8000, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.fixture
+def mask(samples: torch.Tensor) -> torch.Tensor:
+    """Of `samples`: the second clip is shorter."""
+    mask = torch.ones_like(samples, dtype=torch.long)
+    mask[1, 5000:] = 0
+    return mask
+
+
 def write_corpus(
     directory: Path,
     labels: Sequence[str] = ("anger", "neutral", "sadness"),

@@ -1,4 +1,4 @@
-"""Small checkpoints of each family of models; not a test."""
+"""Small models: ExHuBERT in all its kinds, checkpoints of each family that training takes; not a test."""
 
 from __future__ import annotations
 
@@ -24,11 +24,40 @@ from transformers import (
 )
 
 from conftest import HUBERT_KINDS, SMALL
-from exhubert import ExHuBERTForSequenceClassification
+from exhubert import ExHuBERTConfig, ExHuBERTForSequenceClassification
 from exhubert.model_folder import save_model_folder
 from exhubert.modeling_wav2vec2_emotion import Wav2Vec2EmotionConfig
 
 LARGE = {**SMALL, **HUBERT_KINDS["large"]}
+# HuBERT's own CNN, narrow: 400 samples for the first frame, 320 for each one more.
+STANDARD_CNN = {
+    "conv_dim": (8,) * 7,
+    "conv_kernel": (10, 3, 3, 3, 3, 2, 2),
+    "conv_stride": (5, 2, 2, 2, 2, 2, 2),
+}
+# HuBERT Large's own convolutions: narrow ones are wrong in bfloat16 on processors with AMX (torch 2.13, oneDNN), and so
+# refused.
+WIDE = {
+    **{"conv_dim": (512,) * 7, "conv_kernel": (10, 3, 3, 3, 3, 2, 2), "conv_stride": (5, 2, 2, 2, 2, 2, 2)},
+    **{"hidden_size": 1024, "num_conv_pos_embeddings": 128, "num_conv_pos_embedding_groups": 16},
+}
+NO_DROPOUT = {
+    "hidden_dropout": 0.0,
+    "attention_dropout": 0.0,
+    "activation_dropout": 0.0,
+    "feat_proj_dropout": 0.0,
+    "apply_spec_augment": False,
+}
+
+
+def make_model(kind="large", num_copies=1, cls=ExHuBERTForSequenceClassification, **changes):
+    """A small model in eval mode, two originals and their copies, no weight at its start value."""
+    torch.manual_seed(0)
+    values = {**SMALL, **HUBERT_KINDS[kind], "num_attention_heads": 2, "num_hidden_layers": 2 * (num_copies + 1)}
+    model = cls(ExHuBERTConfig(**{**values, "num_copies": num_copies, **changes})).eval()
+    for parameter in model.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    return model
 
 
 def write_model(kind: str, folder: Path, make_hubert: Callable[..., Path]) -> Path:

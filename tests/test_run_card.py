@@ -17,6 +17,7 @@ from exhubert import ExHuBERTForSequenceClassification
 from exhubert.convert.contract import convert_contract
 from exhubert.convert.hubert import convert_hubert
 from exhubert.convert.onnx import onnx_card
+from exhubert.corpora.load import load_corpora
 from exhubert.model_folder import save_model_folder
 from exhubert.model_folder.card import (
     add_section,
@@ -276,9 +277,6 @@ def test_an_export_keeps_results_and_training_and_loses_the_code_that_loads_torc
 
 
 def test_facts_of_corpora_are_counted_from_their_tables(make_corpus):
-    pytest.importorskip("datasets", reason="corpora are read with the extra `train`")
-    from exhubert.corpora.load import load_corpora
-
     table = make_corpus("emo_db", language=lambda row: ("de", "en")[row % 2])
     corpora, _ = load_corpora([str(table)])
     (name, facts), *rest = corpus_facts(corpora).items()
