@@ -69,9 +69,8 @@ def run_check(
     """Checks a corpus folder and prints what was found; returns the exit code, 2 for any error, else 0.
 
     Args:
-        directory, shortest_seconds, longest_seconds: see `find_all`.
+        directory, shortest_seconds, longest_seconds, label_file: see `find_all`.
         output: a CSV file for all findings.
-        label_file: see `find_all`.
 
     Raises:
         ValueError: as `find_all`.
@@ -126,13 +125,8 @@ def find_all(
         raise ValueError(f"{path}: no column 'file_name'; it has {', '.join(map(str, table.columns))}")
     findings = list(find_problems(path.name, table))
     table = clean(table)
-    absent: dict[str, Any] = {
-        "label": "",
-        "speaker": "",
-        "split": "",
-        "corpus": "",
-        **dict.fromkeys(SEGMENT_COLUMNS, np.nan),
-    }
+    absent: dict[str, Any] = dict.fromkeys(("label", "speaker", "split", "corpus"), "")
+    absent |= dict.fromkeys(SEGMENT_COLUMNS, np.nan)
     table = table.assign(**{name: value for name, value in absent.items() if name not in table.columns})
     # Without a start `duration_seconds` is that of the file.
     durations = pandas.to_numeric(table["duration_seconds"].where(table["start_seconds"].notna()))
@@ -142,7 +136,6 @@ def find_all(
     rows = table[(table["file_name"] != "") & ~table["file_name"].str.contains(OUTSIDE)]
     names = list(rows["file_name"].unique())
     clips = dict(zip(names, scan_clips([directory / name for name in names]), strict=True))
-    findings += _check_audio(clips)
     findings += _check_clips(rows, clips, shortest_seconds, longest_seconds)
     findings += _check_columns(path.name, table)
     for label, named in rows[rows["label"] != ""].groupby("label", sort=False)["file_name"]:
@@ -156,8 +149,10 @@ def find_all(
     return pandas.DataFrame(shown, columns=list(Finding._fields), dtype=str), clips
 
 
-def _check_audio(clips: Mapping[str, ClipFacts]) -> Iterator[Finding]:
-    """What is wrong with whole files."""
+def _check_clips(
+    rows: pandas.DataFrame, clips: Mapping[str, ClipFacts], shortest_seconds: float, longest_seconds: float
+) -> Iterator[Finding]:
+    """What is wrong with whole files; clips that are too short or too long; those with the audio of one before."""
     rates = Counter(clip.sampling_rate for clip in clips.values() if clip.sampling_rate)
     for name, clip in clips.items():
         if clip.error:
@@ -179,16 +174,8 @@ def _check_audio(clips: Mapping[str, ClipFacts]) -> Iterator[Finding]:
             detail = f"{clip.sampling_rate} Hz; the corpus's usual one is {usual_rate} Hz"
             yield Finding(name, WARNING, "other sampling rate", detail)
 
-
-def _check_clips(
-    rows: pandas.DataFrame, clips: Mapping[str, ClipFacts], shortest_seconds: float, longest_seconds: float
-) -> Iterator[Finding]:
-    """Clips that are too short or too long, then those with the same audio, each compared with the first of its kind.
-
-    A clip that stands in two rows is found in the metadata.
-    """
-    wanted = ["file_name", "label", "split", *SEGMENT_COLUMNS]
-    once: list[Any] = list(rows[wanted].drop_duplicates(["file_name", *SEGMENT_COLUMNS]).itertuples())
+    # A clip that stands in two rows is found in the metadata.
+    once: list[Any] = list(rows.drop_duplicates(["file_name", *SEGMENT_COLUMNS]).itertuples())
     for row in once:
         clip = clips[row.file_name]
         seconds = min(clip.duration_seconds - row.start_seconds, row.duration_seconds)
