@@ -119,7 +119,6 @@ def _of_clips(clips: pandas.MultiIndex, table: pandas.DataFrame, column: str) ->
     """Each clip's value in a table of clips or of whole files, empty where it has none."""
     values = table[column].astype(object).dropna()
     own = values.reindex(clips)
-    whole = values[values.index.get_level_values("end").isna()]
-    of_file = whole.groupby(level="file").first()
+    of_file = values[values.index.get_level_values("end").isna()].groupby(level="file").first()
     by_file = of_file.reindex(clips.get_level_values("file")).set_axis(clips)
     return own.where(own.notna(), by_file).fillna("")

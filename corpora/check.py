@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -39,26 +39,6 @@ CLIPPED_SAMPLES = 10  # at full scale; a few are a normalised peak
 EXAMPLES = 3
 
 
-def report_check(findings: pandas.DataFrame) -> str:
-    """Returns the findings as text for a terminal: each problem with its number and the first few, errors first."""
-    if findings.empty:
-        return "nothing found"
-    counts = findings.value_counts(["severity", "problem"])
-    kinds = sorted(counts.index, key=lambda kind: (kind[0] != ERROR, -counts[kind]))
-    count_width = max(len(f"{count:,}") for count in counts)
-    indent = " " * (count_width + 11)
-    lines = []
-    for severity, problem in kinds:
-        of_kind = findings[(findings["severity"] == severity) & (findings["problem"] == problem)]
-        lines.append(f"{severity:7}  {len(of_kind):>{count_width},}  {problem}")
-        names, details = (list(of_kind[column].head(EXAMPLES)) for column in ("file_name", "detail"))
-        width = max(map(len, names))
-        lines += [f"{indent}{name:{width}}  {detail}".rstrip() for name, detail in zip(names, details, strict=True)]
-        if len(of_kind) > EXAMPLES:
-            lines.append(f"{indent}... and {len(of_kind) - EXAMPLES:,} more")
-    return "\n".join(lines)
-
-
 def run_check(
     directory: str | os.PathLike[str],
     shortest_seconds: float = SHORTEST_SECONDS,
@@ -78,14 +58,28 @@ def run_check(
     start = time.perf_counter()
     findings, clips = find_all(directory, shortest_seconds, longest_seconds, label_file)
     elapsed = time.perf_counter() - start
-    print(report_check(findings))
+    counts = findings.value_counts(["severity", "problem"])
+    count_width = max((len(f"{count:,}") for count in counts), default=0)
+    indent = " " * (count_width + 11)
+    # Each problem with its number and the first few, errors first.
+    for severity, problem in sorted(counts.index, key=lambda kind: (kind[0] != ERROR, -counts[kind])):
+        of_kind = findings[(findings["severity"] == severity) & (findings["problem"] == problem)]
+        print(f"{severity:7}  {len(of_kind):>{count_width},}  {problem}")
+        names, details = (list(of_kind[column].head(EXAMPLES)) for column in ("file_name", "detail"))
+        width = max(map(len, names))
+        for name, detail in zip(names, details, strict=True):
+            print(f"{indent}{name:{width}}  {detail}".rstrip())
+        if len(of_kind) > EXAMPLES:
+            print(f"{indent}... and {len(of_kind) - EXAMPLES:,} more")
+    if findings.empty:
+        print("nothing found")
     if output is not None:
         with whole_file(output) as unfinished:
             findings.to_csv(unfinished, index=False)
         print(f"all findings: {output}")
     errors = int((findings["severity"] == ERROR).sum())
-    counts = {ERROR: errors, WARNING: len(findings) - errors}
-    counted = ", ".join(f"{count:,} {noun}{'' if count == 1 else 's'}" for noun, count in counts.items())
+    numbers = {ERROR: errors, WARNING: len(findings) - errors}
+    counted = ", ".join(f"{number:,} {noun}{'' if number == 1 else 's'}" for noun, number in numbers.items())
     seconds = sum(clip.duration_seconds for clip in clips.values())
     speed = f"{elapsed:.1f} s, {seconds / elapsed:,.0f} times real time"
     print(f"{len(clips):,} files, {seconds / 3600:.2f} hours: {counted}; {speed}")
@@ -220,11 +214,9 @@ def _check_columns(metadata_name: str, table: pandas.DataFrame) -> Iterator[Find
         if SPLIT_NAMES.get(split.lower(), split.lower()) not in SPLITS:
             detail = f"{split!r} in {count:,} rows; it must be {', '.join(SPLITS)}"
             yield Finding(metadata_name, ERROR, "unknown split", detail)
-    parts = defaultdict(set)
-    for speaker, split in zip(speakers, splits, strict=True):
-        parts[speaker].add(split)
-    shared = [speaker for speaker in parts if speaker and len(parts[speaker]) > 1]
-    if shared:
-        known = len(parts) - ("" in parts)
-        detail = f"{len(shared):,} of {known:,} speakers, e.g. {shared[0]} ({', '.join(sorted(parts[shared[0]]))})"
+    parts = table[table["speaker"] != ""].groupby("speaker", sort=False)["split"].unique()
+    shared = parts[parts.map(len) > 1]
+    if len(shared):
+        first = f"{shared.index[0]} ({', '.join(sorted(shared.iloc[0]))})"
+        detail = f"{len(shared):,} of {len(parts):,} speakers, e.g. {first}"
         yield Finding(metadata_name, WARNING, "speakers in two splits", detail)

@@ -89,11 +89,7 @@ def clean(table: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def judged(origin: str | Path, table: pandas.DataFrame, others: Sequence[str] = ()) -> pandas.DataFrame:
-    """Returns the table in clean form.
-
-    Raises:
-        ValueError: for the first error that `find_problems` finds in it.
-    """
+    """Returns the table in clean form; ValueError for the first error that `find_problems` finds in it."""
     for finding in find_problems(str(origin), table, others):
         raise ValueError(f"{origin}{', ' if finding.detail.startswith('row ') else ': '}{finding.detail}")
     return clean(table)

@@ -182,8 +182,8 @@ def _place_audio(clips: Clips, tree: Tree, folder: Path, audio: str, copies: boo
     first_of: dict[object, dict[str, str]] = {}
     kept = []
     for row in sorted(rows, key=lambda row: (row["file_name"].count("/"), row["file_name"])):
-        cells = frozenset((column, value) for column, value in row.items() if column != "file_name")
-        first = first_of.setdefault(cells, row)
+        equal = frozenset((column, value) for column, value in row.items() if column != "file_name")
+        first = first_of.setdefault(equal, row)
         if first is row or os.path.dirname(first["file_name"]) == os.path.dirname(row["file_name"]):
             kept.append(row)
         else:
@@ -218,9 +218,7 @@ def _write_texts(
         for row in rows:
             voted = any(column in row for column in votes)
             writer.writerow(dict.fromkeys(votes, "0" if voted else "") | row)
-    about = ""
-    if corpus is not None:
-        about = f"{corpus.citation}\n\nLicence: {corpus.licence}. Access: {corpus.access}.\n\n"
+    about = f"{corpus.citation}\n\nLicence: {corpus.licence}. Access: {corpus.access}.\n\n" if corpus else ""
     which = f"protocol `{protocol}`" + (f", fold {fold}" if fold else "")
     readme = f"""# {corpus.name if corpus else key}
 

@@ -74,13 +74,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     call("demo/classify.py", run / "model", unseen / surest)
 
     print("\n[6/6] all models on all test splits, clean and under noise, telephone band and a codec", flush=True)
-    models = {
-        "stage 1": run / "stage1" / "model",
-        "before stage 2": run / "expanded",
-        "after stage 2": run / "stage2" / "model",
-    }
+    models = [run / "stage1" / "model", run / "expanded", run / "stage2" / "model"]
+    names = ["stage 1", "before stage 2", "after stage 2"]
     evaluation = ["--corpora", *corpora, "--output", run / "evaluation", "--robustness", *limit]
-    call("evaluate_hf.py", "--model", *models.values(), "--names", *models, *evaluation)
+    call("evaluate_hf.py", "--model", *models, "--names", *names, *evaluation)
 
     print(f"\nWritten to {run}: model/ (the model and its card); evaluation/ (report.md with all tables and pictures,")
     print("results.json, predictions.parquet and confusion matrices of each model); stage1/ and stage2/, the runs")
