@@ -87,9 +87,24 @@ def _emotion_table(directory: Path, audformat: Any, database: Any) -> pandas.Dat
         reason = first_line(error).rstrip(":")
         raise ValueError(f"{directory}: the tables do not agree on the speakers ({reason})") from error
     rows["speaker"] = _of_clips(rows.index, speakers, "speaker")
-    split = _splits(directory, database, segmented, rows.index)
-    if split is not None:
-        rows["split"] = split
+    found = []
+    for name in database.tables:
+        header = database.splits.get(database[name].split_id)
+        for part in [header.type] if header else name.split("."):
+            if part in ("train", "dev", "test"):
+                of_part = segmented(database[name].get()).index
+                found.append(pandas.DataFrame({"split": SPLIT_NAMES.get(part, part)}, index=of_part))
+    if found:  # a header or its name assigns a table to a split
+        table = pandas.concat(found)
+        table = table[~table.reset_index().duplicated().to_numpy()]
+        repeated = table.index[table.index.duplicated()]
+        if len(repeated):
+            raise ValueError(f"{directory}: {repeated[0][0]} is in the tables of two splits")
+        split = _of_clips(rows.index, table, "split")
+        if without := int((split == "").sum()):
+            print(f"{directory}: its split leaves {without} of {len(rows)} clips out, so it is not used")
+        else:
+            rows["split"] = split
     start, end = (rows.index.get_level_values(level).total_seconds() for level in ("start", "end"))
     if (start > 0).any() or end.notna().any():
         rows["start_seconds"], rows["duration_seconds"] = start, end - start
@@ -104,31 +119,6 @@ def _of_clips(clips: pandas.MultiIndex, table: pandas.DataFrame, column: str) ->
     """Each clip's value in a table of clips or of whole files, empty where it has none."""
     values = table[column].astype(object).dropna()
     own = values.reindex(clips)
-    whole = values[values.index.get_level_values("end").isna()]
-    of_file = whole.groupby(level="file").first()
+    of_file = values[values.index.get_level_values("end").isna()].groupby(level="file").first()
     by_file = of_file.reindex(clips.get_level_values("file")).set_axis(clips)
     return own.where(own.notna(), by_file).fillna("")
-
-
-def _splits(directory: Path, database: Any, segmented: Any, clips: pandas.MultiIndex) -> pandas.Series | None:
-    """The split of each clip, by the tables that a header or their name assigns to one; None where there is none."""
-    found = []
-    for name in database.tables:
-        header = database.splits.get(database[name].split_id)
-        for part in [header.type] if header else name.split("."):
-            if part in ("train", "dev", "test"):
-                table = segmented(database[name].get())
-                found.append(pandas.DataFrame({"split": SPLIT_NAMES.get(part, part)}, index=table.index))
-    if not found:
-        return None
-    table = pandas.concat(found)
-    table = table[~table.reset_index().duplicated().to_numpy()]
-    repeated = table.index[table.index.duplicated()]
-    if len(repeated):
-        raise ValueError(f"{directory}: {repeated[0][0]} is in the tables of two splits")
-    split = _of_clips(clips, table, "split")
-    without = int((split == "").sum())
-    if without:
-        print(f"{directory}: its split leaves {without} of {len(clips)} clips out, so it is not used")
-        return None
-    return split

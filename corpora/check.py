@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -39,26 +39,6 @@ CLIPPED_SAMPLES = 10  # at full scale; a few are a normalised peak
 EXAMPLES = 3
 
 
-def report_check(findings: pandas.DataFrame) -> str:
-    """Returns the findings as text for a terminal: each problem with its number and the first few, errors first."""
-    if findings.empty:
-        return "nothing found"
-    counts = findings.value_counts(["severity", "problem"])
-    kinds = sorted(counts.index, key=lambda kind: (kind[0] != ERROR, -counts[kind]))
-    count_width = max(len(f"{count:,}") for count in counts)
-    indent = " " * (count_width + 11)
-    lines = []
-    for severity, problem in kinds:
-        of_kind = findings[(findings["severity"] == severity) & (findings["problem"] == problem)]
-        lines.append(f"{severity:7}  {len(of_kind):>{count_width},}  {problem}")
-        names, details = (list(of_kind[column].head(EXAMPLES)) for column in ("file_name", "detail"))
-        width = max(map(len, names))
-        lines += [f"{indent}{name:{width}}  {detail}".rstrip() for name, detail in zip(names, details, strict=True)]
-        if len(of_kind) > EXAMPLES:
-            lines.append(f"{indent}... and {len(of_kind) - EXAMPLES:,} more")
-    return "\n".join(lines)
-
-
 def run_check(
     directory: str | os.PathLike[str],
     shortest_seconds: float = SHORTEST_SECONDS,
@@ -69,9 +49,8 @@ def run_check(
     """Checks a corpus folder and prints what was found; returns the exit code, 2 for any error, else 0.
 
     Args:
-        directory, shortest_seconds, longest_seconds: see `find_all`.
+        directory, shortest_seconds, longest_seconds, label_file: see `find_all`.
         output: a CSV file for all findings.
-        label_file: see `find_all`.
 
     Raises:
         ValueError: as `find_all`.
@@ -79,14 +58,28 @@ def run_check(
     start = time.perf_counter()
     findings, clips = find_all(directory, shortest_seconds, longest_seconds, label_file)
     elapsed = time.perf_counter() - start
-    print(report_check(findings))
+    counts = findings.value_counts(["severity", "problem"])
+    count_width = max((len(f"{count:,}") for count in counts), default=0)
+    indent = " " * (count_width + 11)
+    # Each problem with its number and the first few, errors first.
+    for severity, problem in sorted(counts.index, key=lambda kind: (kind[0] != ERROR, -counts[kind])):
+        of_kind = findings[(findings["severity"] == severity) & (findings["problem"] == problem)]
+        print(f"{severity:7}  {len(of_kind):>{count_width},}  {problem}")
+        names, details = (list(of_kind[column].head(EXAMPLES)) for column in ("file_name", "detail"))
+        width = max(map(len, names))
+        for name, detail in zip(names, details, strict=True):
+            print(f"{indent}{name:{width}}  {detail}".rstrip())
+        if len(of_kind) > EXAMPLES:
+            print(f"{indent}... and {len(of_kind) - EXAMPLES:,} more")
+    if findings.empty:
+        print("nothing found")
     if output is not None:
         with whole_file(output) as unfinished:
             findings.to_csv(unfinished, index=False)
         print(f"all findings: {output}")
     errors = int((findings["severity"] == ERROR).sum())
-    counts = {ERROR: errors, WARNING: len(findings) - errors}
-    counted = ", ".join(f"{count:,} {noun}{'' if count == 1 else 's'}" for noun, count in counts.items())
+    numbers = {ERROR: errors, WARNING: len(findings) - errors}
+    counted = ", ".join(f"{number:,} {noun}{'' if number == 1 else 's'}" for noun, number in numbers.items())
     seconds = sum(clip.duration_seconds for clip in clips.values())
     speed = f"{elapsed:.1f} s, {seconds / elapsed:,.0f} times real time"
     print(f"{len(clips):,} files, {seconds / 3600:.2f} hours: {counted}; {speed}")
@@ -126,13 +119,8 @@ def find_all(
         raise ValueError(f"{path}: no column 'file_name'; it has {', '.join(map(str, table.columns))}")
     findings = list(find_problems(path.name, table))
     table = clean(table)
-    absent: dict[str, Any] = {
-        "label": "",
-        "speaker": "",
-        "split": "",
-        "corpus": "",
-        **dict.fromkeys(SEGMENT_COLUMNS, np.nan),
-    }
+    absent: dict[str, Any] = dict.fromkeys(("label", "speaker", "split", "corpus"), "")
+    absent |= dict.fromkeys(SEGMENT_COLUMNS, np.nan)
     table = table.assign(**{name: value for name, value in absent.items() if name not in table.columns})
     # Without a start `duration_seconds` is that of the file.
     durations = pandas.to_numeric(table["duration_seconds"].where(table["start_seconds"].notna()))
@@ -142,7 +130,6 @@ def find_all(
     rows = table[(table["file_name"] != "") & ~table["file_name"].str.contains(OUTSIDE)]
     names = list(rows["file_name"].unique())
     clips = dict(zip(names, scan_clips([directory / name for name in names]), strict=True))
-    findings += _check_audio(clips)
     findings += _check_clips(rows, clips, shortest_seconds, longest_seconds)
     findings += _check_columns(path.name, table)
     for label, named in rows[rows["label"] != ""].groupby("label", sort=False)["file_name"]:
@@ -156,8 +143,10 @@ def find_all(
     return pandas.DataFrame(shown, columns=list(Finding._fields), dtype=str), clips
 
 
-def _check_audio(clips: Mapping[str, ClipFacts]) -> Iterator[Finding]:
-    """What is wrong with whole files."""
+def _check_clips(
+    rows: pandas.DataFrame, clips: Mapping[str, ClipFacts], shortest_seconds: float, longest_seconds: float
+) -> Iterator[Finding]:
+    """What is wrong with whole files; clips that are too short or too long; those with the audio of one before."""
     rates = Counter(clip.sampling_rate for clip in clips.values() if clip.sampling_rate)
     for name, clip in clips.items():
         if clip.error:
@@ -179,16 +168,8 @@ def _check_audio(clips: Mapping[str, ClipFacts]) -> Iterator[Finding]:
             detail = f"{clip.sampling_rate} Hz; the corpus's usual one is {usual_rate} Hz"
             yield Finding(name, WARNING, "other sampling rate", detail)
 
-
-def _check_clips(
-    rows: pandas.DataFrame, clips: Mapping[str, ClipFacts], shortest_seconds: float, longest_seconds: float
-) -> Iterator[Finding]:
-    """Clips that are too short or too long, then those with the same audio, each compared with the first of its kind.
-
-    A clip that stands in two rows is found in the metadata.
-    """
-    wanted = ["file_name", "label", "split", *SEGMENT_COLUMNS]
-    once: list[Any] = list(rows[wanted].drop_duplicates(["file_name", *SEGMENT_COLUMNS]).itertuples())
+    # A clip that stands in two rows is found in the metadata.
+    once: list[Any] = list(rows.drop_duplicates(["file_name", *SEGMENT_COLUMNS]).itertuples())
     for row in once:
         clip = clips[row.file_name]
         seconds = min(clip.duration_seconds - row.start_seconds, row.duration_seconds)
@@ -233,11 +214,9 @@ def _check_columns(metadata_name: str, table: pandas.DataFrame) -> Iterator[Find
         if SPLIT_NAMES.get(split.lower(), split.lower()) not in SPLITS:
             detail = f"{split!r} in {count:,} rows; it must be {', '.join(SPLITS)}"
             yield Finding(metadata_name, ERROR, "unknown split", detail)
-    parts = defaultdict(set)
-    for speaker, split in zip(speakers, splits, strict=True):
-        parts[speaker].add(split)
-    shared = [speaker for speaker in parts if speaker and len(parts[speaker]) > 1]
-    if shared:
-        known = len(parts) - ("" in parts)
-        detail = f"{len(shared):,} of {known:,} speakers, e.g. {shared[0]} ({', '.join(sorted(parts[shared[0]]))})"
+    parts = table[table["speaker"] != ""].groupby("speaker", sort=False)["split"].unique()
+    shared = parts[parts.map(len) > 1]
+    if len(shared):
+        first = f"{shared.index[0]} ({', '.join(sorted(shared.iloc[0]))})"
+        detail = f"{len(shared):,} of {len(parts):,} speakers, e.g. {first}"
         yield Finding(metadata_name, WARNING, "speakers in two splits", detail)

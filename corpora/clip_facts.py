@@ -53,9 +53,8 @@ def scan_clip(path: str | os.PathLike[str]) -> ClipFacts:
     in one piece, and the facts are those of the 16 kHz mono that it delivers.
     """
     if not os.path.isfile(path):
-        return ClipFacts(
-            error="missing: a link that leads nowhere" if os.path.islink(path) else "missing: no such file"
-        )
+        why = "a link that leads nowhere" if os.path.islink(path) else "no such file"
+        return ClipFacts(error=f"missing: {why}")
     if not os.path.getsize(path):
         return ClipFacts(error="empty: the file has 0 bytes")
     try:

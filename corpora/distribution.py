@@ -86,7 +86,7 @@ def read_clips(corpus: Corpus, tree: Tree) -> Clips:
     rules = scheme.get("columns", {})
     columns = {name: _rule(rule) for name, rule in rules.items()}
     templates = [rule if isinstance(rule, str) else rule["of"] for rule in rules.values()]
-    sources = {name for template in templates for name in PLACEHOLDER.findall(template)}
+    hidden = {name for template in templates for name in PLACEHOLDER.findall(template)} - set(STANDARD_COLUMNS)
     joins = [(table.get("match", "{stem}"), _read_table(corpus, tree, table)) for table in scheme.get("tables", [])]
     clips = Clips()
     matched = 0
@@ -103,11 +103,7 @@ def read_clips(corpus: Corpus, tree: Tree) -> Clips:
         groups = {name: value or "" for name, value in match.groupdict().items()}
         place = PurePosixPath(stem)
         values = {"stem": place.name, "parent": place.parent.name, "path": stem} | groups
-        row = {
-            name: value
-            for name, value in groups.items()
-            if name in STANDARD_COLUMNS or (name not in sources and not name.startswith("_"))
-        }
+        row = {name: value for name, value in groups.items() if name not in hidden and not name.startswith("_")}
         try:
             given: dict[str, str] = {}
             for template, cells in joins:
@@ -199,14 +195,10 @@ def _rows(path: Path, table: Mapping[str, Any]) -> Iterator[dict[str, str]]:
         separator = table.get("separator", ",")
         lines: Iterable[list[str]]
         lines = (line.split() for line in file) if separator == " " else csv.reader(file, delimiter=separator)
-        header = table.get("header")
-        for line in lines:
-            if not any(line):
-                continue
-            if header is None:
-                header = [name.strip() for name in line]
-                continue
-            yield {name: cell.strip() for name, cell in zip(header, line, strict=False)}
+        stripped = ([cell.strip() for cell in line] for line in lines if any(line))
+        header = table.get("header") or next(stripped, [])
+        for cells in stripped:
+            yield dict(zip(header, cells, strict=False))
 
 
 def _rule(rule: str | Mapping[str, Any]) -> Callable[[Mapping[str, str]], str]:
@@ -226,12 +218,10 @@ def _rule(rule: str | Mapping[str, Any]) -> Callable[[Mapping[str, str]], str]:
 
 
 def _fill(template: str, values: Mapping[str, str]) -> str:
-    def value(match: re.Match[str]) -> str:
-        if match[1] not in values:
-            raise LookupError(f"no value {match[1]!r} for {template!r}; there are {', '.join(values)}")
-        return values[match[1]]
-
-    return PLACEHOLDER.sub(value, template).strip()
+    for name in PLACEHOLDER.findall(template):
+        if name not in values:
+            raise LookupError(f"no value {name!r} for {template!r}; there are {', '.join(values)}")
+    return PLACEHOLDER.sub(lambda match: values[match[1]], template).strip()
 
 
 def _clip_key(template: str, values: Mapping[str, str]) -> str:

@@ -90,10 +90,7 @@ def label_table(label_file: str | os.PathLike[str] | None = None, corpus: str | 
 
 
 def map_labels(
-    labels: Sequence[str],
-    corpus: str,
-    label_map: Mapping[str, int | None],
-    class_names: Sequence[str] | None = None,
+    labels: Sequence[str], corpus: str, label_map: Mapping[str, int | None], class_names: Sequence[str] | None = None
 ) -> list[int | None]:
     """Returns the class of each label of a corpus; None for words whose clips are left out.
 

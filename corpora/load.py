@@ -105,11 +105,7 @@ def read_by_protocol(source: str | Path, name: str, protocol: str) -> tuple[Data
 
 
 def class_indices(
-    labels: Sequence[str],
-    corpus: str,
-    words: Mapping[str, int | None],
-    class_names: Sequence[str],
-    protocol: str,
+    labels: Sequence[str], corpus: str, words: Mapping[str, int | None], class_names: Sequence[str], protocol: str
 ) -> list[int | None]:
     """Returns the class of each label; None where its clips are left out, of which it says how many there are.
 

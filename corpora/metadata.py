@@ -88,6 +88,13 @@ def clean(table: pandas.DataFrame) -> pandas.DataFrame:
     return table
 
 
+def judged(origin: str | Path, table: pandas.DataFrame, others: Sequence[str] = ()) -> pandas.DataFrame:
+    """Returns the table in clean form; ValueError for the first error that `find_problems` finds in it."""
+    for finding in find_problems(str(origin), table, others):
+        raise ValueError(f"{origin}{', ' if finding.detail.startswith('row ') else ': '}{finding.detail}")
+    return clean(table)
+
+
 def find_problems(name: str, table: pandas.DataFrame, others: Sequence[str] = ()) -> Iterator[Finding]:
     """Yields the errors of a table of clips: of whole columns, of rows, then clips that stand in a row above.
 

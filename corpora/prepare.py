@@ -20,7 +20,7 @@ from exhubert.corpora.clip_facts import scan_clips
 from exhubert.corpora.distribution import SHOWN, Clips, Tree, list_tree, read_clips
 from exhubert.corpora.readers import read_corpus
 from exhubert.corpora.registry import Corpus, corpus_or_none, find_corpus
-from exhubert.corpora.splits import SPLITS, assign_splits, protocol_labels
+from exhubert.corpora.splits import SPLIT_COLUMNS, SPLITS, assign_splits, protocol_labels
 from exhubert.utils.files import VIDEO_SUFFIXES, whole_folder
 
 AUDIO_MODES = ("link", "copy", "flac")
@@ -72,11 +72,7 @@ def prepare_corpus(
     tree = list_tree(raw)
     if Path(os.path.realpath(raw)) in Path(os.path.realpath(output)).parents:
         raise ValueError(f"{output} is inside {raw}; give a folder outside the corpus")
-    if table is None:
-        assert corpus is not None
-        clips = read_clips(corpus, tree)
-    else:
-        clips = _read_table(Path(table), tree, corpus)
+    clips = read_clips(find_corpus(key), tree) if table is None else _read_table(Path(table), tree, corpus)
     name = corpus.key if corpus else key
     for row, label in zip(clips.rows, protocol_labels([r["label"] for r in clips.rows], name, protocol), strict=True):
         row["label"] = label
@@ -88,32 +84,23 @@ def prepare_corpus(
 
     with whole_folder(output) as unfinished:
         try:
-            rows = _place_audio(clips, tree, unfinished, audio)
+            rows = _place_audio(clips, tree, unfinished, audio, copies=table is not None)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise OSError(f"{output}: no space left on its disk; nothing was written") from error
             raise
-        if table is None:
-            rows = _leave_out_copies(rows, clips, unfinished)
         if rows:
             rows = [{**row, "corpus": name} for row in _split(rows, clips, name, protocol, fold, seed)]
         clips.print_left_out()
         if not rows:
             raise ValueError(f"{raw}: none of the clips can be used")
         _write_texts(unfinished, rows, key, corpus, protocol, fold)
-    _print_counts(output, rows)
+    hours, labels = sum(float(row["duration_seconds"]) for row in rows) / 3600, {row["label"] for row in rows}
+    for split in ("", *SPLITS):
+        part = [row for row in rows if split in ("", row["split"])]
+        counts = f"{len(part)} clips, {len({row.get('speaker') for row in part} - {'', None}) or 'unknown'} speakers"
+        print(f"  {split}: {counts}" if split else f"{output}: {counts}, {hours:.2f} hours, {len(labels)} labels")
     return 2 if any(clips.bad.values()) else 0
-
-
-def _print_counts(output: Path, rows: list[dict[str, str]]) -> None:
-    for title, part in (
-        (str(output), rows),
-        *((f"  {split}", [r for r in rows if r["split"] == split]) for split in SPLITS),
-    ):
-        speakers = {row["speaker"] for row in part if row.get("speaker")}
-        hours = sum(float(row["duration_seconds"]) for row in part) / 3600
-        more = f", {hours:.2f} hours, {len({row['label'] for row in part})} labels" if part is rows else ""
-        print(f"{title}: {len(part)} clips, {len(speakers) or 'unknown'} speakers{more}")
 
 
 def _read_table(path: Path, tree: Tree, corpus: Corpus | None) -> Clips:
@@ -139,9 +126,12 @@ def _read_table(path: Path, tree: Tree, corpus: Corpus | None) -> Clips:
     return clips
 
 
-def _place_audio(clips: Clips, tree: Tree, folder: Path, audio: str) -> list[dict[str, str]]:
-    """Puts the audio below `folder`/audio and returns the rows of the clips that decode; the others become bad."""
+def _place_audio(clips: Clips, tree: Tree, folder: Path, audio: str, copies: bool) -> list[dict[str, str]]:
+    """Puts the audio below `folder`/audio and returns the rows of the clips that decode; the others become bad.
 
+    Without `copies` one of several clips with equal audio and cells in different folders, as some editions have them,
+    is kept.
+    """
     clips.rows.sort(key=lambda row: row["path"])
     shared = os.path.commonpath([os.path.dirname(row["path"]) for row in clips.rows]) if clips.rows else ""
 
@@ -187,16 +177,13 @@ def _place_audio(clips: Clips, tree: Tree, folder: Path, audio: str) -> list[dic
         if not cells.get("start_seconds"):
             cells["duration_seconds"] = f"{fact.duration_seconds:.4f}"
         rows.append({"file_name": targets[row["path"]].as_posix(), **cells, "content_hash": fact.content_hash})
-    return rows
-
-
-def _leave_out_copies(rows: list[dict[str, str]], clips: Clips, folder: Path) -> list[dict[str, str]]:
-    """Keeps one of several clips with equal audio and cells in different folders, as some editions have them."""
+    if copies:
+        return rows
     first_of: dict[object, dict[str, str]] = {}
     kept = []
     for row in sorted(rows, key=lambda row: (row["file_name"].count("/"), row["file_name"])):
-        cells = frozenset((column, value) for column, value in row.items() if column != "file_name")
-        first = first_of.setdefault(cells, row)
+        equal = frozenset((column, value) for column, value in row.items() if column != "file_name")
+        first = first_of.setdefault(equal, row)
         if first is row or os.path.dirname(first["file_name"]) == os.path.dirname(row["file_name"]):
             kept.append(row)
         else:
@@ -213,8 +200,7 @@ def _split(
         protocol = "official"
         clips.left_out["not in the official split"] += [row["file_name"] for row in rows if not row.get("split")]
         rows = [row for row in rows if row.get("split")]
-    names = ("file_name", "label", "speaker", "split", "session", "content_hash")
-    columns = {name: [row.get(name, "") for row in rows] for name in names}
+    columns = {name: [row.get(name, "") for row in rows] for name in SPLIT_COLUMNS}
     splits = assign_splits(columns, key, protocol, fold, seed)
     return [row | {"split": split} for row, split in zip(rows, splits, strict=True)]
 
@@ -232,9 +218,7 @@ def _write_texts(
         for row in rows:
             voted = any(column in row for column in votes)
             writer.writerow(dict.fromkeys(votes, "0" if voted else "") | row)
-    about = ""
-    if corpus is not None:
-        about = f"{corpus.citation}\n\nLicence: {corpus.licence}. Access: {corpus.access}.\n\n"
+    about = f"{corpus.citation}\n\nLicence: {corpus.licence}. Access: {corpus.access}.\n\n" if corpus else ""
     which = f"protocol `{protocol}`" + (f", fold {fold}" if fold else "")
     readme = f"""# {corpus.name if corpus else key}
 

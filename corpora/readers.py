@@ -12,7 +12,6 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +27,7 @@ from tqdm.auto import tqdm
 
 from exhubert.audio_exhubert import AudioFile, audio_seconds, read_audio
 from exhubert.corpora.audformat_reader import read_audformat
-from exhubert.corpora.metadata import (
-    METADATA_READERS,
-    SEGMENT_COLUMNS,
-    clean,
-    find_metadata,
-    find_problems,
-    read_metadata,
-)
+from exhubert.corpora.metadata import METADATA_READERS, SEGMENT_COLUMNS, find_metadata, judged, read_metadata
 from exhubert.corpora.splits import SPLIT_NAMES
 from exhubert.utils.text import first_line
 
@@ -96,7 +88,19 @@ def read_corpus(source: str | os.PathLike[str]) -> Dataset:
     hub_id = HUB_ID.fullmatch(source) if isinstance(source, str) else None
     if hub_id is None or path.parent.is_dir():
         raise ValueError(f"{path}: no such corpus folder")
-    return _read_hub(hub_id["name"], hub_id["config"])
+    name, config = hub_id["name"], hub_id["config"]
+    try:
+        # A corpus folder is taken as it is: `datasets` would need torchcodec for the audio files beside a table.
+        with contextlib.suppress(OSError):  # what is wrong `datasets` says, which also has a cache of its own
+            tables = Path(snapshot_download(name, repo_type="dataset", allow_patterns=[*METADATA_READERS]))
+            if config is None and find_metadata(tables) is not None:
+                return read_corpus(snapshot_download(name, repo_type="dataset"))
+        loaded = datasets.load_dataset(name, config)
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        raise ValueError(
+            f"{name} is neither a folder nor a dataset that can be had from the Hub: {first_line(error)}"
+        ) from error
+    return _dataset_of_parts(name, loaded)
 
 
 def locate_clip(row: Mapping[str, Any]) -> tuple[AudioFile, float, float | None]:
@@ -168,36 +172,13 @@ def rows_at_once(dataset: Dataset) -> Iterator[list[dict[str, Any]]]:
 
 def _dataset_of(origin: Path, table: pandas.DataFrame, root: Path) -> Dataset:
     """A table of files below `root`, judged."""
-    table = _judged(origin, table)
+    table = judged(origin, table)
     try:
         # As objects, of which Arrow makes its plain strings: `datasets` cannot turn large ones into audio.
         table["audio"] = (os.path.join(root, "") + table["file_name"]).astype(object)
         return Dataset.from_pandas(table, preserve_index=False).cast_column("audio", Audio(decode=False))
     except UnicodeEncodeError as error:
         raise ValueError(f"{str(root)!r}: the folder's name cannot be written as UTF-8; rename it") from error
-
-
-def _judged(origin: str | Path, table: pandas.DataFrame, others: Sequence[str] = ()) -> pandas.DataFrame:
-    """The table in clean form; ValueError for the first error that `find_problems` finds in it."""
-    for finding in find_problems(str(origin), table, others):
-        raise ValueError(f"{origin}{', ' if finding.detail.startswith('row ') else ': '}{finding.detail}")
-    return clean(table)
-
-
-def _read_hub(name: str, config: str | None) -> Dataset:
-    try:
-        # A corpus folder is taken as it is: `datasets` would need torchcodec for the audio files beside a table.
-        repo = partial(snapshot_download, name, repo_type="dataset")
-        with contextlib.suppress(OSError):  # what is wrong `datasets` says, which also has a cache of its own
-            tables = Path(repo(allow_patterns=[*METADATA_READERS]))
-            if config is None and any((tables / table).is_file() for table in METADATA_READERS):
-                return read_corpus(repo())
-        loaded = datasets.load_dataset(name, config)
-    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        raise ValueError(
-            f"{name} is neither a folder nor a dataset that can be had from the Hub: {first_line(error)}"
-        ) from error
-    return _dataset_of_parts(name, loaded)
 
 
 def _dataset_of_parts(origin: str | Path, loaded: Dataset | DatasetDict) -> Dataset:
@@ -236,7 +217,7 @@ def _dataset_of_parts(origin: str | Path, loaded: Dataset | DatasetDict) -> Data
             names = [f"{row:06d}_{name}" if name else f"{row:06d}" for row, name in enumerate(names)]
         table["file_name"] = names
     rest = dataset.remove_columns([name for name in table.columns if name in dataset.column_names])
-    table = _judged(origin, table, [name for name in rest.column_names if name != "audio"])
+    table = judged(origin, table, [name for name in rest.column_names if name != "audio"])
     return datasets.concatenate_datasets([Dataset.from_pandas(table, preserve_index=False), rest], axis=1)
 
 

@@ -126,11 +126,9 @@ def corpora_list(language: str = "", licence: str = "", kind: str = "", part: st
             raise ValueError(f"{value!r} is none of {', '.join(legal)}")
     rows = []
     for corpus in load_registry().values():
-        if language and language.lower() not in corpus.languages:
-            continue
-        if _plain(licence) not in _plain(corpus.licence) or kind not in corpus.kind:
-            continue
-        if part and corpus.part != part and (part, corpus.part) != ("emoset++", "emoset"):
+        spoken = not language or language.lower() in corpus.languages
+        of_part = part in ("", corpus.part) or (part, corpus.part) == ("emoset++", "emoset")
+        if not (spoken and of_part and kind in corpus.kind and _plain(licence) in _plain(corpus.licence)):
             continue
         cells = {
             "languages": " ".join(corpus.languages),
@@ -149,8 +147,7 @@ def corpora_list(language: str = "", licence: str = "", kind: str = "", part: st
         raise ValueError(f"no corpus has {filters}{hint}")
     header = ["key", "name", "part", "languages", "kind", "clips", "speakers", "licence", "file names"]
     table = markdown_table(header, rows, left=(0, 1, 2, 3, 4, 7, 8))
-    more = "* not confirmed by a source at hand; `exhubert corpora show KEY` says more"
-    return f"{table}\n{len(rows)} corpora; {more}"
+    return f"{table}\n{len(rows)} corpora; * not confirmed by a source at hand; `exhubert corpora show KEY` says more"
 
 
 def describe(key: str) -> str:

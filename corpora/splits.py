@@ -16,6 +16,7 @@ from datasets import Dataset
 from exhubert.corpora.registry import corpus_or_none
 
 SPLITS = ("train", "validation", "test")
+SPLIT_COLUMNS = ("file_name", "label", "speaker", "split", "session", "content_hash")  # all that a split depends on
 SPLIT_NAMES = {"dev": "validation", "development": "validation", "valid": "validation", "val": "validation"}
 SPEAKER_SHARE = 0.15  # of the speakers, for validation and for test
 FILE_SHARE = 0.10  # of the clips, where no speakers are known (paper, section 2)
@@ -48,12 +49,8 @@ def split_corpus(
         ValueError: for an unknown protocol or fold, too few speakers or sessions, a split without clips, or one
             that shares speakers or identical audio with another (but see `official`).
     """
-    names = ("file_name", "label", "speaker", "split", "session", "content_hash")
-    columns = {
-        name: ["" if value is None else str(value) for value in dataset[name][:]]
-        for name in names
-        if name in dataset.column_names
-    }
+    known = [name for name in SPLIT_COLUMNS if name in dataset.column_names]
+    columns = {name: ["" if value is None else str(value) for value in dataset[name][:]] for name in known}
     assigned = assign_splits(columns, corpus, protocol, fold, seed)
     rows = {split: [index for index, own in enumerate(assigned) if own == split] for split in needed}
     for split in needed:
@@ -99,8 +96,17 @@ def assign_splits(
         for split in own:
             if split not in SPLITS:
                 raise ValueError(f"corpus {corpus!r}: split {split!r} in the metadata; it must be {', '.join(SPLITS)}")
-        if set(own) == {"train", "test"}:
-            own = _add_validation(own, labels, groups if all(speakers) else [], hashes, file_names, seed)
+        if set(own) == {"train", "test"}:  # 15 % of the speakers in train, or 10 % of its clips, are validation
+            train = [index for index, split in enumerate(own) if split == "train"]
+            of_train = [groups[index] for index in train]
+            if all(speakers) and len(set(of_train)) >= 2:
+                of_group = split_speakers(of_train, [labels[i] for i in train], "", seed, held_out_parts=1)
+                moved = [of_group[group] != "train" for group in of_train]
+            else:
+                parts = split_files([file_names[i] for i in train], [hashes[i] for i in train], seed)
+                moved = [part == "test" for part in parts]
+            for index in np.flatnonzero(moved):
+                own[train[index]] = "validation"
             print(f"corpus {corpus!r}: its own split has no validation part; it is taken from train")
         problem = overlap(own, speakers, hashes)
         if problem and kind == "auto" and len(set(groups)) >= len(SPLITS):
@@ -198,26 +204,6 @@ def split_files(file_names: Sequence[str], hashes: Sequence[str], seed: int) -> 
     split_of |= {ordered[index]: "test" for index in order[:held_out]}
     split_of |= {ordered[index]: "validation" for index in order[held_out : 2 * held_out]}
     return [split_of[unit] for unit in units]
-
-
-def _add_validation(
-    own: Sequence[str],
-    labels: Sequence[str],
-    groups: Sequence[str],
-    hashes: Sequence[str],
-    file_names: Sequence[str],
-    seed: int,
-) -> list[str]:
-    """A split into train and test, with a part of train as validation: 15 % of its groups, or 10 % of its clips."""
-    train = [index for index, split in enumerate(own) if split == "train"]
-    if groups and len({groups[index] for index in train}) >= 2:
-        of_group = split_speakers([groups[i] for i in train], [labels[i] for i in train], "", seed, held_out_parts=1)
-        moved = [of_group[groups[index]] != "train" for index in train]
-    else:
-        parts = split_files([file_names[i] for i in train], [hashes[i] for i in train], seed)
-        moved = [part == "test" for part in parts]
-    away = {index for index, moves in zip(train, moved, strict=True) if moves}
-    return ["validation" if index in away else split for index, split in enumerate(own)]
 
 
 def _fold(

@@ -64,10 +64,9 @@ def corpus_statistics(
         clips = pandas.DataFrame({"corpus": name}, index=table.index)
         for column in wanted[:4]:
             clips[column] = text_of(table[column]) if column in table.columns else ""
-        words = load_label_map(label_file, key)
-        numbers = {label: words.get(plain_word(label)) for label in clips["label"].unique()}
-        names = {label: "" if number is None else SIX_CLASSES[number] for label, number in numbers.items()}
-        clips["six_class"] = clips["label"].map(names)
+        classes = load_label_map(label_file, key)
+        six = {word: SIX_CLASSES[index] for word, index in classes.items() if index is not None}
+        clips["six_class"] = clips["label"].map(plain_word).map(lambda word, six=six: six.get(word, ""))
         seconds = np.full(len(table), np.nan)
         if "duration_seconds" in table.columns:
             seconds = pandas.to_numeric(table["duration_seconds"], errors="coerce").to_numpy(dtype=float, copy=True)
@@ -141,7 +140,6 @@ def write_statistics(
     text = statistics_markdown(clips)
     if output is not None:
         output = Path(output)
-        output.mkdir(parents=True, exist_ok=True)
         durations = {str(name): part["seconds"].tolist() for name, part in clips.groupby("corpus", sort=False)}
         plot_durations(output / "durations.png", durations)
         write_text(output / "statistics.md", f"{text}\n\n![Durations of the clips](durations.png)\n")

@@ -13,7 +13,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas
 import torch
+import yaml
 from safetensors.torch import load_file
 from transformers import HubertConfig, HubertModel
 
@@ -28,28 +30,6 @@ SYNTHETIC_CLIPS = 480  # per corpus
 SYNTHETIC = "The speech is synthetic: what follows shows that the software works, not how well it hears people."
 
 
-def small_hubert() -> HubertModel:
-    """A HuBERT that learns from scratch on a CPU: wide strides, four layers, weights from a fixed seed."""
-    torch.manual_seed(0)
-    config = HubertConfig(
-        hidden_size=128,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        intermediate_size=384,
-        conv_dim=(64, 96, 128),
-        conv_kernel=(80, 8, 5),
-        conv_stride=(16, 4, 5),  # 320 samples a frame, as every HuBERT
-        conv_bias=True,
-        feat_extract_norm="layer",
-        do_stable_layer_norm=True,
-        num_conv_pos_embeddings=32,
-        num_conv_pos_embedding_groups=8,
-        layerdrop=0.0,
-        classifier_proj_size=64,
-    )
-    return HubertModel(config)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs all stages; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -60,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     run: Path = options.run
 
-    say("1/6", "corpora")
+    print("\n[1/6] corpora", flush=True)
     if options.corpora:
         corpora = corpus_folders(options.corpora)
     else:
@@ -69,36 +49,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(SYNTHETIC)
     *known, unseen = corpora
     clear(run)
-    small_hubert().save_pretrained(run / "hubert")
+    torch.manual_seed(0)
+    config = yaml.safe_load(Path(__file__).with_name("small_hubert.yaml").read_text(encoding="utf-8"))
+    HubertModel(HubertConfig(**config)).save_pretrained(run / "hubert")
 
-    say("2/6", f"stage 1: HuBERT on {', '.join(path.name for path in known)}")
-    extra = ["--clips_per_corpus", str(options.limit)] if options.limit else []
+    print(f"\n[2/6] stage 1: HuBERT on {', '.join(path.name for path in known)}", flush=True)
+    limit = ["--clips_per_corpus", str(options.limit)] if options.limit else []
     rounds = ["--rounds", str(options.rounds)] if options.rounds else []
-    train("demo_stage1.yaml", run / "hubert", known, run / "stage1", [*extra, *rounds])
+    train("demo_stage1.yaml", run / "hubert", known, run / "stage1", [*limit, *rounds])
 
-    say("3/6", "block expansion")
+    print("\n[3/6] block expansion", flush=True)
     convert_hubert(str(run / "stage1" / "model"), run / "expanded")
 
-    say("4/6", f"stage 2: ExHuBERT on {unseen.name}, originals frozen")
-    train("demo_stage2.yaml", run / "expanded", [unseen], run / "stage2", [*extra, *rounds])
+    print(f"\n[4/6] stage 2: ExHuBERT on {unseen.name}, originals frozen", flush=True)
+    train("demo_stage2.yaml", run / "expanded", [unseen], run / "stage2", [*limit, *rounds])
     if not options.corpora:
         write_run_card(run / "stage2", sections={"Synthetic speech": SYNTHETIC})
     shutil.copytree(run / "stage2" / "model", run / "model")
     report_frozen(run / "expanded", run / "model")
 
-    say("5/6", "the model in a new process, from its folder alone")
-    clip = unseen / test_clip(run / "stage2")
-    call("demo/classify.py", run / "model", clip)
+    print("\n[5/6] the model in a new process, from its folder alone", flush=True)
+    clips = pandas.read_parquet(run / "stage2" / "predictions.parquet").set_index("file_name")
+    surest = clips.filter(regex="^probability_").max(axis=1).idxmax()
+    call("demo/classify.py", run / "model", unseen / surest)
 
-    say("6/6", "all models on all test splits, clean and under noise, telephone band and a codec")
-    models = {
-        "stage 1": run / "stage1" / "model",
-        "before stage 2": run / "expanded",
-        "after stage 2": run / "stage2" / "model",
-    }
-    limit = ["--clips_per_corpus", str(options.limit)] if options.limit else []
+    print("\n[6/6] all models on all test splits, clean and under noise, telephone band and a codec", flush=True)
+    models = [run / "stage1" / "model", run / "expanded", run / "stage2" / "model"]
+    names = ["stage 1", "before stage 2", "after stage 2"]
     evaluation = ["--corpora", *corpora, "--output", run / "evaluation", "--robustness", *limit]
-    call("evaluate_hf.py", "--model", *models.values(), "--names", *models, *evaluation)
+    call("evaluate_hf.py", "--model", *models, "--names", *names, *evaluation)
 
     print(f"\nWritten to {run}: model/ (the model and its card); evaluation/ (report.md with all tables and pictures,")
     print("results.json, predictions.parquet and confusion matrices of each model); stage1/ and stage2/, the runs")
@@ -151,20 +130,6 @@ def report_frozen(before: Path, after: Path) -> None:
     print(f"encoder weights changed by stage 2: {moved} of {len(originals)} tensors of the original layers, ", end="")
     print(f"{sum(changed[name] for name in copies)} of {len(copies)} of the copies")
     assert moved == 0, "a frozen layer has changed"
-
-
-def test_clip(run: Path) -> str:
-    """The test clip that the model is surest of."""
-    import pandas
-
-    table = pandas.read_parquet(run / "predictions.parquet")
-    probabilities = table[[name for name in table if name.startswith("probability_")]].max(axis=1)
-    return str(table.loc[probabilities.idxmax(), "file_name"])
-
-
-def say(number: str, what: str) -> None:
-    """One line a stage."""
-    print(f"\n[{number}] {what}", flush=True)
 
 
 if __name__ == "__main__":

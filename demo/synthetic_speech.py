@@ -32,6 +32,8 @@ import soxr
 import yaml
 from tqdm import tqdm
 
+from exhubert.utils.files import whole_folder
+
 FORMAT_VERSION = 1  # raise it when the same parameters would give other files
 SAMPLE_RATE = 16_000
 WORDS_PER_MINUTE = 160
@@ -83,9 +85,37 @@ def make_corpora(directory: Path, clips_per_corpus: int = 480, seed: int = 0) ->
         raise ValueError(f"{clips_per_corpus} clips cannot cover all speakers and labels: give {cells} or more")
     if seed < 0:
         raise ValueError(f"the seed is {seed}: give 0 or more")
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    return [_make_corpus(directory / corpus.name, corpus, clips_per_corpus, seed) for corpus in CORPORA]
+    try:
+        version = importlib.metadata.version("espeakng_loader")
+    except importlib.metadata.PackageNotFoundError:
+        message = "the synthetic corpora need espeakng_loader: pip install 'exhubert[demo]'"
+        raise ModuleNotFoundError(message) from None
+    folders = [Path(directory, corpus.name) for corpus in CORPORA]
+    for folder, corpus in zip(folders, CORPORA, strict=True):
+        rules = {label: asdict(RULES[label]) for label in corpus.labels}
+        parameters = {"format_version": FORMAT_VERSION, "espeakng_loader": version, "clips": clips_per_corpus}
+        parameters |= {"seed": seed, **asdict(corpus), "rules": rules}
+        synthesis = json.dumps(parameters, indent=2, ensure_ascii=False)
+        made = folder / "synthesis.json"
+        if made.is_file() and made.read_text(encoding="utf-8") == synthesis:
+            continue
+        if folder.exists() and not made.is_file():
+            raise FileExistsError(f"{folder} is not ours to replace: move it away or choose another directory")
+        with whole_folder(folder, replace=True) as new:
+            (new / "audio").mkdir()
+            with (new / "metadata.csv").open("w", encoding="utf-8", newline="") as file:
+                table = csv.writer(file, lineterminator="\n")
+                table.writerow(("file_name", "label", "speaker", "language"))
+                for file_name, label, speaker, samples in _clips(corpus, clips_per_corpus, seed):
+                    soundfile.write(new / file_name, samples, SAMPLE_RATE, subtype="PCM_16")
+                    table.writerow((file_name, label, speaker, corpus.language))
+            rows = [("label", *asdict(Prosody())), ["---"] * (len(asdict(Prosody())) + 1)]
+            rows += [(label, *rule.values()) for label, rule in rules.items()]
+            lines = "".join(f"| {' | '.join(map(str, row))} |\n" for row in rows)
+            (new / "README.md").write_text(DATA["readme"].format(**parameters) + "\n" + lines, encoding="utf-8")
+            (new / made.name).write_text(synthesis, encoding="utf-8")
+            shutil.rmtree(folder, ignore_errors=True)  # made with other parameters
+    return folders
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -104,42 +134,6 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"{path}: {options.clips_per_corpus} clips, {speakers} speakers, labels {labels}")
 
 
-def _make_corpus(folder: Path, corpus: Corpus, clips: int, seed: int) -> Path:
-    parameters = {
-        "format_version": FORMAT_VERSION,
-        "espeakng_loader": _espeakng_loader_version(),
-        "clips": clips,
-        "seed": seed,
-        **asdict(corpus),
-        "rules": {label: asdict(RULES[label]) for label in corpus.labels},
-    }
-    synthesis = json.dumps(parameters, indent=2, ensure_ascii=False)
-    made = folder / "synthesis.json"
-    if made.is_file() and made.read_text(encoding="utf-8") == synthesis:
-        return folder
-    if folder.exists() and not made.is_file():
-        raise FileExistsError(f"{folder} is not ours to replace: move it away or choose another directory")
-
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as workplace:
-        new = Path(workplace, "new")
-        (new / "audio").mkdir(parents=True)
-        with (new / "metadata.csv").open("w", encoding="utf-8", newline="") as file:
-            table = csv.writer(file, lineterminator="\n")
-            table.writerow(("file_name", "label", "speaker", "language"))
-            for file_name, label, speaker, samples in _clips(corpus, clips, seed):
-                soundfile.write(new / file_name, samples, SAMPLE_RATE, subtype="PCM_16")
-                table.writerow((file_name, label, speaker, corpus.language))
-        rows = [("label", *asdict(Prosody())), ["---"] * (len(asdict(Prosody())) + 1)]
-        rows += [(label, *rule.values()) for label, rule in parameters["rules"].items()]
-        rules = "".join(f"| {' | '.join(map(str, row))} |\n" for row in rows)
-        (new / "README.md").write_text(DATA["readme"].format(**parameters) + "\n" + rules, encoding="utf-8")
-        (new / made.name).write_text(synthesis, encoding="utf-8")
-        if folder.exists():
-            folder.rename(Path(workplace, "old"))
-        new.rename(folder)
-    return folder
-
-
 def _clips(corpus: Corpus, clips: int, seed: int) -> Iterator[tuple[str, str, str, np.ndarray]]:
     """File name, label, speaker and samples of every clip, in turn over labels and speakers."""
     espeak = _Espeak()
@@ -152,36 +146,29 @@ def _clips(corpus: Corpus, clips: int, seed: int) -> Iterator[tuple[str, str, st
         take, cell = divmod(clip, len(cells))
         speaker, label = cells[cell]
         variant = corpus.variants[speaker]
-        prosody = _vary(RULES[label], rng, own_semitones[speaker], own_rate[speaker])
+        # The rule at a random strength, with jitter, on top of the speaker's own pitch and rate.
+        rule, strength = RULES[label], rng.normal(1.0, 0.12)
+        prosody = replace(
+            rule,
+            pitch_semitones=own_semitones[speaker] + rule.pitch_semitones * strength + rng.normal(0.0, 0.5),
+            pitch_range=rule.pitch_range**strength * rng.normal(1.0, 0.1),
+            rate=own_rate[speaker] * rule.rate**strength * rng.normal(1.0, 0.04),
+            tilt_db_per_octave=rule.tilt_db_per_octave * strength + rng.normal(0.0, 0.5),
+            tremor_hz=rule.tremor_hz * rng.normal(1.0, 0.08),
+        )
         sentence = sentences[rng.integers(len(sentences))]
         samples = espeak.say(sentence, f"{corpus.voice}+{variant}", prosody)
+        # Breath, tremor, spectral tilt and level.
+        samples = samples * (1 + prosody.breath * rng.standard_normal(len(samples)))
+        phase = rng.random() + np.arange(len(samples)) * prosody.tremor_hz / SAMPLE_RATE
+        samples *= 1 + prosody.tremor_depth * np.sin(2 * np.pi * phase)
+        octaves = np.log2(np.fft.rfftfreq(len(samples), 1 / SAMPLE_RATE).clip(min=60) / 1000)
+        gain = 10 ** (prosody.tilt_db_per_octave * octaves / 20)
+        samples = np.fft.irfft(np.fft.rfft(samples) * gain, len(samples))
+        samples *= 10 ** ((LEVEL_DBFS + prosody.volume_db) / 20) / np.sqrt(np.mean(samples**2))
+        samples *= min(1.0, 0.99 / np.abs(samples).max())
         name = f"{corpus.language}_{variant}"
-        yield f"audio/{name}_{label}_{take:02d}.wav", label, name, _colour(samples, prosody, rng)
-
-
-def _vary(rule: Prosody, rng: np.random.Generator, own_semitones: float, own_rate: float) -> Prosody:
-    """One take: the rule at a random strength, with jitter, on top of the speaker's own pitch and rate."""
-    strength = rng.normal(1.0, 0.12)
-    return replace(
-        rule,
-        pitch_semitones=own_semitones + rule.pitch_semitones * strength + rng.normal(0.0, 0.5),
-        pitch_range=rule.pitch_range**strength * rng.normal(1.0, 0.1),
-        rate=own_rate * rule.rate**strength * rng.normal(1.0, 0.04),
-        tilt_db_per_octave=rule.tilt_db_per_octave * strength + rng.normal(0.0, 0.5),
-        tremor_hz=rule.tremor_hz * rng.normal(1.0, 0.08),
-    )
-
-
-def _colour(samples: np.ndarray, prosody: Prosody, rng: np.random.Generator) -> np.ndarray:
-    """Give `samples` (samples,) at 16 kHz their breath, tremor, spectral tilt and level."""
-    samples = samples * (1 + prosody.breath * rng.standard_normal(len(samples)))
-    phase = rng.random() + np.arange(len(samples)) * prosody.tremor_hz / SAMPLE_RATE
-    samples *= 1 + prosody.tremor_depth * np.sin(2 * np.pi * phase)
-    octaves = np.log2(np.fft.rfftfreq(len(samples), 1 / SAMPLE_RATE).clip(min=60) / 1000)
-    gain = 10 ** (prosody.tilt_db_per_octave * octaves / 20)
-    samples = np.fft.irfft(np.fft.rfft(samples) * gain, len(samples))
-    samples *= 10 ** ((LEVEL_DBFS + prosody.volume_db) / 20) / np.sqrt(np.mean(samples**2))
-    return samples * min(1.0, 0.99 / np.abs(samples).max())
+        yield f"audio/{name}_{label}_{take:02d}.wav", label, name, samples
 
 
 class _Espeak:
@@ -199,8 +186,14 @@ class _Espeak:
         self.sample_rate = self.library.espeak_Initialize(synchronous, 0, os.fsencode(self.data), do_not_exit)
         self.library.espeak_ng_SetRandSeed(ctypes.c_long(0))
         self.chunks: list[bytes] = []
-        prototype = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
-        self.callback = prototype(self._collect)  # kept: the library holds no reference
+
+        @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
+        def collect(samples: int | None, count: int, _events: int | None) -> int:
+            if samples and count > 0:
+                self.chunks.append(ctypes.string_at(samples, 2 * count))
+            return 0
+
+        self.callback = collect  # kept: the library holds no reference
         self.library.espeak_SetSynthCallback(self.callback)
 
     def say(self, sentence: str, voice: str, prosody: Prosody) -> np.ndarray:
@@ -232,19 +225,6 @@ class _Espeak:
         if not loud.size:
             raise RuntimeError(f"eSpeak NG gave no audio for {sentence!r} with the voice {voice!r}")
         return soxr.resample(samples[loud[0] : loud[-1] + 1], self.sample_rate, SAMPLE_RATE)
-
-    def _collect(self, samples: int | None, count: int, _events: int | None) -> int:
-        if samples and count > 0:
-            self.chunks.append(ctypes.string_at(samples, 2 * count))
-        return 0
-
-
-def _espeakng_loader_version() -> str:
-    try:
-        return importlib.metadata.version("espeakng_loader")
-    except importlib.metadata.PackageNotFoundError:
-        message = "the synthetic corpora need espeakng_loader: pip install 'exhubert[demo]'"
-        raise ModuleNotFoundError(message) from None
 
 
 if __name__ == "__main__":
