@@ -8,7 +8,7 @@ largest resident set, and the row of ten seconds is what model and libraries nee
 from __future__ import annotations
 
 import argparse
-import os
+import resource
 import subprocess
 import sys
 import time
@@ -38,7 +38,8 @@ def main() -> None:
         classify = load_pipeline(options.model)
         start = time.monotonic()
         result = classify(options.classify, embeddings=options.embeddings)
-        print(f"{len(result['windows'])} {time.monotonic() - start}")
+        seconds = time.monotonic() - start
+        print(len(result["windows"]), seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
         return
     options.directory.mkdir(parents=True, exist_ok=True)
     model = options.model or tiny_model(options.directory / "tiny")
@@ -49,13 +50,8 @@ def main() -> None:
             write_noise(path, seconds)
         command = [sys.executable, __file__, options.directory, "--model", model, "--classify", path]
         command += ["--embeddings"] if options.embeddings else []
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        printed = process.stdout.read() if process.stdout else ""
-        _, status, usage = os.wait4(process.pid, 0)
-        if status:
-            raise SystemExit("the pipeline failed")
-        windows, spent = int(printed.split()[0]), float(printed.split()[1])
-        memory = f"{usage.ru_maxrss / 2**20:.2f} GiB"
+        printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()
+        windows, spent, memory = int(printed[0]), float(printed[1]), f"{int(printed[2]) / 2**20:.2f} GiB"
         print(f"| {seconds:,.0f} s | {windows:,} | {memory} | {spent:.1f} | {seconds / spent:.0f} |", flush=True)
 
 

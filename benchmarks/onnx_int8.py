@@ -44,7 +44,8 @@ def main() -> None:
             folders[kind] = options.directory / f"{name}-{kind}"
             if not folders[kind].is_dir():
                 convert_onnx(source, folders[kind], int8=kind == "int8", corpora=corpora)
-        seconds, sizes = measure(folders), {kind: size(folder) for kind, folder in folders.items()}
+        seconds = measure(folders)
+        sizes = {kind: sum(f.stat().st_size for f in folder.glob("model[-.]*")) for kind, folder in folders.items()}
         for kind in folders:
             share, speed = sizes[kind] / sizes["float32"], seconds["torch"] / seconds[kind]
             numbers = [f"{sizes[kind] / 1e6:,.1f} MB", f"{100 * share:.1f} %", f"{seconds[kind]:.3f} s", f"{speed:.1f}"]
@@ -76,11 +77,6 @@ def measure(folders: dict[str, Path]) -> dict[str, float]:
                 model(inputs)
                 times[kind].append(time.process_time() - start)
     return {kind: min(values) for kind, values in times.items()}
-
-
-def size(folder: Path) -> int:
-    """Bytes of the weights in a folder."""
-    return sum(file.stat().st_size for name in ("*.safetensors", "model.onnx*") for file in folder.glob(name))
 
 
 if __name__ == "__main__":

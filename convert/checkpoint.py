@@ -10,7 +10,7 @@ import mmap
 import os
 import pickle
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,26 @@ class Checkpoint:
 
     def __init__(self, source: str | os.PathLike[str], revision: str | None = None) -> None:
         self.source = str(source)
-        self.directory = _folder(self.source, revision)
+        self.directory = Path(source)
+        is_folder = self.directory.is_dir()
+        files: list[Path] = []
+        for weights in (WEIGHTS, PICKLE):
+            index = f"{weights}.index.json"
+            if not is_folder:
+                shards = f"{Path(weights).stem}-*{Path(weights).suffix}"
+                patterns = ["config.json", "preprocessor_config.json", weights, index, shards]
+                try:
+                    self.directory = Path(snapshot_download(self.source, revision=revision, allow_patterns=patterns))
+                except (OSError, ValueError) as error:
+                    reason = first_line(error)
+                    raise OSError(f"{source}: no such folder, and no such model on the Hub ({reason})") from error
+            if (self.directory / weights).is_file():
+                files = [self.directory / weights]
+                break
+            if (self.directory / index).is_file():
+                of_weights = _read_json(self.directory / index, self.source).get("weight_map", {})
+                files = sorted({self.directory / Path(name).name for name in of_weights.values()})
+                break
         self.config = _read_json(self.directory / "config.json", self.source)
         extractor = self.directory / "preprocessor_config.json"
         values = _read_json(extractor, self.source) if extractor.is_file() else {}
@@ -93,7 +112,12 @@ class Checkpoint:
         self._files: dict[str, Path] = {}
         self._opened: tuple[Path, Read] | None = None
         self._bytes_read = 0
-        for file in _weight_files(self.directory, self.source):
+        if not files:
+            neither = f"neither {WEIGHTS} nor {PICKLE}, nor shards of them with an index"
+            raise ValueError(f"{source} holds no weights: {neither}")
+        for file in files:
+            if not file.is_file():
+                raise ValueError(f"{source} lacks {file.name}, which {index} names")
             names, get = _open(file)
             for stored in names:
                 name = current_name(stored)
@@ -155,9 +179,19 @@ class Checkpoint:
         unknown = [self.stored[name] for name in self.like if name not in wanted]
         if problem := misfit(lacking, unknown, shapes.values(), wanted):
             raise ValueError(f"{self.source} is no {type(model).__name__} of its configuration: it {problem}")
-        for name, tensor in _initial_weights(model, lacking).items():
-            self._new[name] = tensor.to(self.dtype)
-            self.like[name] = self._new[name].to("meta")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            for path, module in model.named_modules():
+                names = {name: f"{path}.{name}".lstrip(".") for name, _ in module.named_parameters(recurse=False)}
+                if not any(name in lacking for name in names.values()):
+                    continue
+                module.to_empty(device="cpu", recurse=False)
+                model._init_weights(module)
+                for own, name in names.items():
+                    if name in lacking:
+                        self._new[name] = getattr(module, own).detach().to(self.dtype)
+                        self.like[name] = self._new[name].to("meta")
+                module.to_empty(device="meta", recurse=False)
         return lacking
 
 
@@ -241,77 +275,25 @@ def compute_from_files(model: nn.Module, read: Read, dtype: torch.dtype) -> nn.M
         read: gives the weight of a name; KeyError for one that is not there, as the forward does not need it.
         dtype: what it computes in.
     """
+    prefixes = {module: f"{path}." if path else "" for path, module in model.named_modules()}
 
-    def hooks(prefix: str, parameters: list[str], buffers: list[str]) -> tuple[Callable[..., None], ...]:
-        def load(module: nn.Module, _: Any) -> None:
-            for name in (*parameters, *buffers):
-                try:
-                    tensor = read(prefix + name)
-                except KeyError:
-                    continue
-                tensor = tensor.to(dtype) if tensor.is_floating_point() else tensor
-                setattr(module, name, nn.Parameter(tensor, requires_grad=False) if name in parameters else tensor)
+    def load(module: nn.Module, _: Any) -> None:
+        for name, old in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            try:
+                tensor = read(prefixes[module] + name)
+            except KeyError:
+                continue
+            tensor = tensor.to(dtype) if tensor.is_floating_point() else tensor
+            is_parameter = isinstance(old, nn.Parameter)
+            setattr(module, name, nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor)
 
-        def drop(module: nn.Module, *_: Any) -> None:
-            module.to_empty(device="meta", recurse=False)
+    def drop(module: nn.Module, *_: Any) -> None:
+        module.to_empty(device="meta", recurse=False)
 
-        return load, drop
-
-    for path, module in model.named_modules():
-        parameters = [name for name, _ in module.named_parameters(recurse=False)]
-        buffers = [name for name, _ in module.named_buffers(recurse=False)]
-        if parameters or buffers:
-            load, drop = hooks(f"{path}." if path else "", parameters, buffers)
-            module.register_forward_pre_hook(load)
-            module.register_forward_hook(drop)
+    for module in prefixes:
+        module.register_forward_pre_hook(load)
+        module.register_forward_hook(drop)
     return model.eval()
-
-
-def _initial_weights(model: PreTrainedModel, names: Collection[str]) -> dict[str, torch.Tensor]:
-    """Returns the named weights as a new `model`, which is on the meta device, has them: the same on every call."""
-    weights: dict[str, torch.Tensor] = {}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        for path, module in model.named_modules():
-            prefix = f"{path}." if path else ""
-            own = [name for name, _ in module.named_parameters(recurse=False) if prefix + name in names]
-            if own:
-                module.to_empty(device="cpu", recurse=False)
-                model._init_weights(module)
-                weights |= {prefix + name: getattr(module, name).detach() for name in own}
-                module.to_empty(device="meta", recurse=False)
-    return weights
-
-
-def _folder(source: str, revision: str | None) -> Path:
-    if Path(source).is_dir():
-        return Path(source)
-    try:
-        for weights in (WEIGHTS, PICKLE):
-            shards = f"{Path(weights).stem}-*{Path(weights).suffix}"
-            patterns = ["config.json", "preprocessor_config.json", weights, f"{weights}.index.json", shards]
-            folder = Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
-            if any((folder / name).exists() for name in (weights, f"{weights}.index.json")):
-                break
-        return folder
-    except (OSError, ValueError) as error:
-        reason = first_line(error)
-        raise OSError(f"{source}: no such folder, and no such model on the Hub ({reason})") from error
-
-
-def _weight_files(directory: Path, source: str) -> list[Path]:
-    for weights in (WEIGHTS, PICKLE):
-        if (directory / weights).is_file():
-            return [directory / weights]
-        index = directory / f"{weights}.index.json"
-        if index.is_file():
-            shards = _read_json(index, source).get("weight_map", {})
-            files = sorted({directory / Path(name).name for name in shards.values()})
-            for file in files:
-                if not file.is_file():
-                    raise ValueError(f"{source} lacks {file.name}, which {index.name} names")
-            return files
-    raise ValueError(f"{source} holds no weights: neither {WEIGHTS} nor {PICKLE}, nor shards of them with an index")
 
 
 def _open(file: Path) -> tuple[list[str], Read]:

@@ -58,25 +58,32 @@ def convert_contract(
         for name in checkpoint.like:
             if "identity_linear." in name and not is_at_start(checkpoint, name):
                 raise ValueError(f"{source}: {name} is not the identity, and a HuBERT has no place for it")
-        trained = next(
-            (name for name in checkpoint.like if not _adds_nothing(checkpoint, name, config.num_copies)), None
-        )
+        of_copies = (name for name in checkpoint.like if ".zero_linear." in name)
+        trained = next((name for name in of_copies if not is_at_start(checkpoint, name)), None)
+        if not trained and "layer_weights" in checkpoint.like:
+            weights = checkpoint.read("layer_weights")
+            copies = torch.arange(len(weights)) % (config.num_copies + 1) > 0
+            trained = None if (weights[copies] <= LEFT_OUT / 2).all() else "layer_weights"
 
-        hubert_config = _hubert_config(config)
+        values = config.to_dict()
+        ours = ("num_copies", "gate_original_layers", "custom_pipelines")
+        for name in (*ours, "model_type", "architectures", "auto_map", "transformers_version", "num_labels"):
+            values.pop(name, None)
+        values["num_hidden_layers"] //= config.num_copies + 1
+        hubert_config = HubertConfig(**values)
         hubert_class = HubertModel if trained or lacks_head else HubertForSequenceClassification
         hubert = on_meta(hubert_class, hubert_config)
         prefix = "hubert." if hubert_class is HubertModel else ""
         like, read = originals_of(checkpoint, model, hubert, prefix)
         hubert_config.dtype = checkpoint.dtype
         print(f"{source}: {config.num_hidden_layers} encoder layers contracted to {hubert_config.num_hidden_layers}")
-        write = partial(write_weights, like=like, read=read)
         if hubert_class is HubertModel:
             print(f"left out: the head, as {trained} was trained" if trained else "it has no classification head")
             hubert_config.architectures = [hubert_class.__name__]
             hubert_config.save_pretrained(unfinished)
             ExHuBERTFeatureExtractor(window_seconds=checkpoint.window_seconds).save_pretrained(unfinished)
-            write(unfinished)
-            write_card(unfinished, known=source_metadata(str(source)))
+            write_weights(unfinished, like, read)
+            write_card(unfinished, known=source_metadata(checkpoint.source))
         else:
             print("the copies add nothing yet: the head is kept")
             card = checkpoint.directory / CARD
@@ -85,8 +92,8 @@ def convert_contract(
                 hubert,
                 unfinished,
                 checkpoint.window_seconds,
-                write_weights=write,
-                source=str(source),
+                write_weights=partial(write_weights, like=like, read=read),
+                source=checkpoint.source,
                 sections=UNTRAINED if said.keys() & UNTRAINED.keys() else None,
             )
 
@@ -121,25 +128,8 @@ def originals_of(
         tensor = checkpoint.read(originals[prefix + name])
         return tensor[:: num_copies + 1].clone() if name == "layer_weights" else tensor
 
-    like = {}
-    for name, tensor in hubert.state_dict().items():
-        dtype = checkpoint.like[originals[prefix + name]].dtype
-        like[name] = torch.empty(tensor.shape, dtype=dtype, device="meta")
+    like = {
+        name: torch.empty_like(tensor, dtype=checkpoint.like[originals[prefix + name]].dtype)
+        for name, tensor in hubert.state_dict().items()
+    }
     return like, read
-
-
-def _adds_nothing(checkpoint: Checkpoint, name: str, num_copies: int) -> bool:
-    if name == "layer_weights":
-        weights = checkpoint.read(name)
-        blocks = torch.arange(len(weights)) % (num_copies + 1) == 0
-        return bool((weights[~blocks] <= LEFT_OUT / 2).all())
-    return ".zero_linear." not in name or is_at_start(checkpoint, name)
-
-
-def _hubert_config(config: ExHuBERTConfig) -> HubertConfig:
-    values = config.to_dict()
-    ours = ("num_copies", "gate_original_layers", "custom_pipelines")
-    for name in (*ours, "model_type", "architectures", "auto_map", "transformers_version", "num_labels"):
-        values.pop(name, None)
-    values["num_hidden_layers"] //= config.num_copies + 1
-    return HubertConfig(**values)

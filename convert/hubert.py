@@ -10,13 +10,7 @@ import torch
 from transformers import HubertConfig, HubertForSequenceClassification
 
 from exhubert.configuration_exhubert import ExHuBERTConfig
-from exhubert.convert.checkpoint import (
-    Checkpoint,
-    as_trained,
-    check_same_function,
-    on_meta,
-    write_weights,
-)
+from exhubert.convert.checkpoint import Checkpoint, as_trained, check_same_function, on_meta, write_weights
 from exhubert.model_folder.save import save_model_folder
 from exhubert.modeling_exhubert import HEAD, ExHuBERTForSequenceClassification, expanded_weight, hubert_name
 from exhubert.utils.files import whole_folder
@@ -75,13 +69,12 @@ def convert_hubert(
             kept = checkpoint.like.get(hubert_name(name, num_copies) or "")
             dtype = checkpoint.dtype if kept is None else kept.dtype
             like[name] = torch.empty(tensor.shape, dtype=dtype, device="meta")
-        write = partial(write_weights, like=like, read=expanded)
         save_model_folder(
             model,
             unfinished,
             checkpoint.window_seconds,
-            write_weights=write,
-            source=str(source),
+            write_weights=partial(write_weights, like=like, read=expanded),
+            source=checkpoint.source,
             sections=UNTRAINED if new_head else None,
         )
         check_same_function("the source's", (as_trained(hubert), checkpoint.read), (model, Checkpoint(unfinished).read))

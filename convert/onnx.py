@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn.utils import parametrize
-from transformers import PretrainedConfig, PreTrainedModel, Wav2Vec2FeatureExtractor
+from transformers import PreTrainedModel, Wav2Vec2FeatureExtractor
 
 from exhubert.audio_exhubert import SAMPLING_RATE, extract_features, longest_input_seconds
 from exhubert.model_folder.card import CARD, fill_template, with_section
@@ -68,7 +68,13 @@ def convert_onnx(
             raise ValueError(f"{source} is an ONNX model already")
         if isinstance(extractor, Wav2Vec2FeatureExtractor):
             extractor.return_attention_mask = False  # the ONNX model takes none
-        config = _onnx_config(model)
+        config = copy.deepcopy(model.config)
+        for name in ("auto_map", "custom_pipelines"):  # name code of torch's model, which does not come along
+            vars(config).pop(name, None)
+        config.architectures = [type(model).__name__]
+        config.onnx = {"int8": False, "parameters": model.num_parameters()}
+        if hasattr(model, "layer_weights"):
+            config.onnx["layer_weights"] = model.layer_weights.tolist()
         print(f"{source}: {type(model).__name__}, {model.num_parameters():,} parameters, to ONNX opset {OPSET}")
 
         float32 = unfinished.with_name("float32.onnx") if int8 else unfinished / ONNX_FILE
@@ -248,18 +254,6 @@ class Outputs(torch.nn.Module):
     def forward(self, inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         outputs = self.model(inputs, output_hidden_states=True)
         return outputs.logits, *(outputs.hidden_states or ())
-
-
-def _onnx_config(model: PreTrainedModel) -> PretrainedConfig:
-    """The model's configuration, with what `OnnxClassifier` needs to know."""
-    config = copy.deepcopy(model.config)
-    for name in ("auto_map", "custom_pipelines"):  # name code of torch's model, which does not come along
-        vars(config).pop(name, None)
-    config.architectures = [type(model).__name__]
-    config.onnx = {"int8": False, "parameters": model.num_parameters()}
-    if hasattr(model, "layer_weights"):
-        config.onnx["layer_weights"] = model.layer_weights.tolist()
-    return config
 
 
 def stored_bytes(file: Path) -> int:

@@ -44,7 +44,23 @@ def convert_published(
     """
     with whole_folder(destination) as unfinished:
         checkpoint = Checkpoint(source, revision)
-        config = _published_config(checkpoint)
+        hubert_config = read_hubert_config(checkpoint)
+        if hubert_config.num_hidden_layers % 2:
+            raise ValueError(
+                f"{source} is not a checkpoint of the published ExHuBERT: num_hidden_layers is "
+                f"{hubert_config.num_hidden_layers}; originals and their copies make an even number"
+            )
+        hubert_config.num_hidden_layers //= 2
+        # The code forced num_labels to 6 in the configuration, whatever head was put on later.
+        classifier = checkpoint.like.get("classifier.weight")
+        num_labels = len(SIX_CLASSES) if classifier is None else len(classifier)
+        names = {index: hubert_config.id2label.get(index, f"LABEL_{index}") for index in range(num_labels)}
+        if num_labels == len(SIX_CLASSES) and all(name == f"LABEL_{index}" for index, name in names.items()):
+            names = dict(enumerate(SIX_CLASSES))
+        # It ran every model as pre-norm, whatever the configuration said.
+        config = ExHuBERTConfig.from_hubert_config(
+            hubert_config, num_copies=1, gate_original_layers=True, id2label=names, do_stable_layer_norm=True
+        )
         gated = on_meta(ExHuBERTForSequenceClassification, config)
         for name in (*gated.state_dict(), *checkpoint.left_out):
             if name not in checkpoint.like and name != MASK_VECTOR:
@@ -65,29 +81,9 @@ def convert_published(
             print("linear layers of the originals: each exactly the identity, dropped")
         like = {name: checkpoint.like[name] for name in model.state_dict()}
         write = partial(write_weights, like=like, read=checkpoint.read)
-        save_model_folder(model, unfinished, checkpoint.window_seconds, write_weights=write, source=str(source))
+        save_model_folder(model, unfinished, checkpoint.window_seconds, write_weights=write, source=checkpoint.source)
         check_same_function(
             "the source's with every linear layer", (gated, checkpoint.read), (model, Checkpoint(unfinished).read)
         )
     print(f"written to {os.path.realpath(destination)}")
     return Path(destination)
-
-
-def _published_config(checkpoint: Checkpoint) -> ExHuBERTConfig:
-    config = read_hubert_config(checkpoint)
-    if config.num_hidden_layers % 2:
-        raise ValueError(
-            f"{checkpoint.source} is not a checkpoint of the published ExHuBERT: num_hidden_layers is "
-            f"{config.num_hidden_layers}; originals and their copies make an even number"
-        )
-    config.num_hidden_layers //= 2
-    # The code forced num_labels to 6 in the configuration, whatever head was put on later.
-    classifier = checkpoint.like.get("classifier.weight")
-    num_labels = len(SIX_CLASSES) if classifier is None else len(classifier)
-    names = {index: config.id2label.get(index, f"LABEL_{index}") for index in range(num_labels)}
-    if num_labels == len(SIX_CLASSES) and all(name == f"LABEL_{index}" for index, name in names.items()):
-        names = dict(enumerate(SIX_CLASSES))
-    # It ran every model as pre-norm, whatever the configuration said.
-    return ExHuBERTConfig.from_hubert_config(
-        config, num_copies=1, gate_original_layers=True, id2label=names, do_stable_layer_norm=True
-    )

@@ -37,20 +37,7 @@ WRITTEN_BY = "Written by ExHuBERT for Transformers"
 SEAL = re.compile(rf"\n*<!-- {WRITTEN_BY}\b.* ([0-9a-f]{{64}}) -->\s*\Z")
 # Of the six classes, in the published model's card.
 EXAMPLES = ("disgust", "neutral", "kind", "anger", "surprise", "joy")
-# As their cards on the Hub say: of the checkpoints that the recipes start from, and of their nearest relatives.
-LICENCES = {
-    "amiriparian/ExHuBERT": "cc-by-nc-sa-4.0",
-    "audeering/wav2vec2-large-robust-12-ft-emotion-msp-dim": "cc-by-nc-sa-4.0",
-    "facebook/hubert-base-ls960": "apache-2.0",
-    "facebook/hubert-large-ll60k": "apache-2.0",
-    "facebook/hubert-large-ls960-ft": "apache-2.0",
-    "facebook/hubert-xlarge-ll60k": "apache-2.0",
-    "facebook/hubert-xlarge-ls960-ft": "apache-2.0",
-    "facebook/wav2vec2-xls-r-1b": "apache-2.0",
-    "facebook/wav2vec2-xls-r-300m": "apache-2.0",
-    "openai/whisper-large-v3": "apache-2.0",
-    "openai/whisper-medium": "apache-2.0",
-}
+LICENCES: dict[str, str] = yaml.safe_load(Path(__file__).with_name("licences.yaml").read_text(encoding="utf-8"))
 LICENCE_KEYS = ("license", "license_name", "license_link")
 
 
@@ -83,25 +70,34 @@ def make_card(
         training: what a training adds to the text: `training`, sections in markdown; `training_speech`, a sentence on
             its corpora; `citations`, a list of them.
     """
-    config, extractor = _read_json(folder / "config.json"), _read_json(folder / "preprocessor_config.json")
+    config, extractor = (
+        json.loads((folder / name).read_text(encoding="utf-8")) for name in ("config.json", "preprocessor_config.json")
+    )
     known = known or {}
     # Sharded training gives the class a prefix.
     architecture = (config.get("architectures") or [config["model_type"]])[0].removeprefix("FSDP")
     classifies = architecture.endswith("Classification")
     id2label = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}  # which transformers does not write
     classes = [id2label[index] for index in sorted(id2label, key=int)]
+    six_classes = tuple(classes) == SIX_CLASSES
+    header, rows = ["index", "class"], [[str(index), plain(name)] for index, name in enumerate(classes)]
+    if six_classes:
+        header += ["arousal", "valence", "example"]
+        rows = [[*row, *row[1].split("/"), example] for row, example in zip(rows, EXAMPLES, strict=True)]
     licences = _texts(known.get("license"))
-    fields: dict[str, Any] = {
-        key: known.get(key) for key in (*LICENCE_KEYS, "language", "base_model", "base_model_relation")
-    }
-    fields |= {
-        "datasets": known.get("datasets"),
+    handed_down = (*LICENCE_KEYS, "language", "base_model", "base_model_relation", "datasets")
+    fields: dict[str, Any] = {key: known.get(key) for key in handed_down} | {
         "library_name": "transformers",
         "pipeline_tag": "audio-classification" if classifies else "feature-extraction",
         "tags": ["speech-emotion-recognition", "speech", "audio", config["model_type"]],
     }
     window_seconds = extractor.get("window_seconds", WINDOW_SECONDS)
-    parameters, dtypes = _count_weights(folder)
+    parameters, dtypes = 0, set[str]()
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as weights:
+            for part in map(weights.get_slice, weights.keys()):
+                parameters += math.prod(part.get_shape())
+                dtypes.add(part.get_dtype())
     return ModelCard.from_template(
         ModelCardData(**(fields | dict(metadata or {}))),
         template_path=str(TEMPLATE),
@@ -111,37 +107,19 @@ def make_card(
         layers=config.get("num_hidden_layers"),
         copies=config.get("num_copies", 0),
         parameters=parameters,
-        dtypes=dtypes,
+        dtypes=sorted(dtypes),
         model_line=MODEL_LINE.format(model=json.dumps(folder.resolve().name, ensure_ascii=False)),
         task=PIPELINE_TASK,
         sections=sections or {},
         window_seconds=window_seconds,
         window_samples=round(SAMPLING_RATE * window_seconds),
         extractor=str(extractor.get("feature_extractor_type")),
-        classes=_classes_table(classes),
-        six_classes=tuple(classes) == SIX_CLASSES,
+        classes=markdown_table(header, rows, left=range(1, len(header))),
+        six_classes=six_classes,
         licences=licences,
         licence_terms="-".join(licences).split("-"),
         **training,
     )
-
-
-def _count_weights(folder: Path) -> tuple[int, list[str]]:
-    """The number of values in a folder's safetensors, and their dtypes."""
-    count, dtypes = 0, set()
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as weights:
-            for part in map(weights.get_slice, list(weights.keys())):
-                count += math.prod(part.get_shape())
-                dtypes.add(part.get_dtype())
-    return count, sorted(dtypes)
-
-
-def _classes_table(classes: list[str]) -> str:
-    if tuple(classes) != SIX_CLASSES:
-        return markdown_table(["index", "class"], [[str(i), plain(name)] for i, name in enumerate(classes)], left=(1,))
-    rows = [[str(i), name, *name.split("/"), EXAMPLES[i]] for i, name in enumerate(classes)]
-    return markdown_table(["index", "class", "arousal", "valence", "example"], rows, left=(1, 2, 3, 4))
 
 
 def source_metadata(source: str) -> dict[str, Any]:
@@ -291,7 +269,3 @@ def _texts(value: Any) -> list[str]:
     """A metadata entry that is one text, a list of texts, or something else."""
     values = value if isinstance(value, list) else [value]
     return [text for text in values if isinstance(text, str)]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))

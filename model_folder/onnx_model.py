@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from huggingface_hub import snapshot_download
 from transformers import AutoConfig, PretrainedConfig
@@ -53,7 +54,8 @@ class OnnxClassifier(torch.nn.Module):
         try:
             self.session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its errors have no other base
-            raise ValueError(f"{file}: the ONNX model cannot be loaded ({_one_line(error)})") from error
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{file}: the ONNX model cannot be loaded ({reason})") from error
         self.main_input_name = self.session.get_inputs()[0].name
         outputs = [output.name for output in self.session.get_outputs()]
         self.state_names = [name for name in outputs if name.startswith(HIDDEN_STATES)]
@@ -92,17 +94,13 @@ class OnnxClassifier(torch.nn.Module):
         names = ["logits", *(self.state_names if output_hidden_states else [])]
         # In int8 activations are scaled by the largest in the batch: alone, a window's answer is always the same.
         batches = inputs.to(self.device, self.dtype).split(1 if self.int8 else len(inputs))
-        outputs = [self._run(names, batch) for batch in batches]
-        logits, *states = (torch.cat(parts) for parts in zip(*outputs, strict=True))
-        return SequenceClassifierOutput(logits=logits, hidden_states=tuple(states) or None)
-
-    def _run(self, names: list[str], inputs: torch.Tensor) -> list[torch.Tensor]:
         try:
-            outputs = self.session.run(names, {self.main_input_name: inputs.numpy()})
+            outputs = [self.session.run(names, {self.main_input_name: batch.numpy()}) for batch in batches]
         except Exception as error:  # its errors have no other base
-            reason = f"{self.main_input_name} of shape {tuple(inputs.shape)} ({_one_line(error)})"
+            reason = f"{self.main_input_name} of shape {tuple(batches[0].shape)} ({' '.join(str(error).split())})"
             raise ValueError(f"the ONNX model does not take {reason}") from error
-        return [torch.from_numpy(output) for output in outputs]
+        logits, *states = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*outputs, strict=True))
+        return SequenceClassifierOutput(logits=logits, hidden_states=tuple(states) or None)
 
     def num_parameters(self, only_trainable: bool = False) -> int:
         """Returns the number of parameters of the model that was exported; none of them can be trained here."""
@@ -133,7 +131,3 @@ def load_onnx(name_or_path: str) -> OnnxClassifier:
     if not isinstance(config.onnx, dict) or not {"int8", "parameters"} <= config.onnx.keys():
         raise ValueError(f"{name_or_path}: `onnx` in config.json is {config.onnx!r}; export the model anew")
     return OnnxClassifier(folder / ONNX_FILE, config)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -77,7 +77,22 @@ def save_model_folder(
     ):
         raise ValueError(f"{directory} exists and is no model folder; give another name, or delete it")
     with whole_folder(directory, replace=True) as unfinished:
-        _write_model(model, unfinished, state_dict, write_weights)
+        if write_weights is None:
+            if any(".lora_" in parameter for parameter, _ in model.named_parameters()):
+                state_dict = merge_lora(model, model.state_dict() if state_dict is None else state_dict)
+            if type(model).__name__.startswith("FSDP"):
+                type(model)._auto_class = None  # FSDP2 made this class, and its code, torch's, would be saved
+            model.save_pretrained(unfinished, state_dict=state_dict)
+        else:
+            config = copy.deepcopy(model.config)
+            config.architectures = [type(model).__name__]
+            config.save_pretrained(unfinished)
+            write_weights(unfinished)
+        config_file = unfinished / "config.json"
+        values = json.loads(config_file.read_text(encoding="utf-8")) | {"custom_pipelines": CUSTOM_PIPELINES}
+        if values["model_type"] in AUTO_MAPS:  # `save_pretrained` names the saved class alone
+            values["auto_map"] = AUTO_MAPS[values["model_type"]]
+        config_file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         make_feature_extractor(model.config, window_seconds).save_pretrained(unfinished)
         own = (EMOTION_CODE_FILE,) if model.config.model_type == Wav2Vec2EmotionConfig.model_type else ()
         for code_file in (*CODE_FILES, *own):
@@ -106,32 +121,6 @@ def merge_lora(model: torch.nn.Module, weights: dict[str, Any]) -> dict[str, Any
             tensor = tensor + adapter.scaling["default"] * (factors[0] @ factors[1])
         merged[f"{layer}.{rest}" if base else name] = tensor
     return merged
-
-
-def _write_model(
-    model: PreTrainedModel,
-    directory: Path,
-    state_dict: dict[str, Any] | None,
-    write_weights: Callable[[Path], None] | None,
-) -> None:
-    """Writes configuration and weights."""
-    if write_weights is None:
-        if any(".lora_" in parameter for parameter, _ in model.named_parameters()):
-            state_dict = merge_lora(model, model.state_dict() if state_dict is None else state_dict)
-        if type(model).__name__.startswith("FSDP"):
-            type(model)._auto_class = None  # FSDP2 made this class, and its code, torch's, would be saved
-        model.save_pretrained(directory, state_dict=state_dict)
-    else:
-        config = copy.deepcopy(model.config)
-        config.architectures = [type(model).__name__]
-        config.save_pretrained(directory)
-        write_weights(directory)
-    config_file = directory / "config.json"
-    config = json.loads(config_file.read_text(encoding="utf-8"))
-    config["custom_pipelines"] = CUSTOM_PIPELINES
-    if config["model_type"] in AUTO_MAPS:  # `save_pretrained` names the saved class alone
-        config["auto_map"] = AUTO_MAPS[config["model_type"]]
-    config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def check_model_folder(directory: str | os.PathLike[str]) -> Path:

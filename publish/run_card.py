@@ -1,6 +1,6 @@
 """The card of a trained model: what a training adds to a folder's card, its results, recipe and corpora.
 
-The prose is `run_card_template.md`. No path, user name or token gets into a card.
+The prose is `run_card_template.md` and `calibration_section.md`. No path, user name or token gets into a card.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from exhubert.utils.files import whole_file
 from exhubert.utils.text import markdown_table
 
 TEMPLATE = Path(__file__).with_name("run_card_template.md")
+CALIBRATION = Path(__file__).with_name("calibration_section.md")
 METRICS = {"uar": ("uar", "UAR"), "accuracy": ("accuracy", "Accuracy"), "macro_f1": ("f1", "Macro-F1")}  # on the Hub
 SHOWN_METRICS = {
     **{"uar": "UAR", "accuracy": "accuracy", "macro_f1": "macro-F1"},
@@ -67,10 +68,9 @@ def write_run_card(
     run = Path(run)
     if results is None:
         results = json.loads((run / "results.json").read_text(encoding="utf-8"))
-    for name in pictures_of(results):
-        if (run / name).is_file():
-            with whole_file(run / "model" / name) as unfinished:
-                shutil.copyfile(run / name, unfinished)
+    for name in pictures_in(run, results):
+        with whole_file(run / "model" / name) as unfinished:
+            shutil.copyfile(run / name, unfinished)
     facts = run_facts(
         run / "model",
         known=card_metadata(run / "model" / CARD),
@@ -97,39 +97,37 @@ def run_facts(
         recipe: as resolved.
         corpora: what `corpus_facts` returned of the training corpora.
     """
-    entries = {
-        corpus: corpus_or_none(corpora.get(corpus, {}).get("key", corpus)) for corpus in (*corpora, *results["corpora"])
-    }
+    keys = {corpus: corpora.get(corpus, {}).get("key", corpus) for corpus in (*corpora, *results["corpora"])}
+    entries = {corpus: corpus_or_none(key) for corpus, key in keys.items()}
     ids = dataset_ids(entries)
     ours = [ids[corpus] for corpus in corpora]
     before = [dataset for dataset in known.get("datasets", []) if dataset not in ours]
     base_models = known.get("base_model", [])
-    rows = [[plain(corpus), *_corpus_cells(facts, entries[corpus])] for corpus, facts in corpora.items()]
-    header = ["corpus", "known as", "clips: train / validation / test", "speakers", "languages", "kind", "licence"]
     licences = [_registry_fact(corpus_or_none(dataset), "licence") for dataset in before]
+    shown = [_registry_fact(entries[corpus], name) for corpus in corpora for name in ("kind", "licence")]
     public = public_recipe(recipe, base_models)
     name = folder.resolve().name
     text = fill_template(
         TEMPLATE,
         results=results_tables(results),
         command=measuring_command(name, results, recipe),
-        pictures=[
-            (plain(title), quote(file)) for file, title in pictures_of(results).items() if (folder / file).is_file()
-        ],
-        corpora=markdown_table(header, rows, left=(0, 1, 4, 5, 6)),
+        pictures=[(plain(title), quote(file)) for file, title in pictures_in(folder, results).items()],
+        corpora=corpora_table(corpora, entries),
         star=UNCONFIRMED,
-        unconfirmed=any(cell.endswith(UNCONFIRMED) for cell in (*licences, *(c for row in rows for c in row[-2:]))),
+        unconfirmed=any(cell.endswith(UNCONFIRMED) for cell in (*licences, *shown)),
         before=list(zip(map(plain, before), licences, strict=True)),
         settings=settings_table(public, results["parameters"]["trainable"]),
         recipe=yaml.safe_dump(public, sort_keys=False, allow_unicode=True),
         versions=plain(", ".join(f"{package} {version}" for package, version in results["versions"].items())),
     )
-    languages = [code for corpus, facts in corpora.items() for code in _languages(facts, entries[corpus])]
+    spoken = [facts["languages"] or getattr(entries[corpus], "languages", []) for corpus, facts in corpora.items()]
+    codes = [re.split("[-_]", language.lower())[0] for languages in spoken for language in languages]
+    # As the Hub takes them: of two or three letters.
+    languages = [code for code in codes if re.fullmatch("[a-z]{2,3}", code) and code != "und"]
     kinds: dict[str, list[str]] = {}
     for corpus in corpora:
         kinds.setdefault(getattr(entries[corpus], "kind", "of unknown kind"), []).append(plain(corpus))
     listed = "; ".join(f"{kind} ({', '.join(names)})" for kind, names in kinds.items())
-    cited = [entry for entry in map(entries.get, corpora) if entry]
     return {
         "known": known,
         "metadata": {
@@ -142,7 +140,7 @@ def run_facts(
         },
         "training": text,
         "training_speech": f"The speech that it was trained on is {listed}.",
-        "citations": [f"{plain(entry.name)}: {plain(entry.citation)}" for entry in cited],
+        "citations": [f"{plain(entry.name)}: {plain(entry.citation)}" for entry in map(entries.get, corpora) if entry],
     }
 
 
@@ -169,10 +167,25 @@ def corpus_facts(corpora: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str
     return facts
 
 
-def pictures_of(results: Mapping[str, Any]) -> dict[str, str]:
-    """The pictures that a run may have, with their titles."""
+def corpora_table(corpora: Mapping[str, Mapping[str, Any]], entries: Mapping[str, Corpus | None]) -> str:
+    """The training corpora: what `corpus_facts` and the registry say of each."""
+    header = ["corpus", "known as", "clips: train / validation / test", "speakers", "languages", "kind", "licence"]
+    rows = []
+    for corpus, facts in corpora.items():
+        entry = entries[corpus]
+        clips = " / ".join(f"{facts['clips'][split]:,}" for split in ("train", "validation", "test"))
+        languages = plain(" ".join(facts["languages"] or getattr(entry, "languages", []))) or "-"
+        known = [_registry_fact(entry, "kind"), _registry_fact(entry, "licence")]
+        name = plain(entry.name) if entry else "-"
+        rows.append([plain(corpus), name, clips, str(facts["speakers"] or "unknown"), languages, *known])
+    return markdown_table(header, rows, left=(0, 1, 4, 5, 6))
+
+
+def pictures_in(folder: Path, results: Mapping[str, Any]) -> dict[str, str]:
+    """The pictures of a run that are in a folder, with their titles."""
     pictures = {"curves.png": "Validation UAR over the updates", "reliability.png": "Reliability"}
-    return pictures | {f"confusion_{corpus}.png": f"Confusion matrix of {corpus}" for corpus in results["corpora"]}
+    pictures |= {f"confusion_{corpus}.png": f"Confusion matrix of {corpus}" for corpus in results["corpora"]}
+    return {name: title for name, title in pictures.items() if (folder / name).is_file()}
 
 
 def results_tables(results: Mapping[str, Any]) -> list[str]:
@@ -263,14 +276,7 @@ def dataset_ids(entries: Mapping[str, Corpus | None]) -> dict[str, str]:
 
 def calibration_section(calibration: Mapping[str, Any]) -> str:
     """What a temperature that was fitted after training does; `calibration` is that entry of `results.json`."""
-    before, after = (f"{100 * calibration[f'ece_{when}']:.1f} %" for when in ("before", "after"))
-    return (
-        f"Probabilities are those of the logits divided by a temperature of {calibration['temperature']:.3f}, which "
-        f"`config.json` holds as `calibration_temperature` and the pipeline uses. It was fitted on "
-        f"{calibration['clips']:,} clips of the {calibration['split']} split. On the evaluated split the expected "
-        f"calibration error (ECE) went from {before} to {after}. The training's own results in this card are "
-        f"without it."
-    )
+    return fill_template(CALIBRATION, **calibration)
 
 
 def hub_card(folder: Path, repo_id: str) -> str:
@@ -309,25 +315,6 @@ def _eval_results(
         for corpus, scores in results["corpora"].items()
         for key, (metric, title) in METRICS.items()
     ]
-
-
-def _corpus_cells(facts: Mapping[str, Any], entry: Corpus | None) -> list[str]:
-    """A corpus's row in the table of the training corpora, but for its name."""
-    return [
-        plain(entry.name) if entry else "-",
-        " / ".join(f"{facts['clips'][split]:,}" for split in ("train", "validation", "test")),
-        str(facts["speakers"] or "unknown"),
-        plain(" ".join(facts["languages"] or (entry.languages if entry else []))) or "-",
-        _registry_fact(entry, "kind"),
-        _registry_fact(entry, "licence"),
-    ]
-
-
-def _languages(facts: Mapping[str, Any], entry: Corpus | None) -> list[str]:
-    """A corpus's languages as the Hub takes them: codes of two or three letters."""
-    named = facts["languages"] or (entry.languages if entry else [])
-    codes = [re.split("[-_]", code.lower())[0] for code in named]
-    return [code for code in codes if re.fullmatch("[a-z]{2,3}", code) and code != "und"]
 
 
 def _registry_fact(entry: Corpus | None, name: str) -> str:
