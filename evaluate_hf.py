@@ -170,7 +170,7 @@ def evaluate(
     predictions = predictions_table(split, class_names, *logits, temperature)
     described = {"model": name_or_path, "split": options.split, "parameters": parameters}
     described["window_seconds"] = longest_input_seconds(extractor)
-    results = make_results(described, predictions, class_names, options.split)
+    results = make_results(described, predictions, class_names)
     uncalibrated = None
     if options.calibrate:
         uncalibrated = predictions_table(split, class_names, *logits)
@@ -188,17 +188,11 @@ def evaluate(
         write_predictions(output, results, predictions, name, uncalibrated)
         write_results(output, results)
         if options.calibrate:
-            save_temperature(Path(name_or_path), calibration)
+            path = Path(name_or_path, "config.json")
+            config = json.loads(path.read_text(encoding="utf-8")) | {"calibration_temperature": temperature}
+            write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
+            add_section(path.parent, "Calibration", calibration_section(calibration))
     return results, predictions
-
-
-def save_temperature(directory: Path, calibration: dict[str, Any]) -> None:
-    """Writes a temperature into a model folder's `config.json`, and into its card."""
-    path = directory / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config["calibration_temperature"] = calibration["temperature"]
-    write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
-    add_section(directory, "Calibration", calibration_section(calibration))
 
 
 def report(

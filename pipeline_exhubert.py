@@ -262,7 +262,24 @@ class ExHuBERTPipeline(Pipeline):
 
     def preprocess(self, inputs: Any, **windowing: Any) -> dict[str, Any]:
         """Returns what `forward` takes: the audio's `name`, for errors, and `windows`, made when they are asked for."""
-        name, chunks = _open(inputs)
+        if isinstance(inputs, bytes | bytearray | memoryview):
+            inputs = io.BytesIO(inputs)
+        if isinstance(inputs, str | os.PathLike) or hasattr(inputs, "read"):
+            name, chunks = audio_name(inputs), iter_audio(inputs)
+        else:
+            name, rate = "audio given as an array", SAMPLING_RATE
+            if isinstance(inputs, dict):
+                if "sampling_rate" not in inputs or not ({"array", "raw"} & inputs.keys()):
+                    raise ValueError(f"a dict of {sorted(inputs)}; 'array' and 'sampling_rate' are needed")
+                rate = inputs["sampling_rate"]
+                inputs = inputs["array"] if "array" in inputs else inputs["raw"]
+            if not (isinstance(inputs, list) or hasattr(inputs, "__array__")):
+                raise ValueError(f"a {type(inputs).__name__} is no audio; give {INPUTS}")
+            samples = np.asarray(inputs)
+            if samples.ndim != 1:
+                raise ValueError(f"{name}: audio of shape {samples.shape}; mono samples (samples,) are needed")
+            parts = (samples[begin : begin + SAMPLES_AT_A_TIME] for begin in range(0, len(samples), SAMPLES_AT_A_TIME))
+            chunks = resample_chunks(parts, rate, name)
         return {"name": name, "windows": make_windows(chunks, self.feature_extractor, **windowing)}
 
     def _forward(self, model_inputs: dict[str, Any], embeddings: bool | int | str = False) -> dict[str, Any]:
@@ -339,24 +356,3 @@ class ExHuBERTPipeline(Pipeline):
     def quadrant(self) -> tuple[str, ...]:
         """What results have beside the classes: `arousal` and `valence` where these are the six, else nothing."""
         return QUADRANT if set(self.class_names) == set(SIX_CLASSES) else ()
-
-
-def _open(inputs: Any) -> tuple[str, Iterator[np.ndarray]]:
-    """What errors call an input, and its 16 kHz mono samples in chunks."""
-    if isinstance(inputs, bytes | bytearray | memoryview):
-        inputs = io.BytesIO(inputs)
-    if isinstance(inputs, str | os.PathLike) or hasattr(inputs, "read"):
-        return audio_name(inputs), iter_audio(inputs)
-    rate = SAMPLING_RATE
-    if isinstance(inputs, dict):
-        if "sampling_rate" not in inputs or not ({"array", "raw"} & inputs.keys()):
-            raise ValueError(f"a dict of {sorted(inputs)}; 'array' and 'sampling_rate' are needed")
-        rate = inputs["sampling_rate"]
-        inputs = inputs["array"] if "array" in inputs else inputs["raw"]
-    if not (isinstance(inputs, list) or hasattr(inputs, "__array__")):
-        raise ValueError(f"a {type(inputs).__name__} is no audio; give {INPUTS}")
-    name, samples = "audio given as an array", np.asarray(inputs)
-    if samples.ndim != 1:
-        raise ValueError(f"{name}: audio of shape {samples.shape}; mono samples (samples,) are needed")
-    parts = (samples[begin : begin + SAMPLES_AT_A_TIME] for begin in range(0, len(samples), SAMPLES_AT_A_TIME))
-    return name, resample_chunks(parts, rate, name)

@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if checkpoint:
         run_folder.check_clips(recipe.output, clips)
         say(f"going on from {checkpoint}")
-        before = run_folder.processes_of(checkpoint)
+        before = max(1, len(list(Path(checkpoint).glob("rng_state_*.pth"))))  # one for each of several processes
         if before != training.world_size:
             say(f"it was saved by {before} processes: the batches stay as they were, dropout's random numbers do not")
     elif resume:
@@ -174,13 +174,9 @@ def save_results(
     class_names: list[str],
 ) -> None:
     """Writes what a run leaves beside its model; the results last, by which the folder of a whole run is known."""
-    described = {
-        "model": recipe.model,
-        "split": "test",
-        "parameters": parameters,
-        "window_seconds": recipe.window_seconds,
-    }
-    results = make_results(described, predictions, class_names, "test", trainer.args.seed)
+    described: dict[str, Any] = {"model": recipe.model, "split": "test", "parameters": parameters}
+    described["window_seconds"] = recipe.window_seconds
+    results = make_results(described, predictions, class_names, trainer.args.seed)
     for name, scores in results["corpora"].items():
         print(f"test UAR on {name}: {100 * scores['uar']:.1f} % ({scores['clips']} clips)")
     run, title = Path(recipe.output), Path(recipe.output).name

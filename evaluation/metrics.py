@@ -47,10 +47,7 @@ def classification_scores(references: ArrayLike, predictions: ArrayLike, class_n
 def average_metrics(metrics: Mapping[str, float], corpora: Sequence[str], prefix: str = "eval") -> dict[str, float]:
     """Returns `<prefix>_average_uar`, `..._accuracy` and `..._macro_f1`: the means over the corpora.
 
-    Args:
-        metrics: `<prefix>_<corpus>_uar` and so on, as `Trainer` names them.
-        corpora: the corpora's names.
-        prefix: of the names.
+    `metrics` are `<prefix>_<corpus>_uar` and so on, as `Trainer` names them.
     """
     return {
         f"{prefix}_average_{name}": sum(metrics[f"{prefix}_{corpus}_{name}"] for corpus in corpora) / len(corpora)
@@ -66,6 +63,6 @@ def only_logits(logits: Any, labels: Any) -> Any:
 def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
     """`Trainer`'s metrics of one corpus: `uar`, `accuracy`, `macro_f1`."""
     logits = np.asarray(prediction.predictions)
-    names = [str(index) for index in range(logits.shape[-1])]
-    scores = classification_scores(prediction.label_ids, logits.argmax(axis=-1), names)
-    return {name: scores[name] for name in METRICS}
+    classes = range(logits.shape[-1])
+    scores = scores_of(confusion_matrix(prediction.label_ids, logits.argmax(axis=-1), labels=classes))
+    return {name: float(scores[name]) for name in METRICS}

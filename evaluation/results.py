@@ -20,13 +20,13 @@ RESULTS, CURVES = "results.json", "curves.json"
 
 
 def make_results(
-    described: dict[str, Any], predictions: pandas.DataFrame, class_names: Sequence[str], split: str, seed: int = 0
+    described: dict[str, Any], predictions: pandas.DataFrame, class_names: Sequence[str], seed: int = 0
 ) -> dict[str, Any]:
-    """Returns what is in `results.json`: what `described` says of the model, scores, `seed` and `versions`."""
+    """Returns what is in `results.json`: what `described` says of model and split, scores, `seed` and `versions`."""
     return {
         **described,
         "classes": list(class_names),
-        "corpora": score(predictions, class_names, split),
+        "corpora": score(predictions, class_names, described["split"]),
         "average": average(predictions, class_names),
         "groups": groups(predictions, class_names),
         "seed": seed,
@@ -60,14 +60,8 @@ def write_predictions(
 ) -> None:
     """Writes `predictions.parquet`, `reliability.png` and a confusion matrix for each corpus.
 
-    An older `results.json`, which belongs to others, is removed.
-
-    Args:
-        directory: the run folder, or another that exists.
-        results: what `make_results` returned.
-        predictions: one row a clip.
-        name: of the model, for the pictures.
-        uncalibrated: the predictions without the temperature, where one was fitted.
+    An older `results.json`, which belongs to others, is removed. `name` is the model's, for the pictures; `results` are
+    those of `make_results`; `uncalibrated` are the predictions without the temperature, where one was fitted.
     """
     (directory / RESULTS).unlink(missing_ok=True)
     for picture in directory.glob("confusion_*.png"):

@@ -32,11 +32,6 @@ def score(predictions: pandas.DataFrame, class_names: Sequence[str], split: str)
     `recall` has the classes that occur. An interval is None where a single clip, or a single speaker who has the class,
     leaves nothing to draw from.
 
-    Args:
-        predictions: one row a clip.
-        class_names: of the model.
-        split: what was evaluated.
-
     Raises:
         ValueError: if there are no clips, or `predictions` has other classes.
     """
@@ -83,11 +78,7 @@ def compare(predictions: Mapping[str, pandas.DataFrame], class_names: Sequence[s
 
     Both models get the same resamples, so that what a speaker makes hard for both of them cancels out. Clips are
     matched by corpus, file and start, and one that is there twice by its occurrence. p is that of
-    `evaluation.bootstrap.p_value`.
-
-    Args:
-        predictions: of each model, by its name.
-        class_names: of all models, in any order.
+    `evaluation.bootstrap.p_value`. The models' classes may come in any order.
 
     Raises:
         ValueError: if the models were scored on other clips, with other references or with other classes.
@@ -95,7 +86,23 @@ def compare(predictions: Mapping[str, pandas.DataFrame], class_names: Sequence[s
     tables = {name: _checked(table, class_names, name) for name, table in predictions.items()}
     pairs = []
     for a, b in combinations(tables, 2):
-        both = _matched(a, tables[a], b, tables[b])
+        clip = ["corpus", "file_name", "start_seconds"]
+        one, other = (
+            tables[name].assign(occurrence=tables[name].groupby(clip).cumcount()).set_index([*clip, "occurrence"])
+            for name in (a, b)
+        )
+        only = one.index.symmetric_difference(other.index)
+        if len(only):
+            missing = f"{only[0][0]}/{only[0][1]} is missing for one of them"
+            raise ValueError(f"{a} and {b} were not scored on the same clips: {missing}")
+        other = other.reindex(one.index)
+        differ = np.flatnonzero(one["reference"] != other["reference"])
+        if len(differ):
+            corpus, file_name, *_ = one.index[differ[0]]
+            references = (table["reference"].iloc[differ[0]] for table in (one, other))
+            what = "{} for one and {} for the other".format(*references)
+            raise ValueError(f"{a} and {b} were scored with other references: {corpus}/{file_name} is {what}")
+        both = tables[a].assign(other_prediction=other["prediction"].to_numpy())
         corpora, samples, units = {}, [], []
         for corpus, rows in both.groupby("corpus", sort=False):
             drawn = _draw(str(corpus), rows, class_names, ("prediction", "other_prediction"))
@@ -170,26 +177,3 @@ def _scored(name: str, rows: pandas.DataFrame, class_names: Sequence[str]) -> tu
         scores, *_ = _scored(name, answers, values)
         entry[f"{dimension}_uar"], entry[f"{dimension}_uar_interval"] = scores["uar"], scores["uar_interval"]
     return entry, sampled["uar"], drawn.units
-
-
-def _matched(a: str, before: pandas.DataFrame, b: str, after: pandas.DataFrame) -> pandas.DataFrame:
-    """The rows of `before`, with the prediction of `after` for the same clip as `other_prediction`."""
-    clip = ["corpus", "file_name", "start_seconds"]
-    one, other = (
-        table.assign(occurrence=table.groupby(clip).cumcount()).set_index([*clip, "occurrence"])
-        for table in (before, after)
-    )
-    only = one.index.symmetric_difference(other.index)
-    if len(only):
-        raise ValueError(
-            f"{a} and {b} were not scored on the same clips: {only[0][0]}/{only[0][1]} is missing for one of them"
-        )
-    other = other.reindex(one.index)
-    differ = np.flatnonzero(one["reference"] != other["reference"])
-    if len(differ):
-        corpus, file_name, *_ = one.index[differ[0]]
-        raise ValueError(
-            f"{a} and {b} were scored with other references: {corpus}/{file_name} is "
-            f"{one['reference'].iloc[differ[0]]} for one and {other['reference'].iloc[differ[0]]} for the other"
-        )
-    return before.assign(other_prediction=other["prediction"].to_numpy())

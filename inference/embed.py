@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from exhubert.inference.audio_files import find_audio, output_file, process_files
-from exhubert.inference.classify import classify_file, open_pipeline
+from exhubert.inference.speech import classify_file, open_pipeline
 from exhubert.utils.files import whole_file
 from exhubert.utils.text import as_text
 

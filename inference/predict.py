@@ -12,8 +12,8 @@ from typing import Any
 
 from exhubert.audio_exhubert import longest_input_seconds
 from exhubert.inference.audio_files import STANDARD_INPUT, find_audio, process_files
-from exhubert.inference.classify import classify_file, open_pipeline
 from exhubert.inference.prediction_rows import FORMATS, Layout, open_rows
+from exhubert.inference.speech import classify_file, open_pipeline
 from exhubert.pipeline_exhubert import ExHuBERTPipeline
 from exhubert.utils.text import as_text, printable
 

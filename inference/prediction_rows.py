@@ -66,11 +66,7 @@ def open_rows(path: Path, layout: Layout, settings: Mapping[str, Any]) -> Iterat
     """Opens a file of rows to add to it, with its header.
 
     What an earlier run left there stays, but for rows with an error and a last line that was not written to its end.
-
-    Args:
-        path: the file, or a link to it.
-        layout: of its lines, jsonl or csv.
-        settings: what the rows depend on; kept beside the file, in `<name>.settings.json`.
+    `settings`, what the rows depend on, are kept beside the file, in `<name>.settings.json`.
 
     Yields:
         The file, and the absolute paths of the audio files that have a row.
@@ -96,7 +92,7 @@ def open_rows(path: Path, layout: Layout, settings: Mapping[str, Any]) -> Iterat
     done = set()
     with whole_file(path) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as file:
         file.write(layout.header())
-        for name, error, line in _rows(path, layout) if begun else ():
+        for name, error, line in read_rows(path, layout) if begun else ():
             if not error and name != STANDARD_INPUT:
                 file.write(line)
                 done.add(os.path.abspath(name))
@@ -104,8 +100,8 @@ def open_rows(path: Path, layout: Layout, settings: Mapping[str, Any]) -> Iterat
         yield file, done
 
 
-def _rows(path: Path, layout: Layout) -> Iterator[tuple[str, str, str]]:
-    """File, error and line of each row."""
+def read_rows(path: Path, layout: Layout) -> Iterator[tuple[str, str, str]]:
+    """Yields file, error and line of each row; raises ValueError where a line is none of ours."""
     try:
         with path.open(encoding="utf-8", newline="\n") as file:  # a carriage return may be part of a name
             lines: Iterable[str] = (line for line in file if line.endswith("\n"))

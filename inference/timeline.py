@@ -35,7 +35,7 @@ def plot_timeline(
 
     Args:
         path: the PNG file.
-        title: of the picture.
+        title: of the picture; of a long one the end.
         windows: as the pipeline returns them, at least one; `label` is None where there is no speech.
         class_names: in class order.
         quadrant: arousal and valence, if the windows have them.
@@ -43,7 +43,7 @@ def plot_timeline(
     Raises:
         OSError: if the file cannot be written.
     """
-    edges, means = _columns(windows, class_names, quadrant)
+    edges, means = columns_of(windows, class_names, quadrant)
     classes, silent, widths = len(class_names), np.isnan(means[:, 0]), np.diff(edges)
     heights = [2.0] * bool(quadrant) + [0.33 * classes]
     figure = new_figure(10, 1.4 + sum(heights))
@@ -76,15 +76,20 @@ def plot_timeline(
     figure.suptitle(short, x=0.01, ha="left", fontsize=10, parse_math=False)
     tick = next((seconds for seconds in TICK_SECONDS if edges[-1] <= MOST_TICKS * seconds), TICK_SECONDS[-1])
     unit = "seconds" if tick < 15 else "minutes:seconds" if edges[-1] < 3600 else "hours:minutes"
+
+    def clock(seconds: float, _: object) -> str:
+        larger, smaller = divmod(round(seconds if unit == "minutes:seconds" else seconds / 60), 60)
+        return f"{seconds:g}" if unit == "seconds" else f"{larger}:{smaller:02}"
+
     panels[-1].set_xlim(0, edges[-1])
     panels[-1].xaxis.set_major_locator(MultipleLocator(tick))
-    panels[-1].xaxis.set_major_formatter(lambda seconds, _: _clock(seconds, unit))
+    panels[-1].xaxis.set_major_formatter(clock)
     together = len(windows) / len(means)
     panels[-1].set_xlabel(unit if together == 1 else f"{unit} (each step is the mean of about {together:.0f} windows)")
     save_figure(figure, path)
 
 
-def _columns(
+def columns_of(
     windows: Sequence[Mapping[str, Any]], class_names: Sequence[str], quadrant: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Edges `(columns + 1,)` in seconds, and values `(columns, classes + quadrant)`, NaN where there is no speech."""
@@ -97,10 +102,3 @@ def _columns(
     bounds = np.linspace(0, len(windows), min(len(windows), MOST_WINDOWS) + 1).round().astype(int)
     parts = np.split(np.ma.masked_invalid(values), bounds[1:-1])
     return edges[bounds], np.array([np.ma.mean(part, axis=0).filled(np.nan) for part in parts])
-
-
-def _clock(seconds: float, unit: str) -> str:
-    if unit == "seconds":
-        return f"{seconds:g}"
-    larger, smaller = divmod(round(seconds if unit == "minutes:seconds" else seconds / 60), 60)
-    return f"{larger}:{smaller:02}"

@@ -16,10 +16,6 @@ LONGEST = 40  # lines of a table that are shown at once
 MOST_PICTURES = 6
 PICTURES = ("uars.png", "heat_map.png", "curves_of_runs.png", "robustness.png")
 TEXTS = yaml.safe_load(Path(__file__).with_name("sections.yaml").read_text(encoding="utf-8"))
-BOLD = "The best on each corpus is bold."
-TEMPERATURE = """\
-Dividing the logits by the temperature changes the probabilities; the prediction stays, unless a clip of several windows
-was a close call. ECE is in %."""
 
 
 def write_report(
@@ -56,52 +52,49 @@ def write_report(
     corpora = tables.corpora_of(systems)
     on = corpora[0] if len(corpora) == 1 else f"{len(corpora)} corpora"
     parts = [f"# Evaluation of {tables.some(list(systems))} on {on}"]
-    parts += ["## What was evaluated", tables.systems_table(systems, trained_on), _facts(systems, facts or {})]
+    packages = (item for results in systems.values() for item in results["versions"].items())
+    every = {  # what differs between the systems is said with all its values
+        "split": [scores["split"] for results in systems.values() for scores in results["corpora"].values()],
+        **{name: [value] for name, value in (facts or {}).items()},
+        "seed": [str(results["seed"]) for results in systems.values()],
+        "versions": [f"{package} {version}" for package, version in packages if version != "not installed"],
+    }
+    about = "\n".join(f"- {name}: {', '.join(dict.fromkeys(values))}" for name, values in every.items())
+    parts += ["## What was evaluated", tables.systems_table(systems, trained_on), about]
     uars = {name: {c: scores["uar"] for c, scores in results["corpora"].items()} for name, results in systems.items()}
-    parts += _section("UAR", *_uars(directory, systems, uars))
-    parts += _section("Scores on each corpus", _folded(tables.scores_table(systems)))
-    parts += _section("Recall of each class", _folded(tables.recall_table(systems)))
+    parts += section("UAR", *uars_and_cautions(directory, systems, uars))
+    parts += section("Scores on each corpus", folded(tables.scores_table(systems)))
+    parts += section("Recall of each class", folded(tables.recall_table(systems)))
     confusions = [f"confusion_{corpus}.png" for corpus in corpora]
-    parts += _section("Confusion matrices", *_own_pictures(directory, folders or {}, confusions))
-    parts += _section("Arousal and valence", _folded(tables.arousal_valence_table(systems)))
+    parts += section("Confusion matrices", *own_pictures(directory, folders or {}, confusions))
+    parts += section("Arousal and valence", folded(tables.arousal_valence_table(systems)))
     for column in dict.fromkeys(column for results in systems.values() for column in results["groups"]):
-        parts += _section(f"By {column}", _folded(tables.group_table(systems, column)))
+        parts += section(f"By {column}", folded(tables.group_table(systems, column)))
     if comparison:
-        parts += _section("Comparison", _folded(tables.comparison_table(comparison)))
+        parts += section("Comparison", folded(tables.comparison_table(comparison)))
     if trained_on and len(systems) > 1:
         plots.plot_heat_map(directory / "heat_map.png", uars, trained_on)
-        parts += _section("Training and test corpora", _picture("UAR", "heat_map.png"))
+        parts += section("Training and test corpora", picture_link("UAR", "heat_map.png"))
     if curves and any(curves.values()):  # a run that was never validated has none
         plots.plot_runs(directory / "curves_of_runs.png", curves)
-        parts += _section("Training", _picture("Validation UAR over updates", "curves_of_runs.png"))
+        parts += section("Training", picture_link("Validation UAR over updates", "curves_of_runs.png"))
     tested = tables.with_all_corpora(tables.robustness_of(systems))
     conditions = {name: results[tables.AVERAGE] for name, results in tested.items() if results[tables.AVERAGE]}
     if conditions:
         chance = tables.mean(list(tables.chances(systems).values()))
         plots.plot_robustness(directory / "robustness.png", conditions, chance)
-    picture = _picture("Average UAR under each condition", "robustness.png") if conditions else ""
-    parts += _section("Robustness", picture, _folded(tables.robustness_table(systems)))
-    reliability = _own_pictures(directory, folders or {}, ["reliability.png"])
+    picture = picture_link("Average UAR under each condition", "robustness.png") if conditions else ""
+    parts += section("Robustness", picture, folded(tables.robustness_table(systems)))
+    reliability = own_pictures(directory, folders or {}, ["reliability.png"])
     table = tables.calibration_table(systems)
-    parts += _section("Calibration", *([TEMPERATURE, table] if table else []), *reliability)
+    parts += section("Calibration", *([TEXTS["temperature"], table] if table else []), *reliability)
     path = directory / "report.md"
     write_text(path, "\n\n".join(part for part in parts if part) + "\n")
     return path
 
 
-def _facts(systems: tables.Systems, facts: Mapping[str, str]) -> str:
-    """What was the same for all systems, or else every value of it."""
-    packages = (item for results in systems.values() for item in results["versions"].items())
-    every = {
-        "split": [scores["split"] for results in systems.values() for scores in results["corpora"].values()],
-        **{name: [value] for name, value in facts.items()},
-        "seed": [str(results["seed"]) for results in systems.values()],
-        "versions": [f"{package} {version}" for package, version in packages if version != "not installed"],
-    }
-    return "\n".join(f"- {name}: {', '.join(dict.fromkeys(values))}" for name, values in every.items())
-
-
-def _uars(directory: Path, systems: tables.Systems, uars: Mapping[str, Mapping[str, float]]) -> list[str]:
+def uars_and_cautions(directory: Path, systems: tables.Systems, uars: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """The UARs as table and picture, and what a reader of them should know about the corpora."""
     chance = tables.chances(systems)
     points = {name: dict(results["corpora"]) for name, results in systems.items()}
     guesses = dict(chance)
@@ -112,10 +105,15 @@ def _uars(directory: Path, systems: tables.Systems, uars: Mapping[str, Mapping[s
     plots.plot_uars(directory / "uars.png", points, guesses)
     trainable = {name: results["parameters"]["trainable"] for name, results in systems.items()}
     table = tables.uar_table(uars, trainable, chance)
-    return [BOLD if len(systems) > 1 else "", table, _picture("UAR on each corpus", "uars.png"), _cautions(systems)]
+    return [
+        TEXTS["bold"] if len(systems) > 1 else "",
+        table,
+        picture_link("UAR on each corpus", "uars.png"),
+        cautions(systems),
+    ]
 
 
-def _cautions(systems: tables.Systems) -> str:
+def cautions(systems: tables.Systems) -> str:
     """What a reader of the intervals and averages should know about the corpora."""
     few, by_clip, lacking = {}, {}, {}
     classes = {name: results["classes"] for name, results in systems.items()}
@@ -140,29 +138,28 @@ def _cautions(systems: tables.Systems) -> str:
     return "\n".join(f"- **{what}**: {', '.join(found.values())}. {so}" for what, found, so in lines if found)
 
 
-def _own_pictures(directory: Path, folders: Mapping[str, str], files: Sequence[str]) -> list[str]:
+def own_pictures(directory: Path, folders: Mapping[str, str], files: Sequence[str]) -> list[str]:
     """The pictures that are there, under the name of each system if there are several."""
     parts = []
     for name, folder in folders.items():
         found = [Path(folder, file) for file in files if (directory / folder / file).is_file()]
-        pictures = "\n".join(_picture(f"{name}, {path.stem}", path.as_posix()) for path in found)
+        pictures = "\n".join(picture_link(f"{name}, {path.stem}", path.as_posix()) for path in found)
         if found:
             heading = [f"### {name}"] if len(folders) > 1 else []
-            parts += [*heading, _fold(pictures) if len(found) > MOST_PICTURES else pictures]
+            parts += [*heading, folded(pictures, MOST_PICTURES - 1)]
     return parts
 
 
-def _section(heading: str, *parts: str) -> list[str]:
+def section(heading: str, *parts: str) -> list[str]:
+    """A section, where it has parts."""
     return [f"## {heading}", TEXTS.get(heading, ""), *parts] if any(parts) else []
 
 
-def _folded(table: str) -> str:
-    return _fold(table) if table.count("\n") > LONGEST else table
+def folded(text: str, most_lines: int = LONGEST) -> str:
+    """A text of more lines than that becomes one to unfold."""
+    return f"<details><summary>show</summary>\n\n{text}\n\n</details>" if text.count("\n") > most_lines else text
 
 
-def _fold(text: str) -> str:
-    return f"<details><summary>show</summary>\n\n{text}\n\n</details>"
-
-
-def _picture(alternative: str, path: str) -> str:
+def picture_link(alternative: str, path: str) -> str:
+    """A picture, in markdown."""
     return f"![{alternative.replace('[', '(').replace(']', ')')}]({quote(path)})"

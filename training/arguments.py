@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import string_to_bool
 
+from exhubert.evaluation.metrics import METRICS
 from exhubert.training.augmentation import Augmentation
 from exhubert.training.lora import Lora
 from exhubert.utils.text import nearest
@@ -99,52 +101,12 @@ class Recipe:
             Augmentation(self.augmentation)  # says what is wrong with it
 
 
-# The optimiser is the paper's (section 4.1); what it does not say is ours: constant rate, weight decay 0.01, no
-# gradient clipping. `Trainer` alone would add a linear decay and clip at 1.0.
-TRAINING_DEFAULTS: dict[str, Any] = {
-    "learning_rate": 1e-5,
-    "adam_beta1": 0.9,
-    "adam_beta2": 0.999,
-    "adam_epsilon": 1e-8,
-    "weight_decay": 0.01,
-    "lr_scheduler_type": "constant",
-    "max_grad_norm": 0.0,
-    "per_device_eval_batch_size": 8,
-    "eval_strategy": "steps",
-    "save_strategy": "steps",
-    "save_total_limit": 2,
-    "load_best_model_at_end": True,
-    "metric_for_best_model": "average_uar",
-    "logging_steps": 10,
-    "disable_tqdm": False,
-    "ddp_find_unused_parameters": False,
-    "dataloader_pin_memory": torch.cuda.is_available(),
-    "report_to": "tensorboard",
-    "ddp_timeout": 600,  # seconds without an answer until the other processes of a run give up
-    "seed": 0,
-}
+FIELDS = yaml.safe_load(Path(__file__).with_name("training_arguments.yaml").read_text(encoding="utf-8"))
+TRAINING_DEFAULTS: dict[str, Any] = FIELDS["defaults"] | {"dataloader_pin_memory": torch.cuda.is_available()}
+DERIVED: dict[str, str] = FIELDS["derived"]  # fields that follow from the recipe, and what to set instead
 EVALUATIONS = 10  # over a run, unless `eval_steps` says otherwise
-# Fields of TrainingArguments that follow from the recipe, and what to set instead.
-DERIVED = {
-    "output_dir": "`output`",
-    "max_steps": "`rounds`",
-    "num_train_epochs": "`rounds`",
-    "per_device_train_batch_size": "`batch_size`",
-    "auto_find_batch_size": "`batch_size`",
-    "gradient_accumulation_steps": "`update` or `micro_batches`",
-    "remove_unused_columns": "`corpora`",
-    "label_names": "`labels`",
-    "resume_from_checkpoint": "--resume",
-    "ignore_data_skip": "--resume",
-    "accelerator_config": "`batch_size`",
-    "dataloader_drop_last": "`batch_size`",
-    "bf16_full_eval": "`bf16`",
-    "fp16_full_eval": "`fp16`",
-    "greater_is_better": "`metric_for_best_model`",
-}
 # Of the fields about the Hub those that are used: `Trainer` would upload checkpoints, and keep a token in each.
 HUB_FIELDS = ("push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision")
-METRICS = ("uar", "accuracy", "macro_f1")
 UPDATES_PER_SAVE = 500  # at most, unless `save_steps` says otherwise: what a kill can cost
 
 
@@ -183,11 +145,7 @@ def read_recipe(path: str | os.PathLike[str], extended_by: Sequence[Path] = ()) 
     """Returns the keys of a YAML recipe, those below `training` among them, as YAML has them.
 
     `extends: other.yaml`, relative to the recipe, takes over another recipe's keys; the recipe's own win, each key
-    as a whole, and below `training` each field.
-
-    Args:
-        path: of the recipe.
-        extended_by: the recipes that led to it.
+    as a whole, and below `training` each field. `extended_by` are the recipes that led to this one.
 
     Raises:
         ValueError: if it is no recipe, has an unknown key, or extends itself.
@@ -265,7 +223,7 @@ def typed(options: Sequence[str], kinds: Sequence[Any], unknown: str, where: str
         (string_to_bool, string_to_bool, "true or false"),
         (dict[str, Any], dict, "a table `key: value`"),
     ):
-        parser.register("type", annotation, _reader(kind, needed))
+        parser.register("type", annotation, functools.partial(read_value, kind, needed))
     try:
         found, rest = parser.parse_known_args(list(options))
     except argparse.ArgumentError as error:
@@ -287,23 +245,19 @@ def typed(options: Sequence[str], kinds: Sequence[Any], unknown: str, where: str
     return values
 
 
-def _reader(kind: Any, needed: str) -> Callable[[str], Any]:
+def read_value(kind: Any, needed: str, text: str) -> Any:
     """Reads text as `kind`, `null` as None, and a table or list of YAML where there may be one."""
-
-    def read(text: str) -> Any:
-        try:
-            if text == "null":
-                return None
-            if kind not in (str, dict) or (kind is str and not text.startswith(("{", "["))):
-                return kind(text)
-            value = yaml.safe_load(text)
-            if isinstance(value, (dict, list)):
-                return value
-        except (ValueError, argparse.ArgumentTypeError, yaml.YAMLError):
-            pass
-        raise argparse.ArgumentTypeError(f"is {text!r}; {needed} is needed")
-
-    return read
+    try:
+        if text == "null":
+            return None
+        if kind not in (str, dict) or (kind is str and not text.startswith(("{", "["))):
+            return kind(text)
+        value = yaml.safe_load(text)
+        if isinstance(value, (dict, list)):
+            return value
+    except (ValueError, argparse.ArgumentTypeError, yaml.YAMLError):
+        pass
+    raise argparse.ArgumentTypeError(f"is {text!r}; {needed} is needed")
 
 
 def training_arguments(recipe: Recipe, training: dict[str, Any]) -> TrainingArguments:

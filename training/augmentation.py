@@ -34,45 +34,46 @@ class Augmentation:
                 "`augmentation` needs the library audiomentations: pip install audiomentations "
                 f"(or exhubert[augment]); {error}"
             ) from error
-        known = {
+        known: dict[str, Any] = {
             name: kind
             for name, kind in vars(audiomentations).items()
             if inspect.isclass(kind) and issubclass(kind, BaseWaveformTransform) and name != "Lambda"  # takes code
         }
-        self.transforms = [_transform(dict(transform), known) for transform in transforms]
+        self.transforms = []
+        for transform in transforms:
+            parameters = dict(transform)
+            name = parameters.pop("name", None)
+            if name not in known:
+                what = "a transform without a `name`" if name is None else f"no transform {name!r}"
+                raise ValueError(f"augmentation: {what} in audiomentations; the nearest is {nearest(name, known)!r}")
+            legal = [key for key in inspect.signature(known[name]).parameters if key != "self"]
+            for key in parameters:
+                if key not in legal:
+                    raise ValueError(
+                        f"augmentation: {name} has no parameter {key!r}; the nearest is {nearest(key, legal)!r}"
+                    )
+            # Tried once: some say only then that a file or a library is missing, and that must not come up hours later.
+            try:
+                made = known[name](**parameters)
+                probability, made.p = made.p, 1.0
+                with seeded(0):
+                    noise = np.random.standard_normal(SAMPLING_RATE).astype(np.float32)
+                    made(samples=0.1 * noise, sample_rate=SAMPLING_RATE)
+                made.p = probability
+            except Exception as error:  # the library's are of many kinds
+                raise ValueError(f"augmentation: {name} with {parameters} fails: {first_line(error)}") from error
+            self.transforms.append(made)
 
     def __call__(self, samples: np.ndarray, seed: int) -> np.ndarray:
         """Returns 16 kHz mono samples, augmented: a pure function of `samples` and `seed` (0 to 2**32 - 1)."""
-        with _seeded(seed):
+        with seeded(seed):
             for transform in self.transforms:
                 samples = transform(samples=samples, sample_rate=SAMPLING_RATE)
         return samples
 
 
-def _transform(parameters: dict[str, Any], known: Mapping[str, Any]) -> Any:
-    name = parameters.pop("name", None)
-    if name not in known:
-        what = "a transform without a `name`" if name is None else f"no transform {name!r}"
-        raise ValueError(f"augmentation: {what} in audiomentations; the nearest is {nearest(name, known)!r}")
-    legal = [key for key in inspect.signature(known[name]).parameters if key != "self"]
-    for key in parameters:
-        if key not in legal:
-            raise ValueError(f"augmentation: {name} has no parameter {key!r}; the nearest is {nearest(key, legal)!r}")
-    # Tried once: some say only then that a file or a library is missing, and that must not come up hours later.
-    try:
-        transform = known[name](**parameters)
-        probability, transform.p = transform.p, 1.0
-        with _seeded(0):
-            noise = np.random.standard_normal(SAMPLING_RATE).astype(np.float32)
-            transform(samples=0.1 * noise, sample_rate=SAMPLING_RATE)
-        transform.p = probability
-    except Exception as error:  # the library's are of many kinds
-        raise ValueError(f"augmentation: {name} with {parameters} fails: {first_line(error)}") from error
-    return transform
-
-
 @contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """Seeds the generators that audiomentations draws from, which are everybody's; they go on afterwards as before."""
     states = random.getstate(), np.random.get_state()
     random.seed(seed)

@@ -28,26 +28,25 @@ class Signals:
 
     def __init__(self) -> None:
         self.received = False
-        self._first = 0.0
-        self._process = 0
-        self._before: dict[signal.Signals, Any] = {}
+        self.handlers_before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Signals:
-        self.received = False
-        self._process = os.getpid()
+        self.received, process, first = False, os.getpid(), 0.0
+
+        def note(number: int, frame: FrameType | None) -> None:
+            nonlocal first
+            if os.getpid() != process:
+                return
+            if not self.received:
+                self.received, first = True, time.monotonic()
+            elif number == signal.SIGINT and time.monotonic() - first > SAME_PRESS_SECONDS:
+                raise KeyboardInterrupt
+
         if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
-            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+            self.handlers_before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self.handlers_before.items():
             signal.signal(number, handler)
-        self._before = {}
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:
-            return
-        if not self.received:
-            self.received, self._first = True, time.monotonic()
-        elif number == signal.SIGINT and time.monotonic() - self._first > SAME_PRESS_SECONDS:
-            raise KeyboardInterrupt
+        self.handlers_before = {}

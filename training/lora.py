@@ -77,10 +77,7 @@ def add_lora(model: PreTrainedModel, lora: Lora) -> None:
 def save_lora_parts(model: torch.nn.Module, directory: Path, weights: dict[str, Any] | None = None) -> None:
     """Writes what a checkpoint needs beside its merged weights; without LoRA nothing.
 
-    Args:
-        model: any model.
-        directory: the checkpoint.
-        weights: where they are not `model.state_dict()` (sharded training).
+    Where training is sharded, `weights` are the whole ones, which `model.state_dict()` is not.
     """
     weights = model.state_dict() if weights is None else weights
     parts = {name: tensor.contiguous() for name, tensor in weights.items() if is_lora_part(name)}

@@ -72,12 +72,6 @@ def build_loss(
 ) -> tuple[ClassificationLoss, list[np.ndarray] | None, list[str]]:
     """Returns the loss of a recipe, the targets of each corpus's clips where they are not their labels, and notices.
 
-    Args:
-        recipe: says whether the raters' votes and class weights count.
-        label_smoothing: 0 to below 1.
-        train: training clips by the corpus's name.
-        class_names: in the order of the logits.
-
     Raises:
         ValueError: if the votes cannot be used; see `vote_targets`.
     """
@@ -112,12 +106,8 @@ def balanced_weights(targets: Sequence[np.ndarray], classes: int, proportional: 
 def vote_targets(corpora: Mapping[str, Dataset], class_names: Sequence[str]) -> tuple[list[np.ndarray], list[str]]:
     """Returns what the clips of each corpus are to be classified as, by the votes of its raters.
 
-    A clip without votes for a class has its label alone.
-
-    Args:
-        corpora: training clips by the corpus's name, with the class index in `labels` and the votes for each class in
-            `class_votes`, as `load_corpora` gives them.
-        class_names: in the order of the indices.
+    A clip without votes for a class has its label alone. The clips are as `load_corpora` gives them, with the class
+    index in `labels` and the votes for each class in `class_votes`.
 
     Returns:
         For each corpus float32 `(clips, classes)`, each row's sum 1; and a line for each corpus that says how many

@@ -40,8 +40,15 @@ def load_model(recipe: Recipe, class_names: list[str]) -> tuple[PreTrainedModel,
         "label2id": {name: index for index, name in enumerate(class_names)},
         "dtype": torch.float32,
     }
-    expanded = kind == ExHuBERTConfig.model_type
-    check_expansion(recipe, kind, ExHuBERTConfig.from_dict(source).num_copies if expanded else 0)
+    num_copies = ExHuBERTConfig.from_dict(source).num_copies if kind == ExHuBERTConfig.model_type else 0
+    if recipe.expand_copies and kind != "hubert" and recipe.expand_copies != num_copies:
+        has = f"an ExHuBERT with {num_copies} copies of each layer" if num_copies else f"a {kind!r} model"
+        raise ValueError(
+            f"expand_copies is {recipe.expand_copies}, but {recipe.model} is {has}; give a plain HuBERT"
+            + (", such as `exhubert convert contract` makes of it" if kind == ExHuBERTConfig.model_type else "")
+        )
+    if recipe.gate_original_layers and not (num_copies or recipe.expand_copies):
+        raise ValueError("gate_original_layers is for an expanded model; give `expand_copies: 1` as well")
     # Of a sum over layers transformers' HuBERT has another meaning from 5.16 on; ours has one on every release.
     if kind == "hubert" and (recipe.expand_copies or recipe.weighted_layer_sum):
         model = ExHuBERTForSequenceClassification.from_hubert(
@@ -53,7 +60,10 @@ def load_model(recipe: Recipe, class_names: list[str]) -> tuple[PreTrainedModel,
         gates = {"gate_original_layers": True} if recipe.gate_original_layers else {}
         model, new = load_classifier(recipe.model, ignore_mismatched_sizes=True, **gates, **options)
         new = [name for name in new if ".identity_linear." not in name]  # these start as the identity
-    if not new and not knows_classes(source, class_names):
+    known = source.get("id2label") or {}
+    listed = [str(known[index]) for index in sorted(known, key=int)]
+    unnamed = all(re.fullmatch(r"LABEL_\d+", name) for name in listed)  # such heads are taken for ours
+    if not new and listed != class_names and not unnamed:
         # Its head's last layer was trained for other classes: it starts anew.
         layer = "classifier.out_proj" if hasattr(model.classifier, "out_proj") else "classifier"
         output = model.get_submodule(layer)
@@ -64,13 +74,6 @@ def load_model(recipe: Recipe, class_names: list[str]) -> tuple[PreTrainedModel,
         new = [*new, "layer_weights"]
     prepare(model, recipe)
     return model, new
-
-
-def knows_classes(source: dict[str, Any], class_names: list[str]) -> bool:
-    """Whether a checkpoint's head is for these classes, in this order; heads without names are taken for it."""
-    names = source.get("id2label") or {}
-    listed = [str(names[index]) for index in sorted(names, key=int)]
-    return listed == class_names or all(re.fullmatch(r"LABEL_\d+", name) for name in listed)
 
 
 def prepare(model: PreTrainedModel, recipe: Recipe) -> None:
@@ -92,42 +95,27 @@ def prepare(model: PreTrainedModel, recipe: Recipe) -> None:
         model.config.use_weighted_layer_sum = True  # transformers' classes know it; all weights are alike at first
         states = model.config.num_hidden_layers + 1
         model.layer_weights = torch.nn.Parameter(torch.full((states,), 1.0 / states))
-    freeze_unused(model)
-    for part in recipe.freeze:
-        freeze(model, part)
-    if recipe.lora:
-        add_lora(model, Lora(**recipe.lora))
-
-
-def freeze(model: PreTrainedModel, part: str) -> None:
-    """Freezes a part of a model: feature_encoder (the CNN), originals (all layers but copies) or base (all but head).
-
-    Raises:
-        ValueError: if the model does not have it.
-    """
-    method = {"feature_encoder": "freeze_feature_encoder", "originals": "freeze_og_encoder"}.get(part)
-    if method is not None and not hasattr(model, method):
-        raise ValueError(f"freeze names {part!r}, which {type(model).__name__} does not have")
-    if method is not None:
-        getattr(model, method)()
-        return
-    for name, parameter in model.named_parameters():
-        if not name.startswith(HEAD):
-            parameter.requires_grad_(False)
-    if hasattr(model, "freeze_feature_encoder"):
-        model.freeze_feature_encoder()  # or its output would be computed with a graph
-
-
-def freeze_unused(model: PreTrainedModel) -> None:
-    """Freezes what training computes nothing with: several processes wait for the gradient of all that is trainable."""
-    config, base = model.config, model.base_model
-    masked = getattr(base, "masked_spec_embed", None)
-    if masked is not None and not (config.apply_spec_augment and config.mask_time_prob > 0):
+    # What training computes nothing with is frozen: several processes wait for the gradient of all that is trainable.
+    masked = getattr(model.base_model, "masked_spec_embed", None)
+    if masked is not None and not (model.config.apply_spec_augment and model.config.mask_time_prob > 0):
         masked.requires_grad_(False)
     # Of a pre-norm encoder transformers sums the states before the final norm, from 5.16 on; ours has its own meaning.
-    summed = getattr(config, "use_weighted_layer_sum", False) and getattr(config, "do_stable_layer_norm", False)
-    if summed and config.model_type != ExHuBERTConfig.model_type:
-        base.encoder.layer_norm.requires_grad_(False)
+    normed = (
+        getattr(model.config, "do_stable_layer_norm", False) and model.config.model_type != ExHuBERTConfig.model_type
+    )
+    if normed and getattr(model.config, "use_weighted_layer_sum", False):
+        model.base_model.encoder.layer_norm.requires_grad_(False)
+    for part in recipe.freeze:
+        if part == "base":  # all but the head
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(parameter.requires_grad and name.startswith(HEAD))
+        method = "freeze_og_encoder" if part == "originals" else "freeze_feature_encoder"
+        if hasattr(model, method):
+            getattr(model, method)()  # of a frozen base, too: else its output would be computed with a graph
+        elif part != "base":
+            raise ValueError(f"freeze names {part!r}, which {type(model).__name__} does not have")
+    if recipe.lora:
+        add_lora(model, Lora(**recipe.lora))
 
 
 def parts_table(model: PreTrainedModel) -> str:
@@ -156,15 +144,3 @@ def part_of(name: str, num_copies: int) -> str:
     if ".feature_extractor." in name:
         return "CNN feature encoder"
     return "feature projection" if ".feature_projection." in name else "other encoder"
-
-
-def check_expansion(recipe: Recipe, kind: str | None, num_copies: int) -> None:
-    """Raises ValueError if a model of this `model_type`, with so many copies, cannot be what the recipe says."""
-    if recipe.expand_copies and kind != "hubert" and recipe.expand_copies != num_copies:
-        has = f"an ExHuBERT with {num_copies} copies of each layer" if num_copies else f"a {kind!r} model"
-        raise ValueError(
-            f"expand_copies is {recipe.expand_copies}, but {recipe.model} is {has}; give a plain HuBERT"
-            + (", such as `exhubert convert contract` makes of it" if kind == ExHuBERTConfig.model_type else "")
-        )
-    if recipe.gate_original_layers and not (num_copies or recipe.expand_copies):
-        raise ValueError("gate_original_layers is for an expanded model; give `expand_copies: 1` as well")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -52,31 +53,22 @@ class RoundRobinSampler(Sampler[Draw]):
         return self.rounds * len(self.sizes) * self.batch_size
 
     def __iter__(self) -> Iterator[Draw]:
+        corpora = range(len(self.sizes))
         if self.proportional:
-            mixed = self._mixed()
-            yield from (next(mixed) for _ in range(len(self)))
+            yield from itertools.islice(self.passes(_MIX, corpora), len(self))
             return
-        streams = [self._clips(corpus) for corpus in range(len(self.sizes))]
+        streams = [self.passes(_ORDER, [corpus]) for corpus in corpora]
         for _ in range(self.rounds):
             for stream in streams:
-                for _ in range(self.batch_size):
-                    yield next(stream)
+                yield from itertools.islice(stream, self.batch_size)
 
-    def _clips(self, corpus: int) -> Iterator[Draw]:
-        pass_ = 0
-        while True:
-            order = generator(self.seed, _ORDER, corpus, pass_).permutation(self.sizes[corpus])
-            yield from (Draw(corpus, pass_, int(clip)) for clip in order)
-            pass_ += 1
-
-    def _mixed(self) -> Iterator[Draw]:
-        starts = np.cumsum([0, *self.sizes])
-        pass_ = 0
-        while True:
-            for place in generator(self.seed, _MIX, 0, pass_).permutation(starts[-1]):
-                corpus = int(np.searchsorted(starts, place, side="right")) - 1
-                yield Draw(corpus, pass_, int(place - starts[corpus]))
-            pass_ += 1
+    def passes(self, purpose: int, corpora: Sequence[int]) -> Iterator[Draw]:
+        """Yields the clips of some corpora together, without end, in a new order in each pass."""
+        clips = [(corpus, clip) for corpus in corpora for clip in range(self.sizes[corpus])]
+        for pass_ in itertools.count():
+            for place in generator(self.seed, purpose, corpora[0], pass_).permutation(len(clips)):
+                corpus, clip = clips[place]
+                yield Draw(corpus, pass_, clip)
 
 
 class MultiCorpus(TorchDataset):

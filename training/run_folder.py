@@ -44,12 +44,8 @@ NEW_RUN = "other settings need a new run (`output`), which can start from a chec
 def find_checkpoint(output: str, resume: bool, recipe: dict[str, Any]) -> str | None:
     """Returns the checkpoint to go on from, or None to start from the beginning; changes nothing.
 
-    A run that was killed before its first checkpoint starts from the beginning.
-
-    Args:
-        output: the run folder.
-        resume: whether to go on with what is there.
-        recipe: as resolved; only `rounds` may have grown, and what does not shape the weights may differ.
+    A run that was killed before its first checkpoint starts from the beginning. Of the `recipe`, as resolved, only
+    `rounds` may have grown, and what does not shape the weights may differ.
 
     Raises:
         ValueError: if there is no run to resume, its recipe was another, or a new run would write into a folder that
@@ -75,11 +71,6 @@ def whole_checkpoints(checkpoints: Path) -> list[Path]:
     """The checkpoints of a folder, the newest last; each was renamed into place when it was whole."""
     found = [path.parent for path in checkpoints.glob("checkpoint-*/trainer_state.json")]
     return sorted(found, key=lambda path: int(path.name.split("-")[1]))
-
-
-def processes_of(checkpoint: str) -> int:
-    """How many processes wrote a checkpoint: each keeps its random state there."""
-    return max(1, len(list(Path(checkpoint).glob("rng_state_*.pth"))))
 
 
 def is_complete(output: str, recipe: dict[str, Any]) -> bool:

@@ -169,17 +169,14 @@ class RoundRobinTrainer(CheckpointTrainer):
             average = average_metrics(metrics, list(dataset), metric_key_prefix)
             self.log(average)
             metrics.update(average)
-            stopped = self.control.should_training_stop and self.args.save_strategy != "no"  # early
-            best = self.args.load_best_model_at_end and self.is_best(metrics)
-            if stopped or best:
+            save = self.control.should_training_stop and self.args.save_strategy != "no"  # stopped early
+            if self.args.load_best_model_at_end and not save:
+                best = self.state.best_metric
+                value = metrics[f"eval_{self.args.metric_for_best_model.removeprefix('eval_')}"]
+                save = best is None or (value > best if self.args.greater_is_better else value < best)
+            if save:
                 self.control.should_save = True  # also where `save_steps` is more than `eval_steps`
         return metrics
-
-    def is_best(self, metrics: dict[str, float]) -> bool:
-        """Whether an evaluation is better than all before it."""
-        value = metrics[f"eval_{self.args.metric_for_best_model.removeprefix('eval_')}"]
-        best = self.state.best_metric
-        return best is None or (value > best if self.args.greater_is_better else value < best)
 
     def begin(self) -> None:
         """Sets right what a checkpoint cannot know: where it lies now, and how often to log, evaluate and save."""
