@@ -31,6 +31,7 @@ LONGEST_INPUT_SECONDS = 30.0  # of a model whose folder names no window
 SHORTEST_INPUT_SECONDS = 0.1  # what is shorter is padded: a CNN needs some samples for its first frame
 BLOCK_SECONDS = 30.0  # of a file are decoded at a time
 RATES = (1_000, 1_000_000)  # Hz
+MOST_CHANNELS = 8  # of what is taken for one clip, not for so many clips of a few samples each
 
 FORMATS = (
     "read are wav, flac, ogg, mp3 and what else libsndfile knows; `pip install av` (or exhubert[video]) adds the "
@@ -45,11 +46,33 @@ GIT_LFS = b"version https://git-lfs"
 PREROLL_SECONDS = 0.5  # decoded before a part begins: AAC and Opus need what came before
 
 
+def mono(audio: Any, name: str = "") -> np.ndarray:
+    """Returns the samples of one channel, `(samples,)`, in their own dtype.
+
+    Args:
+        audio: an array, a tensor or a list: `(samples,)`, or with an axis for its one channel `(1, samples)`, as
+            torchaudio gives it, or `(samples, 1)`, as soundfile does.
+        name: of the audio, for errors.
+
+    Raises:
+        ValueError: for several channels, or another shape.
+    """
+    samples = np.asarray(audio.detach().cpu() if hasattr(audio, "detach") else audio)
+    if samples.ndim == 2 and 1 in samples.shape:
+        samples = samples.reshape(-1)
+    if samples.ndim != 1:
+        where = f"{name}: " if name else ""
+        axis = int(samples.ndim == 2 and samples.shape[1] < samples.shape[0])
+        remedy = f": {samples.shape[axis]} channels are averaged by audio.mean({axis})" if samples.ndim == 2 else ""
+        raise ValueError(f"{where}audio of shape {samples.shape}; mono samples (samples,) are needed{remedy}")
+    return samples
+
+
 def prepare_input(samples: np.ndarray, window_seconds: float | None = WINDOW_SECONDS) -> np.ndarray:
     """Turns samples into model input.
 
     Args:
-        samples: 16 kHz mono, `(samples,)`.
+        samples: 16 kHz mono, as `mono` takes it.
         window_seconds: the first `window_seconds` are kept and shorter audio is zero-padded at its end; None
             keeps the length as it is.
 
@@ -57,11 +80,11 @@ def prepare_input(samples: np.ndarray, window_seconds: float | None = WINDOW_SEC
         float32 `(window_seconds * 16000,)`: zero mean and unit variance over all of it, padding included.
 
     Raises:
-        ValueError: if `samples` is not one-dimensional, is empty, or holds NaN or infinite values.
+        ValueError: if `samples` is not one channel, is empty, or holds NaN or infinite values.
     """
-    samples = np.asarray(samples, dtype=np.float32)
-    if samples.ndim != 1 or not len(samples):
-        raise ValueError(f"audio of shape {samples.shape}; mono samples (samples,) are needed, at least one")
+    samples = mono(samples).astype(np.float32, copy=False)
+    if not len(samples):
+        raise ValueError("audio is empty (0 samples)")
     if not np.isfinite(samples).all():
         raise ValueError("audio holds NaN or infinite samples")
     if window_seconds is not None:
@@ -273,9 +296,7 @@ def _resampled(chunks: Iterable[Any], rate: float, name: str, start_seconds: flo
         resampler = soxr.ResampleStream(rate, SAMPLING_RATE, 1, dtype="float32", quality="VHQ")
     count = 0
     for chunk in chunks:
-        samples = np.asarray(chunk)
-        if samples.ndim != 1:
-            raise ValueError(f"{name}: audio of shape {samples.shape}; mono samples (samples,) are needed")
+        samples = mono(chunk, name)
         if samples.dtype.kind != "f":
             if samples.dtype.kind not in "iu" or samples.dtype.itemsize > 4:
                 types = "floating point, or integers of 8, 16 or 32 bits,"
@@ -468,11 +489,26 @@ class ExHuBERTFeatureExtractor(Wav2Vec2FeatureExtractor):
         self.window_seconds = window_seconds
 
     def __call__(self, raw_speech: Any, *args: Any, **kwargs: Any) -> Any:
-        """As `Wav2Vec2FeatureExtractor.__call__`, with `padding`, `truncation` and `max_length` set to the window."""
+        """As `Wav2Vec2FeatureExtractor.__call__`, with `padding`, `truncation` and `max_length` set to the window.
+
+        Args:
+            raw_speech: a clip `(samples,)`, `(1, samples)` or `(samples, 1)`: array, tensor or list; or several: a list
+                of clips, or an array `(clips, samples)`.
+
+        Raises:
+            ValueError: for a clip of several channels, or without samples.
+        """
+        if isinstance(raw_speech, np.ndarray) or hasattr(raw_speech, "detach"):
+            clips, channels = raw_speech.shape if raw_speech.ndim == 2 else (1, 1)
+            several = clips > 1 and not channels <= MOST_CHANNELS < clips
+            raw_speech = [mono(clip) for clip in raw_speech] if several else mono(raw_speech)
+        else:
+            raw_speech = [mono(clip) if hasattr(clip, "detach") else clip for clip in raw_speech]
+        if not len(raw_speech) or not all(np.size(clip) for clip in raw_speech):
+            raise ValueError("audio is empty (0 samples)")
         if not args and "padding" not in kwargs and "max_length" not in kwargs:
             window = round(self.window_seconds * self.sampling_rate)
             kwargs = {"padding": "max_length", "max_length": window, "truncation": True, **kwargs}
-        kwargs.setdefault("sampling_rate", self.sampling_rate)
         return super().__call__(raw_speech, *args, **kwargs)
 
 

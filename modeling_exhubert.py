@@ -20,7 +20,7 @@ import functools
 import math
 import re
 import warnings
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -43,9 +43,11 @@ from transformers.models.hubert.modeling_hubert import (
     HubertPreTrainedModel,
     _compute_mask_indices,
 )
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .audio_exhubert import ExHuBERTFeatureExtractor
-from .configuration_exhubert import ExHuBERTConfig
+from .configuration_exhubert import PIPELINE_TASK, ExHuBERTConfig
+from .pipeline_exhubert import ExHuBERTPipeline
 
 try:
     from transformers.utils.output_capturing import maybe_install_capturing_hooks
@@ -122,6 +124,12 @@ class ExHuBERTPreTrainedModel(HubertPreTrainedModel):
     def freeze_feature_encoder(self) -> None:
         """Freezes the CNN feature encoder (paper, section 4.1); it is then computed without a graph."""
         self.base_model.feature_extractor._freeze_parameters()
+
+    def print_trainable_parameters(self) -> None:
+        """Prints how many parameters are trained, of how many; a method of the published model."""
+        trained, total = self.num_parameters(only_trainable=True), self.num_parameters()
+        share = 100 * trained / total
+        print(f"trainable params: {trained:,d} || all params: {total:,d} || trainable%: {share:.2f}")
 
     def post_init(self) -> None:
         # Of each model its own layers: FSDP refuses names that do not occur in it.
@@ -266,6 +274,7 @@ class ExHuBERTModel(ExHuBERTPreTrainedModel, HubertModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        **kwargs: Any,
     ) -> BaseModelOutput | tuple[torch.Tensor, ...]:
         """Encodes audio.
 
@@ -278,6 +287,8 @@ class ExHuBERTModel(ExHuBERTPreTrainedModel, HubertModel):
                 them training draws some (`mask_time_prob`), never padding.
             output_attentions: needs `attn_implementation="eager"`.
             output_hidden_states, return_dict: as in `transformers`.
+            kwargs: what clients of text models pass without having it: `input_ids=None`, `inputs_embeds=None`,
+                `num_items_in_batch`.
 
         Returns:
             `last_hidden_state` `(batch, frames, hidden_size)`; `hidden_states`, if asked for, one tensor more
@@ -287,7 +298,9 @@ class ExHuBERTModel(ExHuBERTPreTrainedModel, HubertModel):
         Raises:
             ValueError: for input of another shape or dtype, shorter than the CNN's receptive field, or with
                 NaN or infinite samples; for attentions that the attention implementation does not give.
+            TypeError: for any other keyword.
         """
+        _check_keywords(kwargs)
         self._check_kernels(input_values.device)
         _check_input(input_values, attention_mask, self.config)
         if return_dict is None:
@@ -388,17 +401,18 @@ class ExHuBERTForSequenceClassification(ExHuBERTPreTrainedModel):
         self,
         input_values: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Any,
     ) -> SequenceClassifierOutput | tuple[torch.Tensor, ...]:
         """Classifies audio.
 
         Args:
-            input_values, attention_mask, output_attentions, output_hidden_states, return_dict: as in
+            input_values, attention_mask, output_attentions, output_hidden_states, return_dict, kwargs: as in
                 [`ExHuBERTModel`].
-            labels: class indices `(batch,)` for cross-entropy, -100 leaving a clip out; with
+            labels: class indices `(batch,)` or `(batch, 1)` for cross-entropy, -100 leaving a clip out; with
                 `problem_type="regression"` targets `(batch, num_labels)` for the mean squared error.
 
         Returns:
@@ -406,6 +420,7 @@ class ExHuBERTForSequenceClassification(ExHuBERTPreTrainedModel):
 
         Raises:
             ValueError: as [`ExHuBERTModel`], and for labels of another shape or dtype, or that are no class.
+            TypeError: as [`ExHuBERTModel`].
         """
         if return_dict is None:
             return_dict = self.config.return_dict
@@ -417,18 +432,9 @@ class ExHuBERTForSequenceClassification(ExHuBERTPreTrainedModel):
             output_attentions=self.config.output_attentions if output_attentions is None else output_attentions,
             output_hidden_states=output_hidden_states or self.config.use_weighted_layer_sum,
             return_dict=True,
+            **kwargs,
         )
-        frames = outputs.last_hidden_state
-        if self.config.use_weighted_layer_sum:
-            states = outputs.hidden_states
-            weights: torch.Tensor = self.layer_weights
-            if not torch.compiler.is_compiling():
-                # Summing zeros would change the order of the additions, and the last bit of the result with it.
-                kept = [index for index, weight in enumerate(weights.tolist()) if weight > LEFT_OUT / 2]
-                states, weights = tuple(states[index] for index in kept), weights[kept]
-            shares = nn.functional.softmax(weights, dim=-1)
-            frames = (torch.stack(states, dim=1) * shares.view(-1, 1, 1)).sum(dim=1)
-        frames = self.projector(frames)
+        frames = self.projector(self._classified_states(outputs))
         if attention_mask is None:
             pooled = frames.mean(dim=1)
         else:
@@ -444,6 +450,35 @@ class ExHuBERTForSequenceClassification(ExHuBERTPreTrainedModel):
         )
         return result if return_dict else result.to_tuple()
 
+    def extract_features(
+        self, input_values: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
+    ) -> torch.Tensor:
+        """Returns the states that the head classifies: the last ones, or the weighted sum of all layers'.
+
+        A method of the published model.
+
+        Args:
+            input_values, attention_mask: as in `forward`.
+            kwargs: the other arguments of `forward`, which change nothing here.
+
+        Returns:
+            `(batch, frames, hidden_size)`.
+        """
+        states = self.config.use_weighted_layer_sum
+        return self._classified_states(self.hubert(input_values, attention_mask, output_hidden_states=states))
+
+    def _classified_states(self, outputs: BaseModelOutput) -> torch.Tensor:
+        if not self.config.use_weighted_layer_sum:
+            return outputs.last_hidden_state
+        states = outputs.hidden_states
+        weights: torch.Tensor = self.layer_weights
+        if not torch.compiler.is_compiling():
+            # Summing zeros would change the order of the additions, and the last bit of the result with it.
+            kept = [index for index, weight in enumerate(weights.tolist()) if weight > LEFT_OUT / 2]
+            states, weights = tuple(states[index] for index in kept), weights[kept]
+        shares = nn.functional.softmax(weights, dim=-1)
+        return (torch.stack(states, dim=1) * shares.view(-1, 1, 1)).sum(dim=1)
+
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         problem = self.config.problem_type or "single_label_classification"
         shape, (batch, classes), unchecked = tuple(labels.shape), logits.shape, torch.compiler.is_compiling()
@@ -455,9 +490,11 @@ class ExHuBERTForSequenceClassification(ExHuBERTPreTrainedModel):
         if problem != "single_label_classification":
             raise ValueError(f"problem_type is {problem!r}; it must be 'single_label_classification' or 'regression'")
         if unchecked:
-            return nn.functional.cross_entropy(logits, labels.long())
+            return nn.functional.cross_entropy(logits, labels.long().view(-1))
         if labels.is_floating_point() or labels.dtype == torch.bool:
             raise ValueError(f"labels is {labels.dtype}; class indices are needed, or problem_type='regression'")
+        if shape == (batch, 1):
+            labels, shape = labels.view(-1), (batch,)
         if shape != (batch,):
             raise ValueError(f"labels has shape {shape}; one class index for each clip is needed, {(batch,)}")
         labels = labels.long()
@@ -567,6 +604,15 @@ def misfit(
     return None
 
 
+def _check_keywords(given: Mapping[str, Any]) -> None:
+    """Refuses keywords, but for those that peft and `Trainer` hand to every model."""
+    for name, value in given.items():
+        if name in ("input_ids", "inputs_embeds") and value is not None:
+            raise TypeError(f"{name} is given; a model of audio takes input_values, by that name")
+        if name not in ("input_ids", "inputs_embeds", "num_items_in_batch"):
+            raise TypeError(f"forward() got an unexpected keyword argument {name!r}")
+
+
 def _check_input(input_values: torch.Tensor, attention_mask: torch.Tensor | None, config: ExHuBERTConfig) -> None:
     if torch.compiler.is_compiling():
         return
@@ -644,6 +690,8 @@ def _draw_time_mask(
 ExHuBERTModel.register_for_auto_class("AutoModel")
 ExHuBERTForSequenceClassification.register_for_auto_class("AutoModelForAudioClassification")
 
+if PIPELINE_TASK not in PIPELINE_REGISTRY.get_supported_tasks():  # for a model in memory; a folder names its own
+    PIPELINE_REGISTRY.register_pipeline(PIPELINE_TASK, ExHuBERTPipeline, pt_model=AutoModelForAudioClassification)
 if __name__ == "exhubert.modeling_exhubert":  # a Hub repo's copy is known by the repo's auto_map
     AutoConfig.register(ExHuBERTConfig.model_type, ExHuBERTConfig, exist_ok=True)
     AutoModel.register(ExHuBERTConfig, ExHuBERTModel, exist_ok=True)

@@ -339,7 +339,7 @@ def test_bad_input_is_explained(classify, inputs, options, message):
 @pytest.mark.parametrize(
     ("chunk", "options", "message"),
     [
-        (np.zeros((480, 1), np.float32), {}, r"the stream: audio of shape \(480, 1\); mono"),
+        (np.zeros((480, 2), np.float32), {}, r"the stream: audio of shape \(480, 2\); mono"),
         (np.array([0.0, np.nan]), {}, r"the stream: the audio holds NaN or infinite samples at 2\.00 s"),
         (b"\0\0", {}, r"the stream: audio of shape \(\)"),
         (np.zeros(2), {"sampling_rate": 0}, "sampling_rate is 0"),
