@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from transformers import Wav2Vec2FeatureExtractor
+from transformers.utils import logging
 
 try:
     import soundfile
@@ -24,6 +25,7 @@ try:
 except (ImportError, OSError):  # only reading files needs them, the model does not; OSError: no libsndfile
     soundfile = soxr = None
 
+logger = logging.get_logger(__name__)
 AudioFile = str | os.PathLike[str] | BinaryIO
 SAMPLING_RATE = 16_000  # Hz
 WINDOW_SECONDS = 3.0
@@ -499,17 +501,23 @@ class ExHuBERTFeatureExtractor(Wav2Vec2FeatureExtractor):
             ValueError: for a clip of several channels, or without samples.
         """
         if isinstance(raw_speech, np.ndarray) or hasattr(raw_speech, "detach"):
-            clips, channels = raw_speech.shape if raw_speech.ndim == 2 else (1, 1)
-            several = clips > 1 and not channels <= MOST_CHANNELS < clips
-            raw_speech = [mono(clip) for clip in raw_speech] if several else mono(raw_speech)
+            count, length = raw_speech.shape if raw_speech.ndim == 2 else (1, 1)
+            several = count > 1 and not length <= MOST_CHANNELS < count
+            clips = list(map(mono, raw_speech)) if several else [mono(raw_speech)]
+        elif len(raw_speech) and np.ndim(raw_speech[0]):
+            clips = [mono(clip) for clip in raw_speech]
         else:
-            raw_speech = [mono(clip) if hasattr(clip, "detach") else clip for clip in raw_speech]
-        if not len(raw_speech) or not all(np.size(clip) for clip in raw_speech):
+            clips = [np.asarray(raw_speech, dtype=np.float32)]
+        if not all(map(len, clips)):
             raise ValueError("audio is empty (0 samples)")
         if not args and "padding" not in kwargs and "max_length" not in kwargs:
             window = round(self.window_seconds * self.sampling_rate)
             kwargs = {"padding": "max_length", "max_length": window, "truncation": True, **kwargs}
-        return super().__call__(raw_speech, *args, **kwargs)
+            longest = max(map(len, clips))
+            if longest > window and kwargs["truncation"]:
+                what = f"of {longest / self.sampling_rate:.1f} s of audio the first {self.window_seconds:g} s are taken"
+                logger.warning_once(f"{what}; pipeline('speech-emotion-recognition') classifies all of it, in windows")
+        return super().__call__(clips, *args, **kwargs)
 
 
 ExHuBERTFeatureExtractor.register_for_auto_class("AutoFeatureExtractor")

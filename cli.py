@@ -58,6 +58,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_corpora(commands)
     _add_inference(commands)
 
+    repair = commands.add_parser(
+        "repair",
+        help="add what a model folder lacks",
+        description="Adds the code files, the feature extractor and the card that a folder with a model in it lacks.",
+    )
+    repair.add_argument("directory", metavar="DIR", help="folder with config.json and safetensors")
+    repair.set_defaults(run="model_folder.save:run_repair")
+
     push = commands.add_parser(
         "push",
         help="put a model folder on the Hub",

@@ -6,9 +6,6 @@ the published 48-layer model (HuBERT Large, one copy of each layer, six classes)
 
 from __future__ import annotations
 
-import os
-import shutil
-from pathlib import Path
 from typing import Any
 
 from transformers import HubertConfig
@@ -23,7 +20,7 @@ AUTO_MAP = {
     "AutoModelForAudioClassification": "modeling_exhubert.ExHuBERTForSequenceClassification",
 }
 PIPELINE_TASK = "speech-emotion-recognition"
-CUSTOM_PIPELINES = {
+CUSTOM_PIPELINES: dict[str, dict[str, Any]] = {
     PIPELINE_TASK: {
         "impl": "pipeline_exhubert.ExHuBERTPipeline",
         "pt": ["AutoModelForAudioClassification"],
@@ -156,21 +153,6 @@ class ExHuBERTConfig(HubertConfig):
                 else "load it with its own class"
             )
             raise ValueError(f"this is a {model_type!r} checkpoint, not an 'exhubert' one: {remedy}")
-
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """As `PretrainedConfig.save_pretrained`; the code files go with it, and it names those classes whose file does.
-
-        Whatever saves a model saves its configuration, and so leaves a folder that loads without this package.
-        """
-        here, folder = Path(__file__).parent, Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        there = [name for name in CODE_FILES if (here / name).is_file()]  # AutoConfig alone fetches this file alone
-        for name in there:
-            if not (folder / name).exists() or not (folder / name).samefile(here / name):
-                shutil.copyfile(here / name, folder / name)
-        self.auto_map = {auto: name for auto, name in AUTO_MAP.items() if f"{name.partition('.')[0]}.py" in there}
-        self.custom_pipelines = CUSTOM_PIPELINES if "pipeline_exhubert.py" in there else {}
-        super().save_pretrained(save_directory, **kwargs)
 
     def to_diff_dict(self) -> dict[str, Any]:
         """As `PretrainedConfig.to_diff_dict`, labels always included: two unnamed ones would be left out as default."""

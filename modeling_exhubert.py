@@ -46,7 +46,7 @@ from transformers.models.hubert.modeling_hubert import (
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .audio_exhubert import ExHuBERTFeatureExtractor
-from .configuration_exhubert import PIPELINE_TASK, ExHuBERTConfig
+from .configuration_exhubert import AUTO_MAP, CUSTOM_PIPELINES, PIPELINE_TASK, ExHuBERTConfig
 from .pipeline_exhubert import ExHuBERTPipeline
 
 try:
@@ -130,6 +130,14 @@ class ExHuBERTPreTrainedModel(HubertPreTrainedModel):
         trained, total = self.num_parameters(only_trainable=True), self.num_parameters()
         share = 100 * trained / total
         print(f"trainable params: {trained:,d} || all params: {total:,d} || trainable%: {share:.2f}")
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """As `PreTrainedModel.save_pretrained`; all that `config.json` names is in the folder.
+
+        transformers copies the modules that this one imports, and would name the class alone that is saved.
+        """
+        self.config.auto_map, self.config.custom_pipelines = dict(AUTO_MAP), CUSTOM_PIPELINES
+        super().save_pretrained(*args, **kwargs)
 
     def post_init(self) -> None:
         # Of each model its own layers: FSDP refuses names that do not occur in it.

@@ -17,29 +17,23 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from transformers import Pipeline
+from transformers.utils import logging
 
 from .audio_exhubert import (
     SAMPLING_RATE,
     SHORTEST_INPUT_SECONDS,
+    ExHuBERTFeatureExtractor,
     audio_name,
     extract_features,
     iter_audio,
     iter_windows,
     longest_input_seconds,
+    mono,
     resample_chunks,
 )
-from .configuration_exhubert import QUADRANT, SIX_CLASSES
+from .configuration_exhubert import QUADRANT, SIX_CLASSES, ExHuBERTConfig
 
-PIPELINE_TASK = "speech-emotion-recognition"
-# What `config.json` says, for `transformers.pipeline` to find the class.
-CUSTOM_PIPELINES = {
-    PIPELINE_TASK: {
-        "impl": "pipeline_exhubert.ExHuBERTPipeline",
-        "pt": ["AutoModelForAudioClassification"],
-        "tf": [],
-        "type": "audio",
-    }
-}
+logger = logging.get_logger(__name__)
 WINDOWS_PER_FORWARD = 8
 MOST_SHAPES = 64  # of windows that wait for others of their shape
 SAMPLES_AT_A_TIME = 2**20  # of an array
@@ -194,10 +188,19 @@ class ExHuBERTPipeline(Pipeline):
         FileNotFoundError: if there is no such file.
     """
 
+    feature_extractor: Any
     _load_processor = False
     _load_image_processor = False
-    _load_feature_extractor = True
+    _load_feature_extractor = None  # where there is none
     _load_tokenizer = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.feature_extractor is None:  # a model that was saved without one
+            folder, file = self.model.config.name_or_path, "preprocessor_config.json"
+            if self.model.config.model_type != ExHuBERTConfig.model_type or os.path.isfile(os.path.join(folder, file)):
+                raise ValueError(f"{folder}: the feature extractor, {file}, is missing or cannot be read")
+            self.feature_extractor = ExHuBERTFeatureExtractor()
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
         """Classifies one input, or each of a list or generator.
@@ -267,17 +270,18 @@ class ExHuBERTPipeline(Pipeline):
         if isinstance(inputs, str | os.PathLike) or hasattr(inputs, "read"):
             name, chunks = audio_name(inputs), iter_audio(inputs)
         else:
-            name, rate = "audio given as an array", SAMPLING_RATE
+            name = "audio given as an array"
             if isinstance(inputs, dict):
                 if "sampling_rate" not in inputs or not ({"array", "raw"} & inputs.keys()):
                     raise ValueError(f"a dict of {sorted(inputs)}; 'array' and 'sampling_rate' are needed")
                 rate = inputs["sampling_rate"]
                 inputs = inputs["array"] if "array" in inputs else inputs["raw"]
+            else:
+                rate, given = SAMPLING_RATE, "an array without its sampling rate is taken for 16 kHz"
+                logger.warning_once(f"{given}; to be sure, give a dict of 'array' and 'sampling_rate'")
             if not (isinstance(inputs, list) or hasattr(inputs, "__array__")):
                 raise ValueError(f"a {type(inputs).__name__} is no audio; give {INPUTS}")
-            samples = np.asarray(inputs)
-            if samples.ndim != 1:
-                raise ValueError(f"{name}: audio of shape {samples.shape}; mono samples (samples,) are needed")
+            samples = mono(inputs, name)
             parts = (samples[begin : begin + SAMPLES_AT_A_TIME] for begin in range(0, len(samples), SAMPLES_AT_A_TIME))
             chunks = resample_chunks(parts, rate, name)
         return {"name": name, "windows": make_windows(chunks, self.feature_extractor, **windowing)}

@@ -13,6 +13,13 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "make_feature_extractor",
             "read_config",
         ],
-        "save": ["CODE_FILES", "EMOTION_CODE_FILE", "SHARD", "check_model_folder", "save_model_folder"],
+        "save": [
+            "CODE_FILES",
+            "EMOTION_CODE_FILE",
+            "SHARD",
+            "check_model_folder",
+            "repair_model_folder",
+            "save_model_folder",
+        ],
     },
 )

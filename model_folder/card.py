@@ -25,8 +25,7 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors import safe_open
 
 from exhubert.audio_exhubert import SAMPLING_RATE, WINDOW_SECONDS
-from exhubert.configuration_exhubert import SIX_CLASSES
-from exhubert.pipeline_exhubert import PIPELINE_TASK
+from exhubert.configuration_exhubert import PIPELINE_TASK, SIX_CLASSES
 from exhubert.utils.files import write_text
 from exhubert.utils.text import markdown_table
 

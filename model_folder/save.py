@@ -7,31 +7,26 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from exhubert.audio_exhubert import WINDOW_SECONDS
-from exhubert.configuration_exhubert import ExHuBERTConfig
+from exhubert.configuration_exhubert import AUTO_MAP, CODE_FILES, CUSTOM_PIPELINES, ExHuBERTConfig
 from exhubert.model_folder.card import CARD, is_edited, source_metadata, write_card
 from exhubert.model_folder.load import make_feature_extractor
 from exhubert.model_folder.onnx_model import ONNX_FILE
 from exhubert.modeling_wav2vec2_emotion import Wav2Vec2EmotionConfig
-from exhubert.pipeline_exhubert import CUSTOM_PIPELINES
-from exhubert.utils.files import whole_folder
+from exhubert.utils.files import whole_file, whole_folder, write_text
 
-CODE_FILES = ("configuration_exhubert.py", "modeling_exhubert.py", "audio_exhubert.py", "pipeline_exhubert.py")
 EMOTION_CODE_FILE = "modeling_wav2vec2_emotion.py"  # carried by the folders of that model alone
 
 AUTO_MAPS = {  # by model type
-    ExHuBERTConfig.model_type: {
-        "AutoConfig": "configuration_exhubert.ExHuBERTConfig",
-        "AutoModel": "modeling_exhubert.ExHuBERTModel",
-        "AutoModelForAudioClassification": "modeling_exhubert.ExHuBERTForSequenceClassification",
-    },
+    ExHuBERTConfig.model_type: AUTO_MAP,
     Wav2Vec2EmotionConfig.model_type: {
         "AutoConfig": "modeling_wav2vec2_emotion.Wav2Vec2EmotionConfig",
         "AutoModelForAudioClassification": "modeling_wav2vec2_emotion.Wav2Vec2EmotionForSequenceClassification",
@@ -131,7 +126,56 @@ def check_model_folder(directory: str | os.PathLike[str]) -> Path:
     exported = (directory / ONNX_FILE).is_file()
     for name in ("config.json", "preprocessor_config.json", *(() if exported else CODE_FILES)):
         if not (directory / name).is_file():
-            raise ValueError(f"{directory} is not a model folder: it lacks {name}")
+            remedy = "" if name == "config.json" else f"; `exhubert repair {directory}` adds it"
+            raise ValueError(f"{directory} is not a model folder: it lacks {name}{remedy}")
     if not exported and not any(directory.glob("*.safetensors")):
         raise ValueError(f"{directory} is not a model folder: it lacks weights (*.safetensors)")
     return directory
+
+
+def repair_model_folder(directory: str | os.PathLike[str]) -> list[str]:
+    """Adds what a folder with a model in it lacks to be whole; what is there already stays.
+
+    `model.save_pretrained` of a model that is not ours, a copy by hand or an older version leaves such folders.
+
+    Returns:
+        The names of the files that were written, `config.json` among them if it named too little.
+
+    Raises:
+        ValueError: if there is no configuration or no weights, which cannot be made up.
+    """
+    directory = Path(directory)
+    config_file = directory / "config.json"
+    if not config_file.is_file() or not any(directory.glob("*.safetensors")):
+        raise ValueError(f"{directory} cannot be repaired: it lacks config.json or weights (*.safetensors)")
+    config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+    before = {path.name for path in directory.iterdir()}
+    emotion = config.model_type == Wav2Vec2EmotionConfig.model_type
+    for name in (*CODE_FILES, *((EMOTION_CODE_FILE,) if emotion else ())):
+        if name not in before:
+            with whole_file(directory / name) as unfinished:
+                shutil.copyfile(Path(__file__).parent.parent / name, unfinished)
+    values = json.loads(config_file.read_text(encoding="utf-8"))
+    named = {"custom_pipelines": CUSTOM_PIPELINES, "auto_map": AUTO_MAPS.get(config.model_type)}
+    whole = values | {name: value for name, value in named.items() if value}
+    if whole != values:
+        write_text(config_file, json.dumps(whole, indent=2, sort_keys=True) + "\n")
+    if "preprocessor_config.json" not in before:
+        with tempfile.TemporaryDirectory() as place, whole_file(directory / "preprocessor_config.json") as unfinished:
+            make_feature_extractor(config).save_pretrained(place)
+            shutil.copyfile(Path(place) / "preprocessor_config.json", unfinished)
+    if CARD not in before:
+        write_card(directory)
+    return sorted(
+        {path.name for path in directory.iterdir()} - before | ({"config.json"} if whole != values else set())
+    )
+
+
+def run_repair(directory: str) -> None:
+    """Runs `exhubert repair`."""
+    written = repair_model_folder(directory)
+    print(f"{directory}: wrote {', '.join(written)}" if written else f"{directory} is whole already")
+    if "preprocessor_config.json" in written:
+        print(
+            f"its window is taken to be {WINDOW_SECONDS:g} s; change window_seconds there if it was trained on another"
+        )
