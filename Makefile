@@ -28,8 +28,9 @@ NUMERIC_TESTS := $(patsubst %,tests/test_%.py,model model_modes model_precision 
 RELEASES := $(patsubst tests/releases/%.txt,%,$(wildcard tests/releases/*.txt))
 # The release that `make test` runs with; only the logits are computed again on it.
 PINNED := $(patsubst transformers==%,%,$(filter transformers==%,$(file < constraints.txt)))
-RELEASE_TESTS := $(wildcard tests/test_model*.py tests/test_convert*.py tests/test_audio*.py tests/test_published.py \
-	tests/test_pipeline*.py tests/test_users_scripts.py tests/test_training_releases.py)
+# What leans on transformers: the model, what saves and loads it, its pipeline, users' scripts, a training with a resume.
+RELEASE_TESTS := $(patsubst %,tests/test_%.py,model model_modes model_start model_inputs model_folder published \
+	pipeline saved_by_others users_scripts training_releases)
 SLOW ?=
 RELEASE_PYTHON = env HF_HOME="$(CURDIR)/.releases/$*/cache" HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 \
 	PYTHONDONTWRITEBYTECODE= .releases/$*/bin/python

@@ -16,7 +16,7 @@ from distributed_run import TORCHRUN, launch, write_recipe
 
 GPUS = torch.cuda.device_count()
 DEVICES = [
-    pytest.param("cpu", marks=pytest.mark.slow),
+    pytest.param("cpu", marks=pytest.mark.heavy),
     pytest.param("cuda", marks=pytest.mark.skipif(GPUS < 1, reason="needs a GPU, and there is none")),
 ]
 ROUNDS = 4

@@ -26,7 +26,7 @@ CONFIGS = ROOT / "recipes" / "accelerate"
 TRAINING_CLIPS = (5, 12, 30)
 BATCH = 8
 ACCELERATE = ("accelerate.commands.launch", "--main_process_port", "0", "--config_file")
-UPDATES = {"batch": 21, "round": 20}  # 7 rounds of 3 corpora, and 20
+UPDATES = {"batch": 21, "round": 7}  # 7 rounds of 3 corpora
 # What must give the same: processes, parts of each one's share, an update after each batch or each round.
 WAYS = {
     "two processes": (2, 1, "batch"),
@@ -38,6 +38,17 @@ WAYS = {
     "four parts": (1, 4, "batch"),
     "two parts, by round": (1, 2, "round"),
 }
+QUICK = ("two processes", "two processes, two parts, by round", "four parts")
+EACH_WAY = pytest.mark.parametrize(
+    "way", [name if name in QUICK else pytest.param(name, marks=pytest.mark.heavy) for name in WAYS]
+)
+# Models with LayerDrop, dropout and SpecAugment as in published checkpoints.
+PUBLISHED = {
+    "as published": {},
+    "layer sum": {"use_weighted_layer_sum": True},
+    "layer sum, post-norm": {"use_weighted_layer_sum": True, **HUBERT_KINDS["base"]},
+    "no SpecAugment": {"apply_spec_augment": False},
+}
 FROZEN = {
     "plain": ([], ["feature_encoder"], ["base"]),
     "expanded": ([], ["feature_encoder"], ["originals"], ["feature_encoder", "originals"], ["base"]),
@@ -45,10 +56,13 @@ FROZEN = {
 
 
 @pytest.fixture(scope="module")
-def records(tmp_path_factory):
-    """What each process recorded of the same training in each of `WAYS`, and in one process at once."""
+def records(request, tmp_path_factory):
+    """What each process recorded of the same training in each of `WAYS` that is tested, and in one process at once."""
     folder = tmp_path_factory.mktemp("parity")
     recipe = str(write_recipe(folder, use_cpu=True))
+    params = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
+    ways = [name for name in WAYS if any(given.get("way") == name for given in params)]
+    sources = [name for name in PUBLISHED if any(given.get("source") == name for given in params)]
 
     def run(name, parts, update):
         options = {"output": folder / name, "micro_batches": parts, "update": update}
@@ -56,36 +70,35 @@ def records(tmp_path_factory):
         return {"arguments": [recipe, *(word for key, value in options.items() for word in (f"--{key}", str(value)))]}
 
     found = {update: [train_and_record(processes=1, **run(update, 1, update))] for update in UPDATES}
-    jobs = {2: {"runs": {}, "steps": ddp_steps(folder, recipe)}, 4: {"runs": {}}}
-    for name, (processes, parts, update) in WAYS.items():
+    steps = {name: step for source in sources for name, step in ddp_steps(folder, recipe, source).items()}
+    jobs = {2: {"runs": {}, "steps": steps}, 4: {"runs": {}}}
+    for name in ways:
+        processes, parts, update = WAYS[name]
         if processes == 1:
             found[name] = [train_and_record(processes=1, **run(name, parts, update))]
         else:
             jobs[processes]["runs"][name] = run(name, parts, update)
+    jobs = {processes: job for processes, job in jobs.items() if any(job.values())}
     for processes, each in launch(folder / "launched", jobs).items():
         for kind, names in (("runs", jobs[processes]["runs"]), ("without_gradient", jobs[processes].get("steps", {}))):
             found |= {name: [record[kind][name] for record in each] for name in names}
     return found
 
 
-def ddp_steps(folder, recipe):
-    """Models with LayerDrop, dropout and SpecAugment as in published checkpoints, and every freezing policy."""
-    models = {"": {}, ", layer sum": {"use_weighted_layer_sum": True}}
-    models[", layer sum, post-norm"] = {"use_weighted_layer_sum": True, **HUBERT_KINDS["base"]}
-    models[", no SpecAugment"] = {"apply_spec_augment": False}
+def ddp_steps(folder, recipe, source):
+    """A model as in published checkpoints with every freezing policy, or for some models the first one."""
+    checkpoint = str(write_hubert(folder / source, layerdrop=0.1, **PUBLISHED[source]))
     steps = {}
-    for what, changes in models.items():
-        source = str(write_hubert(folder / f"published{what}", layerdrop=0.1, **changes))
-        for kind, policies in FROZEN.items():
-            for policy in policies[: None if what in ("", ", layer sum") else 1]:
-                options = ["--model", source, "--expand_copies", str(int(kind == "expanded")), "--output", "unused"]
-                freeze = ["--freeze", *policy] if policy else []
-                steps[f"{kind}{what}, frozen: {policy}"] = [recipe, *options, *freeze]
+    for kind, policies in FROZEN.items():
+        for policy in policies[: None if source in ("as published", "layer sum") else 1]:
+            options = ["--model", checkpoint, "--expand_copies", str(int(kind == "expanded")), "--output", "unused"]
+            freeze = ["--freeze", *policy] if policy else []
+            steps[f"{source}, {kind}, frozen: {policy}"] = [recipe, *options, *freeze]
     return steps
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", WAYS)
+@EACH_WAY
 def test_losses_and_gradients_are_those_of_one_process_with_the_whole_batch(records, way):
     update = WAYS[way][2]
     (reference,) = records[update]
@@ -103,7 +116,7 @@ def test_losses_and_gradients_are_those_of_one_process_with_the_whole_batch(reco
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", WAYS)
+@EACH_WAY
 def test_each_sample_is_seen_by_one_process_in_the_documented_order(records, way):
     processes, parts, update = WAYS[way]
     seen = [record["draws"] for record in records[way]]
@@ -126,10 +139,13 @@ def test_each_sample_is_seen_by_one_process_in_the_documented_order(records, way
 
 
 @pytest.mark.slow
-def test_nothing_trainable_is_without_gradient_under_ddp(records):
+@pytest.mark.parametrize(
+    "source", [name if name == "as published" else pytest.param(name, marks=pytest.mark.heavy) for name in PUBLISHED]
+)
+def test_nothing_trainable_is_without_gradient_under_ddp(records, source):
     """Else DDP, which does not look for such parameters, refuses the second update."""
-    steps = {name: found for name, found in records.items() if "frozen" in name}
-    assert len(steps) == 2 * 8 + 2 * 2
+    steps = {name: found for name, found in records.items() if name.startswith(f"{source}, ") and "frozen" in name}
+    assert len(steps) == (8 if source in ("as published", "layer sum") else 2)
     assert {name: found for name, found in steps.items() if found != [[], []]} == {}
 
 
@@ -164,7 +180,8 @@ def test_accelerate_launch_with_the_file_for_two_cpu_processes_trains_in_two(tmp
 
 
 @pytest.mark.slow
-def test_fsdp2_of_an_expanded_model_follows_one_process_and_leaves_model_folders(tmp_path):
+@pytest.mark.parametrize("more", [(), pytest.param(("bf16",), marks=pytest.mark.heavy)])
+def test_fsdp2_of_an_expanded_model_follows_one_process_and_leaves_model_folders(tmp_path, more):
     """On a CPU, which accelerate must be talked into: what it cannot show is a GPU's memory and mixed precision."""
     recipe = str(write_recipe(tmp_path, use_cpu=True))
     options = ["--expand_copies", "1", "--freeze", "feature_encoder", "originals", "--rounds", "2", "--output"]
@@ -172,8 +189,9 @@ def test_fsdp2_of_an_expanded_model_follows_one_process_and_leaves_model_folders
         "whole": {"arguments": [recipe, *options, str(tmp_path / "whole")], "to_the_end": True},
         "half": {"arguments": [recipe, *options, str(tmp_path / "half")], "stop_after": 4},
         "resumed": {"arguments": [recipe, *options, str(tmp_path / "half"), "--resume"]},
-        "bf16": {"arguments": [recipe, *options, str(tmp_path / "bf16"), "--bf16", "--gradient_checkpointing", "true"]},
     }
+    half = ["--bf16", "--gradient_checkpointing", "true"]
+    runs |= {name: {"arguments": [recipe, *options, str(tmp_path / name), *half]} for name in more}
     launcher = [
         "accelerate.commands.launch",
         "--config_file",
@@ -187,8 +205,9 @@ def test_fsdp2_of_an_expanded_model_follows_one_process_and_leaves_model_folders
         assert record["runs"]["whole"]["losses"] == pytest.approx(one["losses"], rel=0, abs=1e-5)
         for expected, got in zip(one["gradients"], record["runs"]["whole"]["gradients"], strict=True):
             assert all(torch.allclose(got[name], gradient, rtol=0, atol=1e-5) for name, gradient in expected.items())
-        assert record["runs"]["bf16"]["losses"] == pytest.approx(one["losses"], rel=0, abs=0.05)
-        assert record["runs"]["bf16"]["losses"] != record["runs"]["whole"]["losses"]
+        for name in more:
+            assert record["runs"][name]["losses"] == pytest.approx(one["losses"], rel=0, abs=0.05)
+            assert record["runs"][name]["losses"] != record["runs"]["whole"]["losses"]
         resumed = record["runs"]["resumed"]["weights"]
         assert all(torch.equal(resumed[name], weight) for name, weight in record["runs"]["whole"]["weights"].items())
     plain, spread = (tmp_path / name / "checkpoints" / "checkpoint-6" for name in ("one", "whole"))

@@ -12,6 +12,18 @@ from exhubert import modeling_exhubert
 from small_models import NO_DROPOUT, WIDE, make_model
 
 
+@pytest.fixture
+def samples(samples):
+    return samples[:, :2400]
+
+
+@pytest.fixture
+def mask(samples):
+    mask = torch.ones_like(samples, dtype=torch.long)
+    mask[1, 1500:] = 0
+    return mask
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.05), (torch.float16, 0.01)])
 @pytest.mark.parametrize("kind", ["base", "large"])
 def test_half_precision_is_close_to_single(samples, mask, kind, dtype, tolerance):

@@ -66,6 +66,7 @@ def test_the_death_of_one_process_ends_the_others(folder, live):
     assert life.output.count("error: another process of this run is gone, or does not answer") == 1
 
 
+@pytest.mark.heavy
 def test_torchrun_ends_with_an_error_when_one_process_dies(folder):
     script = folder / "dies.py"
     script.write_text(
