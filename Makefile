@@ -4,6 +4,7 @@
 # make test-avx2      the numeric tests, held to what most laptops' processors can do
 # make test-releases  the model's tests, and a training, on several releases of transformers, and how far their logits
 #                     differ; SLOW=1 adds the slow ones
+# make test-peers     transformers' own common tests on our classes, HuBERT's as the control
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -35,7 +36,7 @@ SLOW ?=
 RELEASE_PYTHON = env HF_HOME="$(CURDIR)/.releases/$*/cache" HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 \
 	PYTHONDONTWRITEBYTECODE= .releases/$*/bin/python
 
-.PHONY: demo test test-slow test-avx2 test-releases $(RELEASES:%=test-%) lint types clean
+.PHONY: demo test test-slow test-avx2 test-releases test-peers $(RELEASES:%=test-%) lint types clean
 
 demo: $(READY)
 	$(BIN)/python demo/run.py $(DEMO_OPTIONS)
@@ -70,6 +71,18 @@ $(RELEASES:%=test-%): test-%: .releases/%/.ready
 		--requirement $<
 	touch $@
 
+# From the package registry; where that fails the tests are skipped. Their markers are not ours.
+PEERS := .peers/transformers-$(PINNED)
+
+test-peers: $(READY)
+	test -d $(PEERS) || { $(BIN)/python -m pip download --disable-pip-version-check --quiet --no-deps \
+		--no-build-isolation --no-binary transformers --dest .peers "transformers==$(PINNED)" && \
+		tar --extract --file $(PEERS).tar.gz --directory .peers && touch $(PEERS)/tests/__init__.py && \
+		$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --target .peers/packages \
+		parameterized; } || echo "transformers' source distribution could not be fetched"
+	PYTHONPATH="$(PEERS):.peers/packages" $(PYTEST) --override-ini addopts=--confcutdir=tests -p no:cacheprovider \
+		-rs tests/peers.py
+
 lint: $(READY)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
@@ -86,4 +99,4 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) .releases build dist *.egg-info
+	rm -rf $(VENV) .releases .peers build dist *.egg-info

@@ -26,7 +26,7 @@ CONFIGS = ROOT / "recipes" / "accelerate"
 TRAINING_CLIPS = (5, 12, 30)
 BATCH = 8
 ACCELERATE = ("accelerate.commands.launch", "--main_process_port", "0", "--config_file")
-UPDATES = {"batch": 21, "round": 7}  # 7 rounds of 3 corpora
+UPDATES = {"batch": 12, "round": 4}  # 4 rounds of 3 corpora
 # What must give the same: processes, parts of each one's share, an update after each batch or each round.
 WAYS = {
     "two processes": (2, 1, "batch"),

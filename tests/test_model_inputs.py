@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from conftest import SMALL
-from exhubert import ExHuBERTConfig, ExHuBERTForSequenceClassification
+from exhubert import ExHuBERTConfig, ExHuBERTForSequenceClassification, ExHuBERTModel
 from small_models import STANDARD_CNN, make_model
 
 
@@ -94,3 +94,36 @@ def test_the_configuration_is_left_as_it_is(samples, problem):
     model.freeze_base_model()
     assert model.config is config
     assert json.dumps(config.to_dict(), default=str) == given
+
+
+def test_labels_of_a_column_train_as_labels_of_a_row(samples):
+    model = make_model()
+    labels = torch.tensor([3, -100])
+    assert torch.equal(model(samples, labels=labels[:, None]).loss, model(samples, labels=labels).loss)
+    with pytest.raises(ValueError, match=r"labels has shape \(2, 2\)"):
+        model(samples, labels=labels[:, None].expand(2, 2))
+
+
+@pytest.mark.parametrize("model_class", [ExHuBERTModel, ExHuBERTForSequenceClassification])
+def test_keywords_that_clients_pass_are_taken_and_others_named(samples, model_class):
+    model = make_model(cls=model_class)
+    given = {"input_ids": None, "inputs_embeds": None, "num_items_in_batch": torch.tensor(2)}
+    assert torch.equal(model(samples, **given)[0], model(samples)[0])
+    with pytest.raises(TypeError, match="input_ids is given; a model of audio takes input_values"):
+        model(samples, input_ids=samples)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'atention_mask'"):
+        model(samples, atention_mask=None)
+
+
+@pytest.mark.parametrize("task_type", [None, "SEQ_CLS", "FEATURE_EXTRACTION"])
+def test_pefts_task_types_take_audio(samples, task_type):
+    peft = pytest.importorskip("peft", reason="peft is in the extra `train`")
+    base = task_type == "FEATURE_EXTRACTION"
+    model = make_model(cls=ExHuBERTModel if base else ExHuBERTForSequenceClassification)
+    expected = model(samples)[0]
+    lora = peft.LoraConfig(task_type=task_type, target_modules=["q_proj", "v_proj"])
+    wrapped = peft.get_peft_model(model, lora).eval()
+    assert torch.equal(wrapped(input_values=samples)[0], expected)
+    if not base:
+        wrapped(input_values=samples, labels=torch.tensor([0, 1])).loss.backward()
+        assert any(weight.grad is not None for name, weight in wrapped.named_parameters() if "lora_" in name)

@@ -5,6 +5,7 @@ python -m pytest tests/test_published.py
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import re
@@ -73,6 +74,8 @@ def test_it_computes_what_the_published_code_computed(tmp_path, shared, capsys, 
         got = model(expected["input_values"], output_hidden_states=True)
         masked = model(expected["input_values"], attention_mask=mask)
         last = model.hubert(expected["input_values"], attention_mask=mask).last_hidden_state
+        features = model.extract_features(expected["input_values"], output_hidden_states=True, labels=None)
+    assert difference(features, expected["last_hidden_state"]) < HIDDEN_STATES
     assert difference(got.logits, expected["logits"]) < LOGITS
     assert difference(masked.logits, expected["logits_masked"]) < LOGITS
     assert difference(last, expected["last_hidden_state_masked"]) < HIDDEN_STATES
@@ -103,6 +106,38 @@ def test_it_computes_what_the_published_code_computed(tmp_path, shared, capsys, 
     assert difference(elsewhere[3], expected["last_hidden_state_masked"]) < HIDDEN_STATES
     for index, state in enumerate(elsewhere[2]):
         assert difference(state, expected[f"hidden_states.{index}"]) < HIDDEN_STATES, index
+
+
+# The published class's own methods, with the order of their arguments.
+METHODS = {
+    "extract_features": ["input_values", "attention_mask", "kwargs"],  # the others changed nothing
+    "forward": [
+        *("input_values", "attention_mask", "output_attentions", "output_hidden_states", "return_dict", "labels"),
+        "kwargs",
+    ],
+    "freeze_base_model": [],
+    "freeze_feature_encoder": [],
+    "freeze_og_encoder": [],
+    "print_trainable_parameters": [],
+}
+
+
+def test_the_published_models_methods_are_there(make_hubert, capsys, samples):
+    for name, arguments in METHODS.items():
+        method = inspect.signature(getattr(ExHuBERTForSequenceClassification, name))
+        assert list(method.parameters)[1:] == arguments, name
+    model = ExHuBERTForSequenceClassification.from_hubert(make_hubert("base", use_weighted_layer_sum=True))
+    model.freeze_base_model()
+    capsys.readouterr()
+    model.print_trainable_parameters()
+    trained, total = model.num_parameters(only_trainable=True), model.num_parameters()
+    line = f"trainable params: {trained:,} || all params: {total:,} || trainable%: {100 * trained / total:.2f}\n"
+    assert capsys.readouterr().out == line
+    with torch.inference_mode():
+        states = model.hubert(samples, output_hidden_states=True).hidden_states
+        shares = model.layer_weights.softmax(dim=0)
+        weighted = sum(share * state for share, state in zip(shares, states, strict=True))
+        assert torch.allclose(model.extract_features(samples), weighted, atol=1e-6)
 
 
 def test_a_configuration_that_says_post_norm_was_run_as_pre_norm_all_the_same(tmp_path, shared):
