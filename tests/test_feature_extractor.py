@@ -10,6 +10,7 @@ import logging
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from conftest import make_classifier
 from exhubert import ExHuBERTFeatureExtractor
@@ -95,7 +96,10 @@ def warned(monkeypatch):
     for each in ours:
         each.addHandler(handler)
     type(logger).warning_once.cache_clear()
+    before = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_warning()  # commands in this process have silenced them
     yield said
+    transformers.logging.set_verbosity(before)
     for each in (logger, *ours):
         each.removeHandler(handler)
 
