@@ -365,13 +365,13 @@ def _sound_blocks(
         on_warning(warning)
 
 
-def decode_blocks(sound: Any, block_frames: int, frames: int = UNKNOWN_FRAMES) -> Iterator[np.ndarray]:
+def decode_blocks(sound: Any, block_frames: int, frames: int | None = None) -> Iterator[np.ndarray]:
     """Decodes a `soundfile.SoundFile` from where it stands.
 
     Args:
         sound: the file.
         block_frames: length of a block.
-        frames: how many are wanted; else all.
+        frames: how many are wanted; else as many as the header says.
 
     Yields:
         float32 `(frames, channels)`.
@@ -379,6 +379,7 @@ def decode_blocks(sound: Any, block_frames: int, frames: int = UNKNOWN_FRAMES) -
     # Else soundfile would seek to where it is after each block: blocks of MP3 would not join, and after the last one
     # of a FLAC that does not know its length that is an error.
     sound.seekable = lambda: False
+    frames = sound.frames if frames is None else frames
     while frames and len(block := sound.read(min(block_frames, frames), dtype="float32", always_2d=True)):
         yield block
         frames -= len(block)
@@ -412,8 +413,7 @@ def open_sound(audio: AudioFile) -> Iterator[tuple[Any, float]]:
         if isinstance(audio, str | os.PathLike):
             if not os.path.isfile(audio):
                 raise FileNotFoundError(f"{name}: no such audio file")
-            # Not by its name, by which libsndfile takes AAC for MP3, and reads a Mac's `._` file beside it.
-            file: Any = stack.enter_context(open(audio, "rb"))
+            file: Any = stack.enter_context(open(audio, "rb", buffering=0))
         else:
             if not audio.seekable() or isinstance(audio.read(0), str):
                 raise ValueError(f"{name}: a binary file that can be rewound is needed; or give its bytes")
@@ -425,10 +425,13 @@ def open_sound(audio: AudioFile) -> Iterator[tuple[Any, float]]:
         if head == GIT_LFS:
             raise ValueError(f"{name}: no audio but a Git LFS pointer; fetch it by `git lfs pull`")
         try:
-            if place := _unwritten_size(file):
-                file = _View(file, place)
+            place = _unwritten_size(file)
+            # Not by its name, by which libsndfile takes AAC for MP3, and reads a Mac's `._` file beside it; by its
+            # number, as a file in Python is slower to read, but on Windows, where each C library has its own numbers.
+            numbered = file is not audio and not place and os.name == "posix"
+            file = _View(file, place) if place else file
             file.seek(0)
-            sound = stack.enter_context(soundfile.SoundFile(file))
+            sound = stack.enter_context(soundfile.SoundFile(file.fileno() if numbered else file, closefd=False))
             promised = _promised_frames(file, sound)
             problem, unknown = ("an mp3 that does not say its length", False) if promised < 0 else ("", False)
         except soundfile.LibsndfileError as error:
