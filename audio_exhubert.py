@@ -48,6 +48,9 @@ STREAMED_BYTES = 0x7FFF0000  # from here on a promise is a placeholder: what was
 UNKNOWN_FRAMES = 2**63 - 1  # what libsndfile says of a FLAC that was written to a pipe
 LONGEST_OGG_PAGE = 65_307  # bytes
 TRAILING_BYTES = 4096  # tags after an MP3
+MOST_CHUNKS = 1000  # of a WAV before its samples
+# What an MP3 says of its length: the number of frames, mostly with that of bytes behind it.
+XING = re.compile(rb"(?:Xing|Info)\0\0\0(?:[\x03\x07\x0b\x0f].{4}(.{4}))?|VBRI", re.DOTALL)
 GIT_LFS = b"version https://git-lfs"
 PREROLL_SECONDS = 0.5  # decoded before a part begins: AAC and Opus need what came before
 
@@ -198,31 +201,21 @@ def audio_seconds(audio: AudioFile) -> float:
         if sound is not None:
             if not sound.frames:
                 raise ValueError(f"{audio_name(audio)}: the audio file is empty (0 samples)")
-            try:
-                believed = sound.format not in ("FLAC", "MP3")
-                if not believed:  # is its last sample there?
+            checked = sound.format in ("FLAC", "MP3")  # whose headers may lie: is the last sample there?
+            with contextlib.suppress(soundfile.LibsndfileError):
+                if checked:
                     sound.seek(sound.frames - 1)
-                    believed = len(sound.read(1)) == 1
-            except soundfile.LibsndfileError:
-                believed = False
-            if believed:
-                return float(sound.frames / sound.samplerate)
-            return sum(map(len, iter_audio(audio))) / SAMPLING_RATE
-    with _av_open(audio) as (container, stream):
-        # Of several streams Matroska says only the longest one's length.
-        guessed = container.format.name in STREAMS_OF_FRAMES
-        if stream.duration and not guessed:
-            return float(stream.duration * stream.time_base)
-        if container.duration and len(container.streams) == 1 and not guessed:
-            return (container.duration - (container.start_time or 0)) / 1e6
-        times = [
-            (packet.pts * packet.time_base, (packet.pts + (packet.duration or 0)) * packet.time_base)
-            for packet in container.demux(stream)
-            if packet.pts is not None
-        ]
-        if not times:
-            raise ValueError(f"{audio_name(audio)}: the audio file is empty (0 samples)")
-        return float(times[-1][1] - times[0][0])
+                if not checked or len(sound.read(1)):
+                    return float(sound.frames / sound.samplerate)
+        else:
+            with _av_open(audio) as (container, stream):
+                guessed = container.format.name in STREAMS_OF_FRAMES
+                if stream.duration and not guessed:
+                    return float(stream.duration * stream.time_base)
+                # Of several streams Matroska says only the longest one's length.
+                if container.duration and len(container.streams) == 1 and not guessed:
+                    return (container.duration - (container.start_time or 0)) / 1e6
+    return sum(map(len, iter_audio(audio))) / SAMPLING_RATE
 
 
 def read_audio(audio: AudioFile, start_seconds: float = 0.0, duration_seconds: float | None = None) -> np.ndarray:
@@ -390,7 +383,7 @@ def shortfall(frames: int, rate: int, promised: float) -> str:
     if promised - frames <= TOLERATED_SECONDS * rate:
         return ""
     if promised == math.inf:
-        return f"truncated: {frames / rate:.2f} s without the mark at the end that the format has"
+        return f"truncated: {frames / rate:.2f} s, without the end that an ogg file has"
     return f"truncated: {frames / rate:.2f} s of the {promised / rate:.2f} s that its header promises"
 
 
@@ -433,9 +426,9 @@ def open_sound(audio: AudioFile) -> Iterator[tuple[Any, float]]:
             file.seek(0)
             sound = stack.enter_context(soundfile.SoundFile(file.fileno() if numbered else file, closefd=False))
             promised = _promised_frames(file, sound)
-            problem, unknown = ("an mp3 that does not say its length", False) if promised < 0 else ("", False)
+            problem, unknown = ("an mp3 that is longer than it says", False) if promised < 0 else ("", False)
         except soundfile.LibsndfileError as error:
-            problem, unknown = error.error_string, error.code == 1
+            problem, unknown = error.error_string, error.code in (1, 4)
         if problem:
             problem = f"{name}: the audio does not decode ({problem})"
             if _av() is None:
@@ -456,14 +449,14 @@ def _unwritten_size(file: Any) -> int:
     file.seek(0)
     if not re.match(rb"RIFF....WAVE", file.read(12), re.DOTALL):
         return 0
-    while place + 8 < end:
+    for _ in range(MOST_CHUNKS):
         file.seek(place)
         head = file.read(16)
         size = int.from_bytes(head[4:8], "little")
         if head[:4] == b"data":
             # What follows may be a chunk of its own: LIST, id3, ...
             chunk = head[8:12].strip().isalnum() and place + 16 + int.from_bytes(head[12:16], "little") <= end
-            return 0 if size or chunk else place + 4
+            return 0 if size or chunk or place + 8 >= end else place + 4
         place += 8 + size + size % 2
     return 0
 
@@ -496,23 +489,27 @@ def _promised_frames(file: Any, sound: Any) -> float:
     if sound.format == "OGG":
         file.seek(max(0, size - 2 * LONGEST_OGG_PAGE))
         tail = file.read()
+        file.seek(position)
         page = tail[tail.rfind(b"OggS") :]
         whole = len(page) > 26 and len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])
-        promised = 0.0 if whole and page[5] & 4 else math.inf
-    else:
-        file.seek(0)
-        head = file.read(10)
-        if head[:3] == b"ID3":
-            file.seek(10 + sum(byte << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=True)))
-        promised = float(sound.frames) if re.search(rb"Xing|Info|VBRI", head + file.read(1024)) else 0.0
+        return 0.0 if whole and page[5] & 4 else math.inf
+    file.seek(0)
+    head = file.read(10)
+    begin = 0
+    if head[:3] == b"ID3":
+        begin = 10 + sum(byte << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=True))
+    file.seek(begin)
+    said = XING.search(file.read(1024))
     file.seek(position)
-    if sound.format == "MP3" and not promised:  # libsndfile guesses its length by its first frame
+    if said is None:  # libsndfile guesses by the first frame
         sound.seek(sound.frames - 1)
         sound.read(1)
-        left = size - file.tell()
+        end = file.tell()
         sound.seek(0)
-        return -1.0 if left > max(TRAILING_BYTES, size / 10) else 0.0
-    return promised
+    else:
+        end = begin + int.from_bytes(said[1], "big") if said[1] else size
+    longer = size - end > max(TRAILING_BYTES, size / 10)
+    return -1.0 if longer else sound.frames * float(said is not None)
 
 
 def _av() -> Any:
