@@ -11,7 +11,8 @@ import contextlib
 import itertools
 import math
 import os
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from numbers import Real
 from typing import Any, BinaryIO
 
@@ -35,15 +36,23 @@ BLOCK_SECONDS = 30.0  # of a file are decoded at a time
 RATES = (1_000, 1_000_000)  # Hz
 MOST_CHANNELS = 8  # of what is taken for one clip, not for so many clips of a few samples each
 
-FORMATS = (
-    "read are wav, flac, ogg, mp3 and what else libsndfile knows; `pip install av` (or exhubert[video]) adds the "
-    "sound of mp4, mov, m4a, webm, mkv, avi and aac"
-)
+READ = "read are wav, flac, ogg, mp3 and what else libsndfile knows"
+READ_BY_AV = "the sound of mp4, mov, m4a, 3gp, webm, mkv, mka, avi, aac, amr"
 # Of what FFmpeg knows, the formats that lead to no other files or addresses.
-AV_CONTAINERS = "mov,matroska,avi,aac,asf,mpegts,mpeg,flv,amr,wav"
+AV_CONTAINERS = "mov,matroska,avi,aac,asf,mpegts,mpeg,flv,amr,wav,ogg,mp3"
 LENGTH_IN_HEADER = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")  # in other containers FFmpeg estimates it
+STREAMS_OF_FRAMES = ("aac", "amr", "mp3")  # whose length is a guess
 LENGTH_TOLERANCE_SECONDS = 0.5
+TOLERATED_SECONDS = 0.01  # headers that are a few samples off are common, and the audio is whole
+# libsndfile believes the size of the file, and only its log says that the header of a wav, au or aiff promised more.
+PROMISED_BYTES = re.compile(r"(?:data|Data Size|SSND)\s*: (\d+) \(should be (\d+)\)")
+STREAMED_BYTES = 0x7FFF0000  # from here on a promise is a placeholder: what was written to a pipe
 UNKNOWN_FRAMES = 2**63 - 1  # what libsndfile says of a FLAC that was written to a pipe
+LONGEST_OGG_PAGE = 65_307  # bytes
+TRAILING_BYTES = 4096  # tags after an MP3
+MOST_CHUNKS = 1000  # of a WAV before its samples
+# What an MP3 says of its length: the number of frames, mostly with that of bytes behind it.
+XING = re.compile(rb"(?:Xing|Info)\0\0\0(?:[\x03\x07\x0b\x0f].{4}(.{4}))?|VBRI", re.DOTALL)
 GIT_LFS = b"version https://git-lfs"
 PREROLL_SECONDS = 0.5  # decoded before a part begins: AAC and Opus need what came before
 
@@ -186,29 +195,29 @@ def iter_windows(
 
 
 def audio_seconds(audio: AudioFile) -> float:
-    """Returns the length of an audio file in seconds, from its header where that says it; raises as `read_audio`."""
-    sound = _open(audio)
-    if sound is not None:
-        with sound:
+    """Returns how much of an audio file decodes, in seconds; raises as `read_audio`.
+
+    That is what the header says; where it says nothing, or more than there is, the file is decoded.
+    """
+    with open_sound(audio) as (sound, _):
+        if sound is not None:
             if not sound.frames:
                 raise ValueError(f"{audio_name(audio)}: the audio file is empty (0 samples)")
-            if sound.frames < UNKNOWN_FRAMES:
-                return sound.frames / sound.samplerate
-        return sum(map(len, iter_audio(audio))) / SAMPLING_RATE
-    with _av_open(audio) as (container, stream):
-        # Of raw AAC FFmpeg guesses the length, and of several streams Matroska says only the longest one's.
-        if stream.duration and container.format.name != "aac":
-            return float(stream.duration * stream.time_base)
-        if container.duration and len(container.streams) == 1 and container.format.name != "aac":
-            return (container.duration - (container.start_time or 0)) / 1e6
-        times = [
-            (packet.pts * packet.time_base, (packet.pts + (packet.duration or 0)) * packet.time_base)
-            for packet in container.demux(stream)
-            if packet.pts is not None
-        ]
-        if not times:
-            raise ValueError(f"{audio_name(audio)}: the audio file is empty (0 samples)")
-        return float(times[-1][1] - times[0][0])
+            checked = sound.format in ("FLAC", "MP3")  # whose headers may lie: is the last sample there?
+            with contextlib.suppress(soundfile.LibsndfileError):
+                if checked:
+                    sound.seek(sound.frames - 1)
+                if not checked or len(sound.read(1)):
+                    return float(sound.frames / sound.samplerate)
+        else:
+            with _av_open(audio) as (container, stream):
+                guessed = container.format.name in STREAMS_OF_FRAMES
+                if stream.duration and not guessed:
+                    return float(stream.duration * stream.time_base)
+                # Of several streams Matroska says only the longest one's length.
+                if container.duration and len(container.streams) == 1 and not guessed:
+                    return (container.duration - (container.start_time or 0)) / 1e6
+    return sum(map(len, iter_audio(audio))) / SAMPLING_RATE
 
 
 def read_audio(audio: AudioFile, start_seconds: float = 0.0, duration_seconds: float | None = None) -> np.ndarray:
@@ -217,7 +226,7 @@ def read_audio(audio: AudioFile, start_seconds: float = 0.0, duration_seconds: f
     Args:
         audio: path or binary file of anything that libsndfile decodes (wav, flac, ogg, mp3, ...), any rate, any
             number of channels; where the library av is installed also of the sound, its first stream, of mp4, mov,
-            m4a, webm, mkv, avi, aac and more.
+            m4a, webm, mkv, avi, aac and more. What is in the file counts, not its name.
         start_seconds: where to begin, counted from the first sample.
         duration_seconds: how much to read; None reads to the end.
 
@@ -225,8 +234,8 @@ def read_audio(audio: AudioFile, start_seconds: float = 0.0, duration_seconds: f
         float32 `(samples,)` at 16 kHz, channels averaged.
 
     Raises:
-        ValueError: if the file does not decode, has no sound, is empty, is cut off, or holds NaN or infinite
-            samples; names the file.
+        ValueError: if the file does not decode, has no sound, is empty, or holds NaN or infinite samples; names the
+            file. A wav, ogg or mp3 that is cut off is read as far as it goes; flac and video are not.
         FileNotFoundError: if there is no such file.
     """
     return np.concatenate(list(iter_audio(audio, BLOCK_SECONDS, start_seconds, duration_seconds)))
@@ -237,12 +246,14 @@ def iter_audio(
     block_seconds: float = BLOCK_SECONDS,
     start_seconds: float = 0.0,
     duration_seconds: float | None = None,
+    on_warning: Callable[[str], None] | None = None,
 ) -> Iterator[np.ndarray]:
     """Reads what `read_audio` reads in chunks, in memory that does not grow with the length of the file.
 
     Args:
         audio, start_seconds, duration_seconds: as in `read_audio`.
         block_seconds: how much of the file is decoded at a time, at most.
+        on_warning: called at the end of a file that is cut off, with the words of `shortfall`.
 
     Yields:
         float32 `(samples,)` at 16 kHz, of any length; joined they are what `read_audio` returns, bit for bit.
@@ -250,16 +261,16 @@ def iter_audio(
     Raises:
         ValueError, FileNotFoundError: as `read_audio`; for what is wrong further on in the file, when it gets there.
     """
-    sound = _open(audio)
-    if sound is None:
-        blocks = _av_blocks(audio, start_seconds, duration_seconds)
-    else:
-        blocks = _sound_blocks(audio, sound, start_seconds, duration_seconds, block_seconds)
-    first, rate = next(blocks, (None, 0))
-    if first is None:
-        raise ValueError(f"{audio_name(audio)}: no audio at {start_seconds} s (the file is empty or ends before)")
-    chunks = itertools.chain([first], (block for block, _ in blocks))
-    yield from resample_chunks(chunks, rate, audio_name(audio), start_seconds)
+    with open_sound(audio) as (sound, promised):
+        if sound is None:
+            blocks = _av_blocks(audio, start_seconds, duration_seconds)
+        else:
+            blocks = _sound_blocks(audio, sound, start_seconds, duration_seconds, block_seconds, promised, on_warning)
+        first, rate = next(blocks, (None, 0))
+        if first is None:
+            raise ValueError(f"{audio_name(audio)}: no audio at {start_seconds} s (the file is empty or ends before)")
+        chunks = itertools.chain([first], (block for block, _ in blocks))
+        yield from resample_chunks(chunks, rate, audio_name(audio), start_seconds)
 
 
 def resample_chunks(
@@ -323,58 +334,184 @@ def _scaled(samples: np.ndarray) -> np.ndarray:
 
 
 def _sound_blocks(
-    audio: AudioFile, sound: Any, start_seconds: float, duration_seconds: float | None, block_seconds: float
+    audio: AudioFile,
+    sound: Any,
+    start_seconds: float,
+    duration_seconds: float | None,
+    block_seconds: float,
+    promised: float,
+    on_warning: Callable[[str], None] | None,
 ) -> Iterator[tuple[np.ndarray, int]]:
     """A part of what libsndfile decodes: blocks of mono `(samples,)`, and their rate."""
-    with sound:
-        rate = sound.samplerate
-        begin = min(round(start_seconds * rate), sound.frames)
-        end = sound.frames if duration_seconds is None else min(begin + round(duration_seconds * rate), sound.frames)
-        block, position = max(1, round(block_seconds * rate)), begin
-        try:
-            if begin or sound.seekable():
-                sound.seek(begin)
-            # Else soundfile would seek to where it is after each block, and blocks of MP3 would not join.
-            sound.seekable = lambda: False
-            while len(samples := sound.read(min(block, end - position), dtype="float32", always_2d=True)):
-                yield samples.mean(axis=1), rate
-                position += len(samples)
-        except soundfile.LibsndfileError as error:
-            problem = f"the audio does not decode after {position / rate:g} s ({error.error_string})"
-            raise ValueError(f"{audio_name(audio)}: {problem}") from error
-
-
-def _open(audio: AudioFile) -> Any:
-    """The file as a `soundfile.SoundFile`; None where libsndfile does not know the format but av is there to try."""
-    _require_audio_libraries()
-    if isinstance(audio, str | os.PathLike):
-        if not os.path.isfile(audio):
-            raise FileNotFoundError(f"{audio_name(audio)}: no such audio file")
-        # soundfile encodes a str itself, which fails for a name that is not UTF-8.
-        file: Any = os.fsencode(audio) if os.name == "posix" else audio
-    else:
-        if not audio.seekable() or isinstance(audio.read(0), str):
-            raise ValueError(f"{audio_name(audio)}: a binary file that can be rewound is needed; or give its bytes")
-        audio.seek(0)
-        file = audio
+    rate = sound.samplerate
+    begin = min(round(start_seconds * rate), sound.frames)
+    end = sound.frames if duration_seconds is None else min(begin + round(duration_seconds * rate), sound.frames)
+    position = begin
     try:
-        return soundfile.SoundFile(file)
-    except TypeError as error:  # raw samples, which say no rate
-        raise ValueError(f"{audio_name(audio)}: the audio does not decode ({error})") from error
+        if begin or sound.seekable():
+            sound.seek(begin)
+        for samples in decode_blocks(sound, max(1, round(block_seconds * rate)), end - begin):
+            yield samples.mean(axis=1), rate
+            position += len(samples)
     except soundfile.LibsndfileError as error:
-        problem = f"{audio_name(audio)}: the audio does not decode ({error.error_string})"
-        with contextlib.nullcontext(file) if hasattr(file, "read") else open(file, "rb") as opened:
-            opened.seek(0)
-            pointer = opened.read(len(GIT_LFS)) == GIT_LFS
-        if pointer:
-            problem = f"{audio_name(audio)}: no audio but a Git LFS pointer; fetch it by `git lfs pull`"
-            raise ValueError(problem) from error
-        # Unrecognised format, unsupported encoding, a Mac's `._` file beside it: all else is a broken file.
-        if error.code not in (1, 4) and "resource fork" not in error.error_string:
-            raise ValueError(problem) from error
-        if _av() is None:
-            raise ValueError(f"{problem}; {FORMATS}") from error
-        return None
+        problem = f"the audio does not decode after {position / rate:g} s ({error.error_string})"
+        raise ValueError(f"{audio_name(audio)}: {problem}") from error
+    if duration_seconds is None and on_warning and (warning := shortfall(position, rate, promised)):
+        on_warning(warning)
+
+
+def decode_blocks(sound: Any, block_frames: int, frames: int | None = None) -> Iterator[np.ndarray]:
+    """Decodes a `soundfile.SoundFile` from where it stands.
+
+    Args:
+        sound: the file.
+        block_frames: length of a block.
+        frames: how many are wanted; else as many as the header says.
+
+    Yields:
+        float32 `(frames, channels)`.
+    """
+    # Else soundfile would seek to where it is after each block: blocks of MP3 would not join, and after the last one
+    # of a FLAC that does not know its length that is an error.
+    sound.seekable = lambda: False
+    frames = sound.frames if frames is None else frames
+    while frames and len(block := sound.read(min(block_frames, frames), dtype="float32", always_2d=True)):
+        yield block
+        frames -= len(block)
+
+
+def shortfall(frames: int, rate: int, promised: float) -> str:
+    """What is to be said of a file of which `frames` decode, and `promised` should (see `open_sound`); or nothing."""
+    if promised - frames <= TOLERATED_SECONDS * rate:
+        return ""
+    if promised == math.inf:
+        return f"truncated: {frames / rate:.2f} s, without the end that an ogg file has"
+    return f"truncated: {frames / rate:.2f} s of the {promised / rate:.2f} s that its header promises"
+
+
+@contextlib.contextmanager
+def open_sound(audio: AudioFile) -> Iterator[tuple[Any, float]]:
+    """Opens an audio file for libsndfile, by what is in it and not by its name.
+
+    A WAV that says that it holds nothing although it does, as a recorder that died leaves it, is read to its end.
+
+    Yields:
+        A `soundfile.SoundFile`, or None where PyAV is to read the file; and how many samples its header promises: 0
+        where it says nothing, infinity for an ogg that has no end.
+
+    Raises:
+        ValueError: if neither can; FileNotFoundError: if there is no such file.
+    """
+    _require_audio_libraries()
+    name, sound, promised = audio_name(audio), None, 0.0
+    with contextlib.ExitStack() as stack:
+        if isinstance(audio, str | os.PathLike):
+            if not os.path.isfile(audio):
+                raise FileNotFoundError(f"{name}: no such audio file")
+            file: Any = stack.enter_context(open(audio, "rb", buffering=0))
+        else:
+            if not audio.seekable() or isinstance(audio.read(0), str):
+                raise ValueError(f"{name}: a binary file that can be rewound is needed; or give its bytes")
+            file = audio
+        file.seek(0)
+        head = file.read(len(GIT_LFS))
+        if not head:
+            raise ValueError(f"{name}: the audio does not decode (the file has 0 bytes)")
+        if head == GIT_LFS:
+            raise ValueError(f"{name}: no audio but a Git LFS pointer; fetch it by `git lfs pull`")
+        try:
+            place = _unwritten_size(file)
+            # Not by its name, by which libsndfile takes AAC for MP3, and reads a Mac's `._` file beside it; by its
+            # number, as a file in Python is slower to read, but on Windows, where each C library has its own numbers.
+            numbered = file is not audio and not place and os.name == "posix"
+            file = _View(file, place) if place else file
+            file.seek(0)
+            sound = stack.enter_context(soundfile.SoundFile(file.fileno() if numbered else file, closefd=False))
+            promised = _promised_frames(file, sound)
+            problem, unknown = ("an mp3 that is longer than it says", False) if promised < 0 else ("", False)
+        except soundfile.LibsndfileError as error:
+            problem, unknown = error.error_string, error.code in (1, 4)
+        if problem:
+            problem = f"{name}: the audio does not decode ({problem})"
+            if _av() is None:
+                raise ValueError(f"{problem}; {READ}; `pip install av` (or exhubert[video]) adds {READ_BY_AV}")
+            try:
+                with _av_open(audio):
+                    sound = None
+            except ValueError as error:
+                if error.__cause__ is None:  # there is no sound in it
+                    raise
+                raise ValueError(f"{problem}; {READ}, and {READ_BY_AV}" if unknown else problem) from error
+        yield sound, promised
+
+
+def _unwritten_size(file: Any) -> int:
+    """Where a WAV says that it has 0 bytes of samples although some follow; else 0."""
+    place, end = 12, file.seek(0, os.SEEK_END)
+    file.seek(0)
+    if not re.match(rb"RIFF....WAVE", file.read(12), re.DOTALL):
+        return 0
+    for _ in range(MOST_CHUNKS):
+        file.seek(place)
+        head = file.read(16)
+        size = int.from_bytes(head[4:8], "little")
+        if head[:4] == b"data":
+            # What follows may be a chunk of its own: LIST, id3, ...
+            chunk = head[8:12].strip().isalnum() and place + 16 + int.from_bytes(head[12:16], "little") <= end
+            return 0 if size or chunk or place + 8 >= end else place + 4
+        place += 8 + size + size % 2
+    return 0
+
+
+class _View:
+    """A binary file without its name, by which FFmpeg would guess; 4 bytes of it can read as "to the end"."""
+
+    def __init__(self, file: Any, to_the_end: int = 0) -> None:
+        self.file, self.to_the_end = file, to_the_end
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, count: int = -1) -> bytes:
+        begin = self.to_the_end - self.tell()
+        data = bytearray(self.file.read(count))
+        if self.to_the_end and begin > -4:
+            size = data[max(begin, 0) : begin + 4]
+            data[max(begin, 0) : begin + 4] = b"\xff" * len(size)
+        return bytes(data)
+
+
+def _promised_frames(file: Any, sound: Any) -> float:
+    """As `open_sound` yields it; -1 for an MP3 of which libsndfile would read only a part."""
+    if sound.format == "FLAC":
+        return float(sound.frames) if sound.frames < UNKNOWN_FRAMES else 0.0
+    if sound.format not in ("OGG", "MP3"):
+        found = PROMISED_BYTES.search(sound.extra_info)
+        stated, there = map(int, found.groups()) if found else (0, 0)
+        return float(sound.frames * stated / there if there and stated < STREAMED_BYTES else sound.frames)
+    position, size = file.tell(), file.seek(0, os.SEEK_END)
+    if sound.format == "OGG":
+        file.seek(max(0, size - 2 * LONGEST_OGG_PAGE))
+        tail = file.read()
+        file.seek(position)
+        page = tail[tail.rfind(b"OggS") :]
+        whole = len(page) > 26 and len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])
+        return 0.0 if whole and page[5] & 4 else math.inf
+    file.seek(0)
+    head = file.read(10)
+    begin = 0
+    if head[:3] == b"ID3":
+        begin = 10 + sum(byte << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=True))
+    file.seek(begin)
+    said = XING.search(file.read(1024))
+    file.seek(position)
+    if said is None:  # libsndfile guesses by the first frame
+        sound.seek(sound.frames - 1)
+        sound.read(1)
+        end = file.tell()
+        sound.seek(0)
+    else:
+        end = begin + int.from_bytes(said[1], "big") if said[1] else size
+    longer = size - end > max(TRAILING_BYTES, size / 10)
+    return -1.0 if longer else sound.frames * float(said is not None)
 
 
 def _av() -> Any:
@@ -393,13 +530,15 @@ def _av_open(audio: AudioFile) -> Iterator[tuple[Any, Any]]:
     av = _av()
     with contextlib.ExitStack() as stack:
         if isinstance(audio, str | os.PathLike):
-            # Not by name: FFmpeg takes some names for addresses.
             file: Any = stack.enter_context(open(audio, "rb"))
         else:
             file = audio
             file.seek(0)
         try:
-            container = stack.enter_context(av.open(file, options={"format_whitelist": AV_CONTAINERS}))
+            options = {"format_whitelist": AV_CONTAINERS}
+            # Tags are often in Latin-1, and of no use here.
+            opened = av.open(_View(file), options=options, metadata_errors="replace")
+            container = stack.enter_context(opened)
             if not container.streams.audio:
                 raise ValueError(f"{audio_name(audio)}: there is no sound in this file")
             yield container, container.streams.audio[0]
@@ -441,8 +580,8 @@ def _av_blocks(
                     samples = samples.reshape(part.samples, -1).T
                 if samples.dtype.kind != "f":
                     samples = _scaled(samples)
-                mono = samples.mean(axis=0).astype(np.float32)
-                yield mono[max(0, skipped - count) : int(min(part.samples, wanted - count))], rate
+                averaged = samples.mean(axis=0).astype(np.float32)
+                yield averaged[max(0, skipped - count) : int(min(part.samples, wanted - count))], rate
             count += part.samples
             if count >= wanted:
                 return

@@ -179,6 +179,7 @@ class ExHuBERTPipeline(Pipeline):
         arousal, valence: P(high) - P(low) and P(positive) - P(negative), from -1 to 1; only if the model's classes are
             the six of the published model.
         embedding: float32 `(hidden_size,)`, the mean over the windows; only with `embeddings`.
+        warning: what is wrong with a file that was classified as far as it goes; only if something is.
         windows: a list of dicts of `start` and `end` in seconds, and the same for each window. The last one ends with
             the audio, and may be shorter than the others; it is padded for the model.
 
@@ -237,7 +238,10 @@ class ExHuBERTPipeline(Pipeline):
         chunks = resample_chunks(chunks, sampling_rate, "the stream")
         windows = make_windows(chunks, self.feature_extractor, **{**self._preprocess_params, **windowing})
         forward = {**self._forward_params, **forward}
-        results = (self.forward({"name": "the stream", "windows": iter([window])}, **forward) for window in windows)
+        results = (
+            self.forward({"name": "the stream", "windows": iter([window]), "warning": str}, **forward)
+            for window in windows
+        )
         return (self.postprocess(result)["windows"][0] for result in results)
 
     def _sanitize_parameters(
@@ -264,11 +268,16 @@ class ExHuBERTPipeline(Pipeline):
         return given, {} if embeddings is None else {"embeddings": embeddings}, {}
 
     def preprocess(self, inputs: Any, **windowing: Any) -> dict[str, Any]:
-        """Returns what `forward` takes: the audio's `name`, for errors, and `windows`, made when they are asked for."""
+        """Returns what `forward` takes.
+
+        These are the audio's `name`, for errors; `windows`, made when they are asked for; and `warning`, a function
+        that says after the last one what is wrong with the file.
+        """
+        warnings: list[str] = []
         if isinstance(inputs, bytes | bytearray | memoryview):
             inputs = io.BytesIO(inputs)
         if isinstance(inputs, str | os.PathLike) or hasattr(inputs, "read"):
-            name, chunks = audio_name(inputs), iter_audio(inputs)
+            name, chunks = audio_name(inputs), iter_audio(inputs, on_warning=warnings.append)
         else:
             name = "audio given as an array"
             if isinstance(inputs, dict):
@@ -284,7 +293,8 @@ class ExHuBERTPipeline(Pipeline):
             samples = mono(inputs, name)
             parts = (samples[begin : begin + SAMPLES_AT_A_TIME] for begin in range(0, len(samples), SAMPLES_AT_A_TIME))
             chunks = resample_chunks(parts, rate, name)
-        return {"name": name, "windows": make_windows(chunks, self.feature_extractor, **windowing)}
+        windows = make_windows(chunks, self.feature_extractor, **windowing)
+        return {"name": name, "windows": windows, "warning": lambda: "".join(warnings)}
 
     def _forward(self, model_inputs: dict[str, Any], embeddings: bool | int | str = False) -> dict[str, Any]:
         name, spans = model_inputs["name"], {}
@@ -314,7 +324,7 @@ class ExHuBERTPipeline(Pipeline):
         if not spans:
             raise ValueError(f"{name}: the audio is empty (0 samples)")
         columns = [torch.cat(parts) for parts in (probabilities, embedded) if parts]
-        return {"spans": spans, "indices": indices, "columns": columns}
+        return {"spans": spans, "indices": indices, "columns": columns, "warning": model_inputs["warning"]()}
 
     def _embed(self, states: Any, embeddings: bool | int | str) -> torch.Tensor:
         """Mean over the frames of the states that `embeddings` says, `(windows, hidden_size)`."""
@@ -342,7 +352,8 @@ class ExHuBERTPipeline(Pipeline):
             for index, (start, end) in model_outputs["spans"].items()
         ]
         clip = self._named(*(column.mean(dim=0) for column in columns)) if columns else nothing
-        return {**clip, "windows": windows}
+        warning = {"warning": model_outputs["warning"]} if model_outputs["warning"] else {}
+        return {**clip, **warning, "windows": windows}
 
     def _named(self, probabilities: torch.Tensor, embedding: torch.Tensor | None = None) -> dict[str, Any]:
         values = dict(zip(self.class_names, probabilities.tolist(), strict=True))

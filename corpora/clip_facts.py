@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import os
-import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -14,14 +12,18 @@ import numpy as np
 import soundfile
 from tqdm.auto import tqdm
 
-from exhubert.audio_exhubert import SAMPLING_RATE, read_audio
+from exhubert.audio_exhubert import (
+    SAMPLING_RATE,
+    AudioFile,
+    audio_name,
+    decode_blocks,
+    open_sound,
+    read_audio,
+    shortfall,
+)
 
 BLOCK_BYTES = 2**20  # decoded at a time, whatever the length of the file
 FULL_SCALE = 32767 / 32768  # the largest 16-bit sample
-TOLERATED_SECONDS = 0.01  # headers that are a few samples off are common, and the audio is whole
-# libsndfile believes the size of the file, and only its log says that the header of a wav, au or aiff promised more.
-PROMISED_BYTES = re.compile(r"(?:data|Data Size|SSND)\s*: (\d+) \(should be (\d+)\)")
-STREAMED_BYTES = 0x7FFF0000  # from here on a promise is a placeholder: what was written to a pipe
 
 
 class ClipFacts(NamedTuple):
@@ -37,55 +39,49 @@ class ClipFacts(NamedTuple):
     error: str = ""
 
 
-def scan_clip(path: str | os.PathLike[str]) -> ClipFacts:
-    """Decodes one audio file, block by block.
+def scan_clip(audio: AudioFile) -> ClipFacts:
+    """Decodes one audio file, a path or a binary file, block by block.
 
     `content_hash` is blake2b (16 bytes, hexadecimal) of the sampling rate, the number of channels, and the decoded
     samples as interleaved little-endian float32. float32 holds samples of up to 24 bits exactly, so a wav, a flac
     and a float wav of the same samples agree; no file name, tag or encoder has a part in it.
 
     `error` is empty where all is well. Else it begins with `missing:`; `empty:` (no samples); `truncated:` (the
-    header promises more than there is; the facts hold for what is there; ogg and w64 promise nothing);
+    header promises more than there is, or an ogg has no end; the facts hold for what is there);
     `does not decode:`, with the decoder's words. Files with samples that decode have a hash, no others. It never
     raises for a bad file.
 
-    What libsndfile does not know (mp4, m4a, webm, ...) is decoded by `read_audio`, where the library av is installed:
-    in one piece, and the facts are those of the 16 kHz mono that it delivers.
+    What PyAV reads (mp4, m4a, webm, ...) is decoded in one piece, and the facts are those of the 16 kHz mono that
+    `read_audio` delivers.
     """
-    if not os.path.isfile(path):
-        why = "a link that leads nowhere" if os.path.islink(path) else "no such file"
-        return ClipFacts(error=f"missing: {why}")
-    if not os.path.getsize(path):
-        return ClipFacts(error="empty: the file has 0 bytes")
+    if isinstance(audio, str | os.PathLike):
+        if not os.path.isfile(audio):
+            why = "a link that leads nowhere" if os.path.islink(audio) else "no such file"
+            return ClipFacts(error=f"missing: {why}")
+        if not os.path.getsize(audio):
+            return ClipFacts(error="empty: the file has 0 bytes")
     try:
-        file = soundfile.SoundFile(os.fsencode(path) if os.name == "posix" else path)
-    except (soundfile.LibsndfileError, TypeError):  # TypeError: raw samples, which say no rate
-        try:
-            samples = read_audio(path)
-        except (ValueError, OSError) as error:
-            return ClipFacts(error=f"does not decode: {str(error).removeprefix(f'{os.fspath(path)}: ')}")
-        return _facts([samples[:, None]], SAMPLING_RATE, 1, len(samples))
-    with file:
-        found = PROMISED_BYTES.search(file.extra_info) if file.format != "FLAC" else None
-        promised, there = map(int, found.groups()) if found else (0, 0)
-        frames = file.frames if not there or promised >= STREAMED_BYTES else file.frames * promised // there
-        length = BLOCK_BYTES // (4 * file.channels) or 1
-        blocks = (file.read(length, dtype="float32", always_2d=True) for _ in itertools.count())
-        return _facts(itertools.takewhile(len, blocks), file.samplerate, file.channels, frames)
+        with open_sound(audio) as (sound, promised):
+            if sound is not None:
+                blocks = decode_blocks(sound, BLOCK_BYTES // (4 * sound.channels) or 1)
+                return _facts(blocks, sound.samplerate, sound.channels, promised)
+        return _facts([read_audio(audio)[:, None]], SAMPLING_RATE, 1)
+    except (ValueError, OSError) as error:
+        return ClipFacts(error=f"does not decode: {str(error).removeprefix(f'{audio_name(audio)}: ')}")
 
 
-def scan_clips(paths: Sequence[str | os.PathLike[str]]) -> list[ClipFacts]:
-    """Decodes files in parallel; returns their facts in the order of `paths`.
+def scan_clips(files: Sequence[AudioFile]) -> list[ClipFacts]:
+    """Decodes files in parallel; returns their facts in their order.
 
     Threads, as libsndfile and numpy work outside Python's lock: on 2 cores processes were no more than 15 % faster,
     and each would first import everything anew.
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        scanned = pool.map(scan_clip, paths)
-        return list(tqdm(scanned, total=len(paths), desc="decoding", unit="clip"))
+        scanned = pool.map(scan_clip, files)
+        return list(tqdm(scanned, total=len(files), desc="decoding", unit="clip"))
 
 
-def _facts(blocks: Iterable[np.ndarray], rate: int, channels: int, promised_frames: int) -> ClipFacts:
+def _facts(blocks: Iterable[np.ndarray], rate: int, channels: int, promised_frames: float = 0.0) -> ClipFacts:
     """The facts of decoded blocks, float32 `(frames, channels)`."""
     frames, peak, full_scale_samples, finite, error = 0, 0.0, 0, True, ""
     content = hashlib.blake2b(f"{rate} Hz, {channels} channels".encode(), digest_size=16)
@@ -104,8 +100,6 @@ def _facts(blocks: Iterable[np.ndarray], rate: int, channels: int, promised_fram
     except soundfile.LibsndfileError as stop:
         error = f"does not decode: after {frames / rate:.2f} s: {stop.error_string}"
     digest = content.hexdigest() if frames and not error else ""
-    if not error and not frames:
-        error = "empty: no samples"
-    elif not error and promised_frames - frames > TOLERATED_SECONDS * rate:
-        error = f"truncated: {frames / rate:.2f} s of the {promised_frames / rate:.2f} s that its header promises"
+    if not error:
+        error = shortfall(frames, rate, promised_frames) if frames else "empty: no samples"
     return ClipFacts(frames / rate, rate, channels, peak, full_scale_samples, finite, digest, error)

@@ -31,7 +31,7 @@ class Layout(NamedTuple):
         """The first line, of csv and table."""
         if self.style == "csv":
             names = [f"probability_{name}" for name in self.class_names]
-            return _csv_line(["file", "label", *names, *self.quadrant, "seconds", "error"])
+            return _csv_line(["file", "label", *names, *self.quadrant, "seconds", "warning", "error"])
         if self.style == "table":
             return self._aligned("file", "label", ["probability", *self.quadrant, "seconds"])
         return ""
@@ -44,16 +44,19 @@ class Layout(NamedTuple):
         if self.style == "jsonl":
             return json.dumps(row, ensure_ascii=False) + "\n"
         if "error" in row:
-            empty = [None] * (len(self.class_names) + len(self.quadrant) + 2)
+            empty = [None] * (len(self.class_names) + len(self.quadrant) + 3)
             return _csv_line([row["file"], *empty, row["error"]]) if self.style == "csv" else ""
         probabilities = row["probabilities"] or dict.fromkeys(self.class_names)
         values = [row[name] for name in self.quadrant]
         seconds = row["windows"][-1]["end"]
         if self.style == "csv":
-            return _csv_line([row["file"], row["label"], *probabilities.values(), *values, seconds, None])
+            return _csv_line(
+                [row["file"], row["label"], *probabilities.values(), *values, seconds, row.get("warning"), None]
+            )
         numbers = [] if row["label"] is None else [f"{max(probabilities.values()):.3f}", *(f"{v:+.2f}" for v in values)]
         numbers += [""] * (1 + len(values) - len(numbers))
-        return self._aligned(printable(row["file"]), row["label"] or SILENT, [*numbers, f"{seconds:.2f}"])
+        line = self._aligned(printable(row["file"]), row["label"] or SILENT, [*numbers, f"{seconds:.2f}"])
+        return f"{line[:-1]}  {row['warning']}\n" if "warning" in row else line
 
     def _aligned(self, file: str, label: str, numbers: list[str]) -> str:
         wide = max(map(len, [*self.class_names, SILENT]))
@@ -112,9 +115,10 @@ def read_rows(path: Path, layout: Layout) -> Iterator[tuple[str, str, str]]:
             else:
                 reader = csv.reader(lines)
                 columns = len(next(reader, []))
+                without = layout.header().count(",") + 1 - columns  # warning, which older releases did not write
                 for values in reader:
                     if len(values) == columns:  # less: cut off within a quoted name
-                        yield values[0], values[-1], _csv_line(values)
+                        yield values[0], values[-1], _csv_line([*values[:-1], *[None] * without, values[-1]])
     except (ValueError, TypeError, KeyError, csv.Error) as error:
         raise ValueError(f"{path}: a line there is no row of predictions ({error}); give another --output") from error
 

@@ -124,11 +124,13 @@ def make_corpus(tmp_path: Path) -> Callable[..., Path]:
     return lambda name="corpus", **options: write_corpus(tmp_path / name, **options)
 
 
-def write_video(path: Path, samples: np.ndarray, rate: int = 16_000) -> None:
+def write_video(path: Path, samples: np.ndarray, rate: int = 16_000, codec: str = "", title: str = "") -> None:
     """Writes mono samples as the sound of a container that FFmpeg knows, without pictures; needs av."""
     av = pytest.importorskip("av", reason="reading video needs PyAV, in the extra `video`")
     with av.open(str(path), "w") as container:
-        codec = {".webm": "libopus", ".avi": "pcm_s16le"}.get(path.suffix, "aac")
+        if title:
+            container.metadata["title"] = title
+        codec = codec or {".webm": "libopus", ".avi": "pcm_s16le"}.get(path.suffix, "aac")
         stream = container.add_stream(codec, rate=rate, layout="mono")
         frame = av.AudioFrame.from_ndarray((32767 * samples[None]).astype(np.int16), format="s16", layout="mono")
         frame.sample_rate = rate

@@ -55,10 +55,35 @@ def test_csv_and_table_say_the_same(clips, classifier_folder, capsys):
         values = {f"probability_{name}": value for name, value in row["probabilities"].items()}
         values |= {"arousal": row["arousal"], "valence": row["valence"], "seconds": row["windows"][-1]["end"]}
         assert {name: float(of_csv.pop(name)) for name in values} == values
-        assert of_csv == {"file": row["file"], "label": row["label"], "error": ""}
+        assert of_csv == {"file": row["file"], "label": row["label"], "warning": "", "error": ""}
         largest, seconds = max(row["probabilities"].values()), values["seconds"]
         shown = [f"{largest:.3f}", f"{row['arousal']:+.2f}", f"{row['valence']:+.2f}", f"{seconds:.2f}"]
         assert line.split() == [row["file"], row["label"], *shown]
+
+
+def test_a_row_says_that_its_file_is_cut_off(clips, classifier_folder, capsys):
+    with open("clips/cut.wav", "wb") as cut, open("clips/b.wav", "rb") as whole:
+        cut.write(whole.read()[:-32_000])
+    warning = load_pipeline(classifier_folder)("clips/cut.wav")["warning"]
+    assert warning == "truncated: 4.20 s of the 5.20 s that its header promises"
+    said = {}
+    for style in ("jsonl", "csv", "table"):
+        assert main(["predict", classifier_folder, "clips/b.wav", "clips/cut.wav", "--format", style]) == 0
+        said[style] = capsys.readouterr().out
+    whole, cut = rows_of(said["jsonl"])
+    assert "warning" not in whole
+    assert cut["warning"] == warning
+    assert [row["warning"] for row in csv.DictReader(said["csv"].splitlines())] == ["", warning]
+    assert [warning in line for line in said["table"].splitlines()] == [False, False, True]
+
+
+def test_csv_of_an_older_release_has_no_warnings_and_goes_on(clips, classifier_folder):
+    assert main(["predict", classifier_folder, "clips/a.flac", "--output", "out.csv"]) == 0
+    table = pandas.read_csv("out.csv")
+    table.drop(columns="warning").to_csv("out.csv", index=False)
+    assert main(["predict", classifier_folder, "clips", "--output", "out.csv"]) == 0
+    assert main(["predict", classifier_folder, "clips", "--output", "whole.csv"]) == 0
+    pandas.testing.assert_frame_equal(pandas.read_csv("out.csv"), pandas.read_csv("whole.csv"))
 
 
 def test_classes_of_ones_own_have_no_arousal(clips, tmp_path, capsys):
@@ -78,7 +103,7 @@ def test_classes_of_ones_own_have_no_arousal(clips, tmp_path, capsys):
         == 0
     )
     header = capsys.readouterr().out.splitlines()[0]
-    assert header == "file,label,probability_yes,probability_no,seconds,error"
+    assert header == "file,label,probability_yes,probability_no,seconds,warning,error"
     assert (tmp_path / "pictures" / "a.flac.png").is_file()
 
 

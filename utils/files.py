@@ -15,7 +15,10 @@ AUDIO_SUFFIXES = (
     *(".wav", ".flac", ".aiff", ".aif", ".au", ".sph", ".caf", ".w64"),
     *(".ogg", ".oga", ".opus", ".mp3"),
 )
-VIDEO_SUFFIXES = (".m4a", ".aac", ".wma", ".webm", ".mp4", ".avi", ".mkv", ".mov", ".flv", ".mpg")  # by PyAV
+VIDEO_SUFFIXES = (  # read by PyAV
+    *(".m4a", ".aac", ".amr", ".3gp", ".mka", ".wma"),
+    *(".webm", ".mp4", ".avi", ".mkv", ".mov", ".flv", ".mpg"),
+)
 UNFINISHED = ".unfinished"
 LONGEST_NAME = 240  # bytes, of which file systems take 255
 

@@ -1,0 +1,246 @@
+"""Audio files as people have them: under wrong names, with wrong lengths, cut off, beside what a Mac leaves.
+
+python -m pytest tests/test_audio_as_found.py
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from conftest import write_video
+from exhubert.audio_exhubert import audio_seconds, iter_audio, read_audio
+from exhubert.corpora.clip_facts import scan_clip
+from exhubert.utils.files import is_audio
+
+RATE = 16_000
+NOISE = 0.2 * np.random.default_rng(0).standard_normal(2 * RATE).clip(-3, 3)
+SPEECH = 0.5 * np.sin(0.15 * np.arange(2 * RATE)).astype(np.float32)
+
+
+def lengths(path: Path) -> list[float]:
+    """What reading, reading from memory, timing and scanning say, in seconds."""
+    samples = [len(read_audio(audio)) / RATE for audio in (path, io.BytesIO(path.read_bytes()))]
+    return [*samples, audio_seconds(path), scan_clip(path).duration_seconds]
+
+
+def warning_of(path: Path) -> str:
+    """What reading says of a file; checking says the same."""
+    said: list[str] = []
+    list(iter_audio(path, on_warning=said.append))
+    assert said == ([scan_clip(path).error] if said else [])
+    return said[0] if said else ""
+
+
+def wav(riff_bytes: int | None, data_bytes: int, after: bytes = b"", tags: bytes = b"") -> bytes:
+    """A 16-bit file of `NOISE`, with the sizes that its header says."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, NOISE, RATE, format="WAV")
+    data = buffer.getvalue()
+    size = len(data) - 8 if riff_bytes is None else riff_bytes
+    return b"RIFF%sWAVE%s%sdata%s%s%s" % (
+        *(struct.pack("<I", size), data[12:36], tags, struct.pack("<I", data_bytes), data[44:], after),
+    )
+
+
+# Lengths
+
+
+@pytest.mark.parametrize("riff_bytes", [0, 36, None, 0xFFFFFFFF])
+@pytest.mark.parametrize("tags", [b"", b"LIST\x05\0\0\0INFOx\0"])
+def test_a_wav_that_says_nothing_of_its_length_is_read_to_its_end(tmp_path, riff_bytes, tags):
+    path = tmp_path / "a.wav"
+    path.write_bytes(wav(riff_bytes, 0, tags=tags))
+    assert lengths(path) == [2.0] * 4
+    assert warning_of(path) == ""
+    (tmp_path / "whole.wav").write_bytes(wav(None, 4 * RATE))
+    for start, duration in ((0.0, None), (0.5, 1.0)):
+        assert np.array_equal(read_audio(path, start, duration), read_audio(tmp_path / "whole.wav", start, duration))
+    assert path.read_bytes() == wav(riff_bytes, 0, tags=tags)
+
+
+@pytest.mark.parametrize("after", [b"", b"LIST\x04\0\0\0INFO", b"id3 \x02\0\0\0xx", b"\0"])
+def test_an_empty_wav_stays_empty(tmp_path, after):
+    (tmp_path / "a.wav").write_bytes(wav(None, 0)[:44] + after)
+    with pytest.raises(ValueError, match="empty"):
+        audio_seconds(tmp_path / "a.wav")
+    assert scan_clip(tmp_path / "a.wav").error == "empty: no samples"
+
+
+@pytest.mark.parametrize("claimed_seconds", [0, 3, 360_000])
+def test_a_flac_is_as_long_as_what_is_in_it(tmp_path, claimed_seconds):
+    path = tmp_path / "a.flac"
+    soundfile.write(path, NOISE, RATE)
+    data, whole = bytearray(path.read_bytes()), read_audio(path)
+    claimed = claimed_seconds * RATE
+    data[21:26] = ((data[21] >> 4) << 36 | claimed).to_bytes(5, "big")  # 36 bits
+    path.write_bytes(data)
+    assert lengths(path) == [2.0] * 4
+    assert np.array_equal(read_audio(path), whole)
+    assert scan_clip(path).content_hash
+    promise = f"truncated: 2.00 s of the {claimed_seconds:.2f} s that its header promises"
+    assert warning_of(path) == (promise if claimed else "")
+
+
+@pytest.mark.parametrize("how", ["without its length", "two in a row"])
+def test_an_mp3_that_is_longer_than_it_says_is_read_whole(tmp_path, monkeypatch, how):
+    """libsndfile reads as far as the first frame says, or lets it guess."""
+    path = tmp_path / "a.mp3"
+    soundfile.write(path, np.concatenate([NOISE, 0 * NOISE, 0 * NOISE, 2 * NOISE]), RATE)
+    data = path.read_bytes()
+    # The first frame holds the length, no sound.
+    path.write_bytes(2 * data if how == "two in a row" else data[data.index(data[:2], 4) :])
+    seconds = 16.0 if how == "two in a row" else 8.0
+    assert soundfile.info(path).duration < seconds - 2
+    pytest.importorskip("av", reason="needs av: pip install av")
+    assert lengths(path) == pytest.approx([seconds] * 4, abs=0.2)
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(ValueError, match=r"a\.mp3: .*longer than it says.*pip install av"):
+        read_audio(path)
+
+
+# Cut off
+
+
+def cut(suffix: str, share: float, **how: str):
+    def write(path: Path) -> Path:
+        path = path.with_suffix(suffix)
+        soundfile.write(path, NOISE, RATE, **how)
+        path.write_bytes(path.read_bytes()[: round(share * path.stat().st_size)])
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("write", "warning"),
+    [
+        (cut(".wav", 0.6), "truncated: 1.20 s of the 2.00 s that its header promises"),
+        (cut(".aiff", 0.6), "truncated: 1.20 s of the 2.00 s that its header promises"),
+        (cut(".mp3", 0.6), "truncated: 1."),
+        (cut(".ogg", 0.6, subtype="VORBIS"), "truncated: "),
+        (cut(".ogg", 0.99, subtype="VORBIS"), "truncated: "),  # within the last page
+        (cut(".opus", 0.6, format="OGG", subtype="OPUS"), "truncated: "),
+        (cut(".wav", 1.0), ""),
+        (cut(".mp3", 1.0), ""),
+        (cut(".ogg", 1.0, subtype="VORBIS"), ""),
+        (cut(".opus", 1.0, format="OGG", subtype="OPUS"), ""),
+    ],
+)
+def test_what_is_cut_off_is_read_as_far_as_it_goes_and_named(tmp_path, write, warning):
+    path = write(tmp_path / "a")
+    assert warning_of(path).startswith(warning) if warning else warning_of(path) == ""
+    assert (max(lengths(path)) < 2) == bool(warning)
+    assert lengths(path) == pytest.approx([lengths(path)[0]] * 4, abs=1e-3)
+    part: list[str] = []
+    list(iter_audio(path, 30.0, 0.0, 0.1, on_warning=part.append))
+    assert part == []  # nothing is missing of what was asked for
+
+
+# Names and formats
+
+
+@pytest.mark.parametrize("name", ["a.m4a", "a.mp4", "a.3gp", "a.mka", "a.webm", "a.aac", "a.mpg"])
+@pytest.mark.parametrize("suffix", [".mp3", ".wav", ""])
+def test_what_is_in_a_file_counts_and_not_its_name(tmp_path, capfd, name, suffix):
+    write_video(tmp_path / name, SPEECH, 48_000 if name == "a.webm" else RATE, "mp2" if name == "a.mpg" else "")
+    whole = read_audio(tmp_path / name)
+    assert is_audio(name)
+    other = tmp_path / f"other{suffix}"
+    os.rename(tmp_path / name, other)
+    assert np.array_equal(read_audio(other), whole)
+    assert scan_clip(other).error == ""
+    assert len(whole) / RATE == pytest.approx(audio_seconds(other), abs=0.15)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "before"),
+    [("a.mp3", bytes(600)), ("a.aac", b"ID3\4\0\0\0\0\1\0" + bytes(128))],
+)
+def test_what_stands_before_the_sound_is_skipped(tmp_path, name, before):
+    pytest.importorskip("av", reason="needs av: pip install av")
+    path = tmp_path / name
+    if name == "a.mp3":
+        soundfile.write(path, SPEECH, RATE)
+    else:
+        write_video(path, SPEECH)
+    path.write_bytes(before + path.read_bytes())
+    assert lengths(path) == pytest.approx([2.0] * 4, abs=0.2)
+
+
+@pytest.mark.parametrize(("codec", "rate"), [("g722", RATE), ("g726", 8000)])
+def test_wavs_of_telephones_are_read(tmp_path, codec, rate):
+    write_video(tmp_path / "a.wav", SPEECH, rate, codec)
+    assert len(read_audio(tmp_path / "a.wav")) == pytest.approx(len(SPEECH) * RATE / rate, abs=10)
+
+
+def test_amr_is_read(tmp_path):
+    pytest.importorskip("av", reason="needs av: pip install av")
+    (tmp_path / "a.amr").write_bytes(b"#!AMR\n" + 50 * (b"\x3c" + bytes(31)))  # frames of 20 ms at 12.2 kbit/s
+    assert is_audio("a.AMR")
+    assert lengths(tmp_path / "a.amr") == pytest.approx([1.0] * 4, abs=0.03)
+
+
+def test_what_is_not_read_says_what_is(tmp_path, monkeypatch):
+    (tmp_path / "a.mp3").write_bytes(b"wvpk" + bytes(1000))
+    read = r"a\.mp3: .* \(Format not recognised\.\); read are wav, flac, ogg, mp3 .*, and the sound of mp4, .*amr$"
+    pytest.importorskip("av", reason="needs av: pip install av")
+    with pytest.raises(ValueError, match=read):
+        read_audio(tmp_path / "a.mp3")
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(ValueError, match=r"read are wav.*pip install av"):
+        read_audio(tmp_path / "a.mp3")
+
+
+def test_a_damaged_wav_keeps_libsndfiles_words(tmp_path):
+    (tmp_path / "a.wav").write_bytes(wav(None, 4 * RATE)[:20] + bytes(100))
+    with pytest.raises(ValueError, match=r"a\.wav: the audio does not decode \(.*fmt.*\)$"):
+        read_audio(tmp_path / "a.wav")
+
+
+# Beside Macs, and nothing
+
+
+@pytest.mark.parametrize("name", ["voice.m4a", "voice.mp4", "voice.webm", "voice.wav"])
+def test_what_macs_leave_beside_a_file_does_not_matter(tmp_path, name):
+    if name.endswith("wav"):
+        soundfile.write(tmp_path / name, NOISE, RATE)
+    else:
+        write_video(tmp_path / name, SPEECH, 48_000 if name.endswith("webm") else RATE)
+    whole = read_audio(tmp_path / name)
+    entries = struct.pack(">IIIIII", 9, 50, 3760, 2, 3810, 286)  # what the Finder knows, with attributes; resources
+    double = struct.pack(">II16xH", 0x00051607, 0x00020000, 2) + entries + bytes(34) + b"ATTR"
+    (tmp_path / f"._{name}").write_bytes(double.ljust(4096, b"\0"))
+    assert np.array_equal(read_audio(tmp_path / name), whole)
+    assert scan_clip(tmp_path / name).error == ""
+
+
+@pytest.mark.parametrize("suffix", ["m4a", "mp4", "mov", "aac", "mp3", "wav", "flac", "ogg", "webm", "avi"])
+@pytest.mark.parametrize("size", [0, 1, 9, 40])
+def test_files_of_nothing_are_named_and_nothing_else_is_printed(tmp_path, capfd, suffix, size):
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(bytes(size))
+    for read in (read_audio, audio_seconds):
+        with pytest.raises(ValueError, match=rf"a\.{suffix}: the audio does not decode") as error:
+            read(path)
+    assert size or "0 bytes" in str(error.value)
+    assert scan_clip(path).error.startswith("does not decode" if size else "empty: the file has 0 bytes")
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("suffix", ["avi", "mp4"])
+def test_tags_in_latin_1_do_not_matter(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    write_video(path, SPEECH, title="Gefühl")
+    data = path.read_bytes()
+    assert "Gefühl".encode() in data
+    path.write_bytes(data.replace("Gefühl".encode(), "Gefüühl".encode("latin-1")))
+    assert len(read_audio(path)) == pytest.approx(2 * RATE, abs=2048)
