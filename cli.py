@@ -53,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     onnx.add_argument("--int8", action="store_true", help="quantise the matrices: a quarter of the size, and faster")
     compared = "corpora, to compare on their test splits"
     onnx.add_argument("--check", dest="corpora", metavar="DIR", nargs="+", default=[], help=compared)
+    _add_trust(onnx)
     onnx.set_defaults(run="convert.onnx:convert_onnx")
 
     _add_corpora(commands)
@@ -183,3 +184,12 @@ def _add_inference(commands: Any) -> None:
             help="from window to window (default: half of one)",
         )
         command.add_argument("--vad", action="store_true", help="leave out windows without speech (silero-vad)")
+        _add_trust(command)
+
+
+def _add_trust(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="let code run that the model brings; read it first (default: no)",
+    )

@@ -63,6 +63,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--protocol", default="auto", help="how each corpus is split; see docs/corpora.md")
     parser.add_argument("--fold", type=int, help="which fold, from 1, of a protocol that has folds")
     parser.add_argument("--batch_size", type=int, default=8, help="windows in a batch of a process")
+    parser.add_argument(
+        *("--trust_remote_code", "--trust-remote-code"),
+        action="store_true",
+        help="let code run that a model brings; read it first (default: no)",
+    )
     options = parser.parse_args(arguments)
     models = check(options)
 
@@ -143,7 +148,7 @@ def evaluate(
         ValueError: if the model's checkpoint has no classification head, or a corpus is not as it should be.
     """
     state = PartialState()
-    model, extractor = load_trained(name_or_path, dtype=torch.float32)
+    model, extractor = load_trained(name_or_path, options.trust_remote_code, dtype=torch.float32)
     class_names = [model.config.id2label[index] for index in range(model.config.num_labels)]
     parameters = {"total": model.num_parameters(), "trainable": model.num_parameters(only_trainable=True)}
     recipe, results_of_run = recipe_of(name_or_path), Path(name_or_path).parent / RESULTS

@@ -23,6 +23,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from exhubert.audio_exhubert import WINDOW_SECONDS
 from exhubert.configuration_exhubert import ExHuBERTConfig
+from exhubert.model_folder.load import check_config
 from exhubert.modeling_exhubert import ExHuBERTForSequenceClassification, expanded_weight, misfit
 from exhubert.utils.text import first_line
 
@@ -102,6 +103,7 @@ class Checkpoint:
                 files = sorted({self.directory / Path(name).name for name in of_weights.values()})
                 break
         self.config = _read_json(self.directory / "config.json", self.source)
+        check_config(self.config, f"{self.source}: config.json")
         extractor = self.directory / "preprocessor_config.json"
         values = _read_json(extractor, self.source) if extractor.is_file() else {}
         self.window_seconds: float = values.get("window_seconds", WINDOW_SECONDS)

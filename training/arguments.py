@@ -110,11 +110,12 @@ HUB_FIELDS = ("push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision")
 UPDATES_PER_SAVE = 500  # at most, unless `save_steps` says otherwise: what a kill can cost
 
 
-def parse(arguments: Sequence[str] | None = None) -> tuple[Recipe, TrainingArguments, bool]:
-    """Reads `RECIPE [--key value ...] [--resume]`.
+def parse(arguments: Sequence[str] | None = None) -> tuple[Recipe, TrainingArguments, argparse.Namespace]:
+    """Reads `RECIPE [--key value ...] [--resume] [--trust-remote-code]`.
 
     Returns:
-        The recipe, the training arguments that follow from it, and whether to resume.
+        The recipe, the training arguments that follow from it, and what no recipe may say: `resume` and
+        `trust_remote_code`.
 
     Raises:
         ValueError: for a missing recipe, an unknown key (the nearest is named) or an illegal value.
@@ -123,11 +124,16 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Recipe, TrainingArgum
         prog="train_hf.py",
         description="Fine-tunes an audio-classification model on emotion corpora.",
         epilog="Every key of a recipe, and every field of transformers' TrainingArguments, is an option: --key value.",
-        usage="train_hf.py RECIPE [--key value ...] [--resume]",
+        usage="train_hf.py RECIPE [--key value ...] [--resume] [--trust-remote-code]",
         allow_abbrev=False,
     )
     command.add_argument("recipe", help="YAML file; see recipes/")
     command.add_argument("--resume", action="store_true", help="go on from the run folder's last checkpoint")
+    command.add_argument(
+        *("--trust-remote-code", "--trust_remote_code"),
+        action="store_true",
+        help="let code run that the model brings; read it first (default: no)",
+    )
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments and arguments[0].startswith("--") and arguments[0] != "--help":
         raise ValueError(f"{arguments[0]}: the recipe comes first: train_hf.py RECIPE [--key value ...]")
@@ -138,7 +144,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Recipe, TrainingArgum
     recipe = Recipe(**{name: value for name, value in settings.items() if name in keys})
     recipe.check()
     training = {name: value for name, value in settings.items() if name not in keys}
-    return recipe, training_arguments(recipe, training), known.resume
+    return recipe, training_arguments(recipe, training), known
 
 
 def read_recipe(path: str | os.PathLike[str], extended_by: Sequence[Path] = ()) -> dict[str, Any]:

@@ -10,6 +10,8 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 # In the order of preference, where a folder holds the same clip in several forms.
 AUDIO_SUFFIXES = (
     *(".wav", ".flac", ".aiff", ".aif", ".au", ".sph", ".caf", ".w64"),
@@ -44,6 +46,37 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 @contextlib.contextmanager
+def locked(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Holds the right to write an output, which one process has at a time; one that dies loses it.
+
+    The lock is a hidden file beside `path`, which names the process, and goes when the block ends.
+
+    Raises:
+        ValueError: if another process has it, which is named.
+    """
+    path = Path(os.path.realpath(path))
+    inside = path.is_dir() and not os.access(path.parent, os.W_OK)  # a mount point
+    folder = path if inside else path.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    name = os.fsdecode(os.fsencode(f".{path.name}")[: LONGEST_NAME - 10])
+    file = folder / f"{name}.lock{UNFINISHED}"
+    lock = FileLock(file)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        owner = file.read_text(encoding="utf-8") if file.is_file() else ""
+        raise ValueError(
+            f"{path} is being written by {owner or 'another process'}; wait until that has ended, or give another name"
+        ) from None
+    try:
+        file.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        yield
+    finally:
+        file.unlink(missing_ok=True)  # while it is held: nobody else has it then
+        lock.release()
+
+
+@contextlib.contextmanager
 def whole_folder(directory: str | os.PathLike[str], replace: bool = False) -> Iterator[Path]:
     """Yields an empty folder that becomes `directory` if the block ends without an error.
 
@@ -57,7 +90,8 @@ def whole_folder(directory: str | os.PathLike[str], replace: bool = False) -> It
             and `config.json` last, and the others stay.
 
     Raises:
-        ValueError: if `directory` is there already, and is not an empty folder (but see `replace`).
+        ValueError: if `directory` is there already, and is not an empty folder (but see `replace`), or another process
+            writes it.
     """
     directory = Path(os.path.realpath(directory))
 
@@ -66,24 +100,25 @@ def whole_folder(directory: str | os.PathLike[str], replace: bool = False) -> It
             raise ValueError(f"{directory} exists already; give a folder that does not, or delete it")
 
     check_free()
-    prefix = f".{directory.name}{UNFINISHED}-{socket.gethostname()}-"
-    for left in directory.parent.glob(f"{glob.escape(prefix)}*"):
-        if not _runs(left.name[len(prefix) :]):
-            shutil.rmtree(left, ignore_errors=True)
-    beside = directory.with_name(f"{prefix}{os.getpid()}")
-    shutil.rmtree(beside, ignore_errors=True)
-    unfinished = beside / directory.name
-    unfinished.mkdir(parents=True)
-    try:
-        yield unfinished
-        check_free()  # another process may have been faster
-        if directory.is_dir():
-            for path in sorted(unfinished.iterdir(), key=lambda path: path.name == "config.json"):
-                shutil.move(path, directory / path.name)  # across file systems, too
-        else:
-            unfinished.rename(directory)
-    finally:
+    with locked(directory):
+        prefix = f".{directory.name}{UNFINISHED}-{socket.gethostname()}-"
+        for left in directory.parent.glob(f"{glob.escape(prefix)}*"):
+            if not _runs(left.name[len(prefix) :]):
+                shutil.rmtree(left, ignore_errors=True)
+        beside = directory.with_name(f"{prefix}{os.getpid()}")
         shutil.rmtree(beside, ignore_errors=True)
+        unfinished = beside / directory.name
+        unfinished.mkdir(parents=True)
+        try:
+            yield unfinished
+            check_free()  # what knows of no lock may have been faster
+            if directory.is_dir():
+                for path in sorted(unfinished.iterdir(), key=lambda path: path.name == "config.json"):
+                    shutil.move(path, directory / path.name)  # across file systems, too
+            else:
+                unfinished.rename(directory)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
 
 
 def _runs(process: str) -> bool:
