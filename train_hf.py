@@ -38,7 +38,7 @@ from exhubert.training.models import load_model, parts_table
 from exhubert.training.round_robin import MultiCorpus, RoundRobinSampler
 from exhubert.training.trainer import RoundRobinTrainer
 from exhubert.utils.command import quiet_transformers, run_with_one_line_errors
-from exhubert.utils.files import locked
+from exhubert.utils.files import disk_errors, locked
 
 INTERRUPTED = 3  # the exit code after SIGTERM or SIGINT, when everything is saved
 
@@ -115,7 +115,7 @@ def train(recipe: Recipe, training: TrainingArguments, resume: bool, trust_remot
         return INTERRUPTED
 
     saved = Path(recipe.output) / "model"
-    with run_folder.disk_errors(saved):
+    with disk_errors(saved):
         trainer.save_model(str(saved))
     if main_process:
         predictions = predictions_table(test, class_names, logits, clip_of_window)

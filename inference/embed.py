@@ -11,7 +11,7 @@ import numpy as np
 
 from exhubert.inference.audio_files import find_audio, output_file, process_files
 from exhubert.inference.speech import classify_file, open_pipeline
-from exhubert.utils.files import whole_file
+from exhubert.utils.files import locked, whole_file
 from exhubert.utils.text import as_text
 
 ROWS_AT_ONCE = 4096  # in memory while parquet is written: 16 MiB at 1,024 values each
@@ -77,7 +77,12 @@ def run_embed(
         return [(window["start"], window["end"], window["embedding"]) for window in windows]
 
     code = 1
-    with contextlib.suppress(NothingToWrite), whole_file(path) as unfinished, parquet_rows(unfinished) as write:
+    with (
+        contextlib.suppress(NothingToWrite),
+        locked(path),
+        whole_file(path) as unfinished,
+        parquet_rows(unfinished) as write,
+    ):
 
         def write_rows(name: str, rows: Any, problem: str) -> str:
             for row in rows or ():

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from exhubert.inference.audio_files import STANDARD_INPUT, output_file
-from exhubert.utils.files import whole_file, write_text
+from exhubert.utils.files import locked, read_table, whole_file, write_text
 from exhubert.utils.text import printable
 
 FORMATS = ("table", "jsonl", "csv")
@@ -73,31 +73,32 @@ def open_rows(path: Path, layout: Layout, settings: Mapping[str, Any]) -> Iterat
 
     Raises:
         ValueError: if there is a file which was begun with other settings, or is none of ours,
-            or something that is no regular file.
+            or something that is no regular file, or another process adds to it.
         OSError: if it cannot be written.
     """
     path = output_file(path)
-    beside = path.with_name(f"{path.name}.settings.json")
-    begun = path.exists() and path.stat().st_size > 0
-    if begun:
-        if not beside.is_file():
-            raise ValueError(f"{path} exists, and no {beside.name} beside it; give another --output, or delete it")
-        earlier = json.loads(beside.read_text(encoding="utf-8"))
-        for name, value in settings.items():
-            if earlier.get(name) != value:
-                was = f"{path} was begun with {name} {earlier.get(name)!r}, now it is {value!r}"
-                raise ValueError(f"{was}; give another --output, or delete it")
-    else:
-        write_text(beside, json.dumps(settings, indent=2) + "\n")
-    done = set()
-    with whole_file(path) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as file:
-        file.write(layout.header())
-        for name, error, line in read_rows(path, layout) if begun else ():
-            if not error and name != STANDARD_INPUT:
-                file.write(line)
-                done.add(os.path.abspath(name))
-    with path.open("a", encoding="utf-8", newline="") as file:
-        yield file, done
+    with locked(path):
+        beside = path.with_name(f"{path.name}.settings.json")
+        begun = path.exists() and path.stat().st_size > 0
+        if begun:
+            if not beside.is_file():
+                raise ValueError(f"{path} exists, and no {beside.name} beside it; give another --output, or delete it")
+            earlier = read_table(beside)
+            for name, value in settings.items():
+                if earlier.get(name) != value:
+                    was = f"{path} was begun with {name} {earlier.get(name)!r}, now it is {value!r}"
+                    raise ValueError(f"{was}; give another --output, or delete it")
+        else:
+            write_text(beside, json.dumps(settings, indent=2) + "\n")
+        done = set()
+        with whole_file(path) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as file:
+            file.write(layout.header())
+            for name, error, line in read_rows(path, layout) if begun else ():
+                if not error and name != STANDARD_INPUT:
+                    file.write(line)
+                    done.add(os.path.abspath(name))
+        with path.open("a", encoding="utf-8", newline="") as file:
+            yield file, done
 
 
 def read_rows(path: Path, layout: Layout) -> Iterator[tuple[str, str, str]]:

@@ -78,7 +78,12 @@ def open_pipeline(model: str, vad: bool, trust_remote_code: bool = False, **opti
     if vad:
         speech_seconds(silence)
     pipeline = load_pipeline(model, trust_remote_code)
-    list(pipeline.stream([silence], **options))
+    try:
+        list(pipeline.stream([silence], **options))
+    except ValueError as error:
+        if not str(error).startswith("the stream: "):  # an option
+            raise
+        raise ValueError(f"{model} does not run, not even on silence ({error}); is its config.json whole?") from error
     return pipeline
 
 

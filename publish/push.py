@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shlex
@@ -11,7 +10,6 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
 from safetensors import SafetensorError, safe_open
@@ -22,6 +20,7 @@ from exhubert.model_folder.onnx_model import ONNX_FILE
 from exhubert.model_folder.save import CODE_FILES, EMOTION_CODE_FILE, SHARD, check_model_folder
 from exhubert.publish.hub import check_target, connect, download, open_target, patiently, plain_errors
 from exhubert.publish.run_card import hub_card
+from exhubert.utils.files import read_table
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ONNX_DATA = f"{ONNX_FILE}.data"
@@ -98,7 +97,7 @@ def push_model_folder(
         compare(api, repo_id, commit.oid, additions)
     print(f"compared: all {len(additions)} files are the same there. To load it, whatever is pushed later:")
     pinned = f'"{repo_id}", revision="{commit.oid}"'
-    if "onnx" in _read_json(directory / CONFIGS[0]):
+    if "onnx" in read_table(directory / CONFIGS[0]):
         print(f"load_pipeline(snapshot_download({pinned}))")
     else:
         print(f"AutoModelForAudioClassification.from_pretrained({pinned}, trust_remote_code=True)")
@@ -166,7 +165,7 @@ def model_files(directory: Path) -> tuple[list[str], list[str]]:
     weights = weight_files(directory)
     code: list[str | None] = []
     for name in CONFIGS:
-        for value in (_read_json(directory / name).get("auto_map") or {}).values():
+        for value in (read_table(directory / name).get("auto_map") or {}).values():
             code += value if isinstance(value, list) else [value]  # of a tokenizer, two or one and None
     # But for those of other repos (`user/model--file.Class`).
     code_files = [f"{reference.split('.')[0]}.py" for reference in code if reference and "--" not in reference]
@@ -190,14 +189,14 @@ def model_files(directory: Path) -> tuple[list[str], list[str]]:
 
 def weight_files(directory: Path) -> list[str]:
     """The names of the files that the weights are read from, whatever other weights lie beside them."""
-    if "onnx" in _read_json(directory / CONFIGS[0]):
+    if "onnx" in read_table(directory / CONFIGS[0]):
         exported = directory / ONNX_FILE
         beside = exported.is_file() and ONNX_DATA.encode() in exported.read_bytes()
         return [ONNX_FILE, ONNX_DATA] if beside else [ONNX_FILE]
     if (directory / WEIGHTS).is_file():
         return [WEIGHTS]
     if (directory / INDEX).is_file():
-        return [*sorted(set(_read_json(directory / INDEX).get("weight_map", {}).values())), INDEX]
+        return [*sorted(set(read_table(directory / INDEX).get("weight_map", {}).values())), INDEX]
     raise ValueError(f"{directory} is not a whole model folder: it lacks {WEIGHTS} or {INDEX}")
 
 
@@ -211,10 +210,3 @@ def check_weights(path: Path) -> None:
                     raise ValueError(f"{path}: {name} has values that are not numbers (NaN); such a model is no use")
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path}: the weights cannot be read ({error}); is the file whole?") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not a table in JSON: {error}") from error

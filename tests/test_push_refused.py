@@ -69,7 +69,7 @@ def link_the_weights(folder: Path) -> None:
         (lambda folder: (folder / "audio_exhubert.py").unlink(), "it lacks audio_exhubert.py"),
         (lambda folder: spoil(folder, auto_map={"AutoModel": "modeling_mine.Mine"}), "it lacks modeling_mine.py"),
         (lambda folder: (folder / "model.safetensors").rename(folder / "x.safetensors"), "it lacks model.safetensors"),
-        (lambda folder: (folder / "config.json").write_text("{"), "config.json is not a table in JSON"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json is not JSON"),
         (make_nan, "classifier.bias has values that are not numbers"),
         (cut, r"model.safetensors: the weights cannot be read \(.*is the file whole"),
         (lose_a_shard, "it lacks model-00002-of-00002.safetensors"),

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import json
 import os
 import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import yaml
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+
+from exhubert.utils.text import first_line
 
 # In the order of preference, where a folder holds the same clip in several forms.
 AUDIO_SUFFIXES = (
@@ -43,6 +49,35 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Writes UTF-8 text, whole or not at all."""
     with whole_file(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
+
+
+def read_table(path: str | os.PathLike[str], kind: str = "") -> dict[str, Any]:
+    """Reads a file of `key: value`: YAML where it is called `.yaml`, else JSON, unless `kind` says which.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is something else; the file is named.
+    """
+    path = Path(path)
+    kind = kind or ("YAML" if path.suffix == ".yaml" else "JSON")
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = yaml.safe_load(text) if kind == "YAML" else json.loads(text)
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} is not {kind} ({' '.join(str(error).split())})") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} is not a table `key: value` in {kind}")
+    return values
+
+
+@contextlib.contextmanager
+def disk_errors(target: Path) -> Iterator[None]:
+    """Turns what writers of weights and audio raise, each its own, into an OSError that says how much room there is."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        room = shutil.disk_usage(next(path for path in (target, *target.parents) if path.exists())).free // 2**20
+        raise OSError(f"{target} could not be written, {room} MiB are free there: {first_line(error)}") from error
 
 
 @contextlib.contextmanager
