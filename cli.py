@@ -69,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     push.add_argument("--private", action="store_true", default=None, help="only you and your organisation can see it")
     push.add_argument("--revision", metavar="BRANCH", help="branch, made if it does not exist (default: main)")
     push.add_argument("--dry-run", action="store_true", help="list the files and send nothing")
+    push.add_argument("--allow-changed-code", action="store_true", help="push code that is not this package's")
     push.set_defaults(run="publish.push:push_model_folder")
     options = vars(parser.parse_args(arguments))
     module, _, function = options.pop("run").partition(":")

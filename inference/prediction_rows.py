@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TextIO
 
 from exhubert.inference.audio_files import STANDARD_INPUT, output_file
 from exhubert.utils.files import locked, read_table, whole_file, write_text
-from exhubert.utils.text import printable
+from exhubert.utils.text import printable, spreadsheet_cell
 
 FORMATS = ("table", "jsonl", "csv")
 SILENT = "no speech"  # in the table
@@ -39,21 +39,27 @@ class Layout(NamedTuple):
     def line(self, row: Mapping[str, Any]) -> str:
         """The line of a row: `file`, and `error` or what the pipeline returns.
 
-        In csv and table one column, `seconds`, stands for the windows. The table has no line for an error.
+        In csv and table one column, `seconds`, stands for the windows. The table has no line for an error. In csv no
+        cell begins as a formula does: a file `=a.wav` is `./=a.wav` there, the same file.
         """
         if self.style == "jsonl":
             return json.dumps(row, ensure_ascii=False) + "\n"
+        file = row["file"]
+        if self.style == "csv" and file != STANDARD_INPUT and spreadsheet_cell(file) != file:
+            file = os.path.join(".", file)
         if "error" in row:
             empty = [None] * (len(self.class_names) + len(self.quadrant) + 2)
-            return _csv_line([row["file"], *empty, row["error"]]) if self.style == "csv" else ""
+            return _csv_line([file, *empty, spreadsheet_cell(row["error"])]) if self.style == "csv" else ""
         probabilities = row["probabilities"] or dict.fromkeys(self.class_names)
         values = [row[name] for name in self.quadrant]
         seconds = row["windows"][-1]["end"]
         if self.style == "csv":
-            return _csv_line([row["file"], row["label"], *probabilities.values(), *values, seconds, None])
+            return _csv_line(
+                [file, spreadsheet_cell(row["label"] or ""), *probabilities.values(), *values, seconds, None]
+            )
         numbers = [] if row["label"] is None else [f"{max(probabilities.values()):.3f}", *(f"{v:+.2f}" for v in values)]
         numbers += [""] * (1 + len(values) - len(numbers))
-        return self._aligned(printable(row["file"]), row["label"] or SILENT, [*numbers, f"{seconds:.2f}"])
+        return self._aligned(printable(file), row["label"] or SILENT, [*numbers, f"{seconds:.2f}"])
 
     def _aligned(self, file: str, label: str, numbers: list[str]) -> str:
         wide = max(map(len, [*self.class_names, SILENT]))

@@ -35,6 +35,7 @@ def push_model_folder(
     private: bool | None = None,
     revision: str | None = None,
     dry_run: bool = False,
+    allow_changed_code: bool = False,
 ) -> str | None:
     """Uploads the files of a model folder, and no others, in one commit, and compares them with what the Hub has.
 
@@ -49,17 +50,26 @@ def push_model_folder(
         private: whether a new repo is private; None: as the account's default is. True refuses a public one.
         revision: the branch; None: main.
         dry_run: only say what would be uploaded; nothing is asked of the Hub.
+        allow_changed_code: whether code may go along that is not this package's; see `changed_code`.
 
     Returns:
         The SHA of the commit that has the files, also where nothing had to be changed; None for a dry run.
 
     Raises:
-        ValueError: if the folder lacks something, its weights cannot be read, or there is no token.
+        ValueError: if the folder lacks something, its weights cannot be read, its code is not this package's, or there
+            is no token.
         OSError: if the Hub refuses, the connection breaks, or what it has is not what was sent.
     """
     check_target(repo_id, revision)
     directory = check_model_folder(directory)
     names, left_out = model_files(directory)
+    if changed := changed_code(directory):
+        if not allow_changed_code:
+            raise ValueError(
+                f"{directory}: {'; '.join(changed)}; whoever loads the model would run that: read it, and push it with "
+                "--allow-changed-code, or save the model anew with this package"
+            )
+        print("\n".join(["code that is not this package's:", *(f"  {line}" for line in changed)]))
     sizes = {name: tqdm.format_sizeof((directory / name).stat().st_size, "B") for name in names}
     total = tqdm.format_sizeof(sum((directory / name).stat().st_size for name in names), "B")
     where = f"{constants.ENDPOINT}/{repo_id}, branch {revision or 'main'}{', private' if private else ''}"
@@ -185,6 +195,23 @@ def model_files(directory: Path) -> tuple[list[str], list[str]]:
             check_weights(directory / name)
     everything = sorted(path.name + "/" * path.is_dir() for path in directory.iterdir())
     return sorted(names), [name for name in everything if name not in names]
+
+
+def changed_code(directory: Path) -> list[str]:
+    """Says which code files of a folder are not this package's, and which classes its files take from another repo."""
+    package = Path(__file__).parent.parent
+    changed = [
+        f"{name} differs from this package's"
+        for name in (*CODE_FILES, EMOTION_CODE_FILE)
+        if (directory / name).is_file() and (directory / name).read_bytes() != (package / name).read_bytes()
+    ]
+    for name in CONFIGS:
+        values = read_table(directory / name)
+        pipelines = {task: entry.get("impl") for task, entry in (values.get("custom_pipelines") or {}).items()}
+        for key, reference in {**(values.get("auto_map") or {}), **pipelines}.items():
+            if "--" in str(reference):
+                changed.append(f"{name} takes {key} from another repo ({reference})")
+    return changed
 
 
 def weight_files(directory: Path) -> list[str]:

@@ -6,6 +6,7 @@ python -m pytest tests/test_push_refused.py
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,35 @@ def name_a_shard_oddly(folder: Path) -> None:
 def name_own_code(folder: Path) -> None:
     (folder / "tokenization_mine.py").write_text("")
     spoil(folder, auto_map={"AutoTokenizer": ["tokenization_mine.Mine", None]})
+
+
+def change_the_code(folder: Path) -> None:
+    with (folder / "modeling_exhubert.py").open("a") as file:
+        file.write("import os\n")
+
+
+def take_classes_from_elsewhere(folder: Path) -> None:
+    spoil(folder, auto_map={"AutoModel": "other/repo--modeling_exhubert.ExHuBERTModel"}, custom_pipelines={})
+
+
+def take_a_pipeline_from_elsewhere(folder: Path) -> None:
+    spoil(folder, custom_pipelines={"speech-emotion-recognition": {"impl": "other/repo--pipeline.Other"}})
+
+
+CHANGED_CODE = {
+    change_the_code: "modeling_exhubert.py differs from this package's",
+    take_classes_from_elsewhere: "config.json takes AutoModel from another repo (other/repo--modeling_exhubert.Ex",
+    take_a_pipeline_from_elsewhere: "config.json takes speech-emotion-recognition from another repo (other/repo--pipe",
+}
+
+
+@pytest.mark.parametrize("change", CHANGED_CODE)
+def test_changed_code_goes_to_the_hub_only_where_that_is_allowed(model_folder, capsys, change):
+    change(model_folder)
+    with pytest.raises(ValueError, match=f"{re.escape(CHANGED_CODE[change])}.*--allow-changed-code"):
+        push_model_folder(model_folder, "user/model", dry_run=True)
+    assert push_model_folder(model_folder, "user/model", dry_run=True, allow_changed_code=True) is None
+    assert f"code that is not this package's:\n  {CHANGED_CODE[change]}" in capsys.readouterr().out
 
 
 def link_the_weights(folder: Path) -> None:
