@@ -50,7 +50,7 @@ def push_model_folder(
         private: whether a new repo is private; None: as the account's default is. True refuses a public one.
         revision: the branch; None: main.
         dry_run: only say what would be uploaded; nothing is asked of the Hub.
-        allow_changed_code: whether code may go along that is not this package's; see `changed_code`.
+        allow_changed_code: whether code may go along that is not this package's; see `check_code`.
 
     Returns:
         The SHA of the commit that has the files, also where nothing had to be changed; None for a dry run.
@@ -63,13 +63,7 @@ def push_model_folder(
     check_target(repo_id, revision)
     directory = check_model_folder(directory)
     names, left_out = model_files(directory)
-    if changed := changed_code(directory):
-        if not allow_changed_code:
-            raise ValueError(
-                f"{directory}: {'; '.join(changed)}; whoever loads the model would run that: read it, and push it with "
-                "--allow-changed-code, or save the model anew with this package"
-            )
-        print("\n".join(["code that is not this package's:", *(f"  {line}" for line in changed)]))
+    check_code(directory, allow_changed_code)
     sizes = {name: tqdm.format_sizeof((directory / name).stat().st_size, "B") for name in names}
     total = tqdm.format_sizeof(sum((directory / name).stat().st_size for name in names), "B")
     where = f"{constants.ENDPOINT}/{repo_id}, branch {revision or 'main'}{', private' if private else ''}"
@@ -197,8 +191,12 @@ def model_files(directory: Path) -> tuple[list[str], list[str]]:
     return sorted(names), [name for name in everything if name not in names]
 
 
-def changed_code(directory: Path) -> list[str]:
-    """Says which code files of a folder are not this package's, and which classes its files take from another repo."""
+def check_code(directory: Path, allow_changed_code: bool) -> None:
+    """Looks for code files that are not this package's, and for classes that a folder takes from another repo.
+
+    Raises:
+        ValueError: naming them, unless they are allowed: then they are printed.
+    """
     package = Path(__file__).parent.parent
     changed = [
         f"{name} differs from this package's"
@@ -211,7 +209,13 @@ def changed_code(directory: Path) -> list[str]:
         for key, reference in {**(values.get("auto_map") or {}), **pipelines}.items():
             if "--" in str(reference):
                 changed.append(f"{name} takes {key} from another repo ({reference})")
-    return changed
+    if changed and not allow_changed_code:
+        raise ValueError(
+            f"{directory}: {'; '.join(changed)}; whoever loads the model would run that: read it, and push it with "
+            "--allow-changed-code, or save the model anew with this package"
+        )
+    if changed:
+        print("\n".join(["code that is not this package's:", *(f"  {line}" for line in changed)]))
 
 
 def weight_files(directory: Path) -> list[str]:
