@@ -6,6 +6,7 @@ python -m pytest tests/test_hostile_files.py
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,19 @@ def test_a_recipe_of_brackets(tmp_path):
     (tmp_path / "recipe.yaml").write_text("model: m\nlora: " + "[" * 1200)
     with pytest.raises(ValueError, match=r"recipe\.yaml is not YAML"):
         parse([str(tmp_path / "recipe.yaml")])
+
+
+def test_a_full_disk_in_the_middle_of_a_corpus(tmp_path, make_corpus, capsys, monkeypatch):
+    def write(path: Path, *_: object, **__: object) -> None:
+        Path(path).touch()
+        raise soundfile.LibsndfileError(2)  # "System error." is all that libsndfile says of it
+
+    corpus = make_corpus()
+    monkeypatch.setattr("exhubert.corpora.prepare.soundfile.write", write)
+    options = ["--audio", "flac", "--table", corpus / "metadata.csv"]
+    line = refused(capsys, main, "corpora", "prepare", "mine", corpus, tmp_path / "out", *options)
+    assert re.search(r"\.flac could not be written, \d+ MiB are free there", line)
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_nobody_has_foreseen_is_one_line_as_well(capsys, monkeypatch):
