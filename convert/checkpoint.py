@@ -25,6 +25,7 @@ from exhubert.audio_exhubert import WINDOW_SECONDS
 from exhubert.configuration_exhubert import ExHuBERTConfig
 from exhubert.model_folder.load import check_config
 from exhubert.modeling_exhubert import ExHuBERTForSequenceClassification, expanded_weight, misfit
+from exhubert.utils.command import named_errors
 from exhubert.utils.files import read_table
 from exhubert.utils.text import first_line
 
@@ -134,6 +135,11 @@ class Checkpoint:
                 tensor = get(stored)
                 self.like[name] = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
                 self.stored[name], self._files[name] = stored, file
+
+    def make_config(self, config_class: type[PretrainedConfig]) -> Any:
+        """Returns its configuration as one of this class; raises ValueError if it is none."""
+        with named_errors(f"{self.source}: config.json cannot be used", "get the model anew, or mend that"):
+            return config_class.from_dict(self.config)
 
     @property
     def dtype(self) -> torch.dtype:

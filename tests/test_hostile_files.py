@@ -115,6 +115,15 @@ def test_weights_that_do_not_fit_their_configuration(model_folder, tone, capsys)
     assert "feed_forward" in line and "another shape" in line
 
 
+@pytest.mark.parametrize("kind", ["contract", "hubert"])
+def test_a_conversion_names_the_configuration_as_well(model_folder, make_hubert, tmp_path, capsys, kind):
+    source = model_folder if kind == "contract" else make_hubert()
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"hidden_size": "32"}))
+    line = refused(capsys, main, "convert", kind, source, tmp_path / "out")
+    assert line.startswith(f"error: {source}: config.json cannot be used (") and "hidden_size" in line
+
+
 @pytest.mark.parametrize("layers", [10**9, "48", 48.0, True])
 def test_a_configuration_has_a_whole_number_of_layers(layers):
     with pytest.raises(

@@ -106,7 +106,7 @@ def clips_of(corpora: dict[str, dict[str, Dataset]]) -> dict[str, dict[str, str]
 def check_clips(output: str, clips: dict[str, dict[str, str]]) -> None:
     """Raises ValueError if the corpora have other clips than those that the run began with."""
     path = Path(output) / ENVIRONMENT
-    known = read_table(path).get("clips")
+    known: Any = read_table(path).get("clips")
     whole = isinstance(known, dict) and known.keys() == clips.keys()
     if not whole or any(
         not isinstance(known[name], dict) or known[name].keys() != clips[name].keys() for name in clips
