@@ -53,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     onnx.add_argument("--int8", action="store_true", help="quantise the matrices: a quarter of the size, and faster")
     compared = "corpora, to compare on their test splits"
     onnx.add_argument("--check", dest="corpora", metavar="DIR", nargs="+", default=[], help=compared)
+    _add_trust(onnx)
     onnx.set_defaults(run="convert.onnx:convert_onnx")
 
     _add_corpora(commands)
@@ -76,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     push.add_argument("--private", action="store_true", default=None, help="only you and your organisation can see it")
     push.add_argument("--revision", metavar="BRANCH", help="branch, made if it does not exist (default: main)")
     push.add_argument("--dry-run", action="store_true", help="list the files and send nothing")
+    push.add_argument("--allow-changed-code", action="store_true", help="push code that is not this package's")
     push.set_defaults(run="publish.push:push_model_folder")
     options = vars(parser.parse_args(arguments))
     module, _, function = options.pop("run").partition(":")
@@ -191,3 +193,12 @@ def _add_inference(commands: Any) -> None:
             help="from window to window (default: half of one)",
         )
         command.add_argument("--vad", action="store_true", help="leave out windows without speech (silero-vad)")
+        _add_trust(command)
+
+
+def _add_trust(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="let code run that the model brings; read it first (default: no)",
+    )

@@ -29,6 +29,7 @@ CUSTOM_PIPELINES: dict[str, dict[str, Any]] = {
     }
 }
 CODE_FILES = ("configuration_exhubert.py", "modeling_exhubert.py", "audio_exhubert.py", "pipeline_exhubert.py")
+_LARGEST = {"num_hidden_layers": 10_000, "num_labels": 10_000}  # of more, building the model does not end
 _LABEL_FIELDS = {"num_labels", "id2label", "label2id"}
 
 
@@ -50,8 +51,8 @@ class ExHuBERTConfig(HubertConfig):
             are the six arousal/valence classes.
 
     Raises:
-        ValueError: for a layer count that is no multiple of `num_copies + 1`, a negative `num_copies`, LayerDrop
-            together with copies, or a temperature that is not above 0.
+        ValueError: for a value of another kind, a layer count above 10,000 or that is no multiple of `num_copies + 1`,
+            a negative `num_copies`, LayerDrop together with copies, or a temperature that is not above 0.
     """
 
     model_type = "exhubert"
@@ -73,7 +74,24 @@ class ExHuBERTConfig(HubertConfig):
         **kwargs: Any,
     ) -> None:
         _check_num_copies(num_copies)
-        if num_hidden_layers < 1 or num_hidden_layers % (num_copies + 1):
+        sizes = {
+            "num_hidden_layers": num_hidden_layers,
+            "hidden_size": hidden_size,
+            "num_attention_heads": num_attention_heads,
+            "intermediate_size": intermediate_size,
+            "classifier_proj_size": classifier_proj_size,
+            "num_labels": 1 if kwargs.get("num_labels") is None else kwargs["num_labels"],
+        }
+        for name, value in sizes.items():
+            if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= _LARGEST.get(name, 2**31):
+                most = f", at most {_LARGEST[name]:,}" if name in _LARGEST else ""
+                raise ValueError(f"{name} is {value!r}; it must be a whole number above 0{most}")
+        for name, value in {"gate_original_layers": gate_original_layers, "conv_bias": conv_bias}.items():
+            if not isinstance(value, bool):
+                raise ValueError(f"{name} is {value!r}; it must be true or false")
+        if isinstance(layerdrop, bool) or not isinstance(layerdrop, int | float) or not 0 <= layerdrop < 1:
+            raise ValueError(f"layerdrop is {layerdrop!r}; it must be a number from 0 to below 1")
+        if num_hidden_layers % (num_copies + 1):
             raise ValueError(
                 f"num_hidden_layers is {num_hidden_layers}, which counts originals and copies: with "
                 f"num_copies={num_copies} it must be a multiple of {num_copies + 1}"

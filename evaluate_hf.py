@@ -10,6 +10,7 @@ On several processes: `accelerate launch evaluate_hf.py ...`.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import functools
 import json
@@ -22,7 +23,6 @@ from typing import Any
 
 import pandas
 import torch
-import yaml
 from accelerate import PartialState
 from datasets import Dataset
 
@@ -40,7 +40,7 @@ from exhubert.publish.run_card import calibration_section
 from exhubert.reports.report import PICTURES, write_report
 from exhubert.reports.tables import chances, uar_table
 from exhubert.utils.command import quiet_transformers, run_with_one_line_errors
-from exhubert.utils.files import write_text
+from exhubert.utils.files import locked, read_table, write_text
 
 Corpora = dict[str, dict[str, Dataset]]
 
@@ -63,6 +63,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--protocol", default="auto", help="how each corpus is split; see docs/corpora.md")
     parser.add_argument("--fold", type=int, help="which fold, from 1, of a protocol that has folds")
     parser.add_argument("--batch_size", type=int, default=8, help="windows in a batch of a process")
+    parser.add_argument(
+        *("--trust_remote_code", "--trust-remote-code"),
+        action="store_true",
+        help="let code run that a model brings; read it first (default: no)",
+    )
     options = parser.parse_args(arguments)
     models = check(options)
 
@@ -83,13 +88,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     state = PartialState(cpu=not torch.accelerator.is_available())
     systems: dict[str, dict[str, Any]] = {}
     tables: dict[str, pandas.DataFrame] = {}
-    for name, (model, folder) in models.items():
-        systems[name], tables[name] = evaluate(model, name, folder, read, options)
-    if state.is_main_process:
-        path = report(models, systems, tables, options)
-        uars = {name: {corpus: s["uar"] for corpus, s in found["corpora"].items()} for name, found in systems.items()}
-        print(uar_table(uars, chance=chances(systems)))
-        print(f"written to {options.output}; all tables and pictures are in {path}")
+    with locked(options.output) if state.is_main_process else contextlib.nullcontext():
+        for name, (model, folder) in models.items():
+            systems[name], tables[name] = evaluate(model, name, folder, read, options)
+        if state.is_main_process:
+            path = report(models, systems, tables, options)
+            corpora = {name: found["corpora"].items() for name, found in systems.items()}
+            uars = {name: {corpus: scores["uar"] for corpus, scores in items} for name, items in corpora.items()}
+            print(uar_table(uars, chance=chances(systems)))
+            print(f"written to {options.output}; all tables and pictures are in {path}")
     return 0
 
 
@@ -143,13 +150,15 @@ def evaluate(
         ValueError: if the model's checkpoint has no classification head, or a corpus is not as it should be.
     """
     state = PartialState()
-    model, extractor = load_trained(name_or_path, dtype=torch.float32)
+    model, extractor = load_trained(name_or_path, options.trust_remote_code, dtype=torch.float32)
     class_names = [model.config.id2label[index] for index in range(model.config.num_labels)]
     parameters = {"total": model.num_parameters(), "trainable": model.num_parameters(only_trainable=True)}
     recipe, results_of_run = recipe_of(name_or_path), Path(name_or_path).parent / RESULTS
     if recipe and results_of_run.is_file():  # what was frozen only the run knows
-        trained = json.loads(results_of_run.read_text(encoding="utf-8"))["parameters"]
-        parameters = trained if trained["total"] == parameters["total"] else parameters
+        trained = read_table(results_of_run).get("parameters")
+        parameters = (
+            trained if isinstance(trained, dict) and trained.get("total") == parameters["total"] else parameters
+        )
     for option in ("protocol", "fold"):
         value = recipe.get(option, getattr(options, option))
         if value != getattr(options, option) and state.is_main_process:
@@ -189,7 +198,7 @@ def evaluate(
         write_results(output, results)
         if options.calibrate:
             path = Path(name_or_path, "config.json")
-            config = json.loads(path.read_text(encoding="utf-8")) | {"calibration_temperature": temperature}
+            config = read_table(path) | {"calibration_temperature": temperature}
             write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
             add_section(path.parent, "Calibration", calibration_section(calibration))
     return results, predictions
@@ -227,7 +236,7 @@ def report(
         facts=facts,
         folders={name: os.path.relpath(folder, options.output) for name, (_, folder) in models.items()},
         comparison=comparison,
-        curves={name: json.loads(path.read_text(encoding="utf-8")) for name, path in curves.items() if path.is_file()},
+        curves={name: read_table(path) for name, path in curves.items() if path.is_file()},
         trained_on={name: corpora for name, corpora in trained_on.items() if corpora},
     )
 
@@ -236,8 +245,8 @@ def recipe_of(name_or_path: str) -> dict[str, Any]:
     """The resolved recipe of the run that made a model; empty where the model does not lie in a run folder."""
     path = Path(name_or_path).parent / "recipe.yaml"
     in_run = path.is_file() and path.with_name("environment.json").is_file()
-    recipe = yaml.safe_load(path.read_text(encoding="utf-8")) if in_run else None
-    return recipe if isinstance(recipe, dict) and isinstance(recipe.get("corpora"), list) else {}
+    recipe = read_table(path) if in_run else {}
+    return recipe if isinstance(recipe.get("corpora"), list) else {}
 
 
 def trained_corpora(name_or_path: str) -> list[str]:

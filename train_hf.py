@@ -1,6 +1,6 @@
 """Fine-tunes an audio-classification model on emotion corpora: both stages of the paper.
 
-    python train_hf.py RECIPE [--key value ...] [--resume]
+    python train_hf.py RECIPE [--key value ...] [--resume] [--trust-remote-code]
     accelerate launch train_hf.py RECIPE [--key value ...]
 
 A recipe says what is trained on what (recipes/); every key of it, and every field of transformers'
@@ -9,6 +9,7 @@ TrainingArguments, is an option. Everything is written to the run folder, `outpu
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -37,13 +38,20 @@ from exhubert.training.models import load_model, parts_table
 from exhubert.training.round_robin import MultiCorpus, RoundRobinSampler
 from exhubert.training.trainer import RoundRobinTrainer
 from exhubert.utils.command import quiet_transformers, run_with_one_line_errors
+from exhubert.utils.files import disk_errors, locked
 
 INTERRUPTED = 3  # the exit code after SIGTERM or SIGINT, when everything is saved
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the stages: arguments, corpora, model, trainer, training, test, saving. Returns the exit code."""
-    recipe, training, resume = parse(arguments)
+    """Reads the arguments, and trains in a folder that no other process has. Returns the exit code."""
+    recipe, training, options = parse(arguments)
+    with locked(recipe.output) if training.process_index == 0 else contextlib.nullcontext():
+        return train(recipe, training, options.resume, options.trust_remote_code)
+
+
+def train(recipe: Recipe, training: TrainingArguments, resume: bool, trust_remote_code: bool) -> int:
+    """Runs the stages: corpora, model, trainer, training, test, saving. Returns the exit code."""
     main_process = training.process_index == 0
     say: Callable[[str], None] = print if main_process else lambda message: None
     settings = resolved(recipe, training)
@@ -82,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say("there is no checkpoint yet: starting from the beginning")
 
     set_seed(training.seed)
-    model = build_model(recipe, class_names, say)
+    model = build_model(recipe, class_names, say, trust_remote_code)
     # Counted now, for a model that is spread over processes counts its own part.
     parameters = {"total": model.num_parameters(), "trainable": model.num_parameters(only_trainable=True)}
     extractor = make_feature_extractor(model.config, recipe.window_seconds)
@@ -107,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
     saved = Path(recipe.output) / "model"
-    with run_folder.disk_errors(saved):
+    with disk_errors(saved):
         trainer.save_model(str(saved))
     if main_process:
         predictions = predictions_table(test, class_names, logits, clip_of_window)
@@ -118,9 +126,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def build_model(recipe: Recipe, class_names: list[str], say: Callable[[str], None] = print) -> PreTrainedModel:
+def build_model(
+    recipe: Recipe,
+    class_names: list[str],
+    say: Callable[[str], None] = print,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
     """Loads the recipe's model; what a user should know of it goes to `say`."""
-    model, new = load_model(recipe, class_names)
+    model, new = load_model(recipe, class_names, trust_remote_code)
     total, trainable = model.num_parameters(), model.num_parameters(only_trainable=True)
     say(f"model {recipe.model}: {type(model).__name__}, {total:,} parameters, {trainable:,} trainable")
     say(parts_table(model))

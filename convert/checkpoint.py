@@ -23,7 +23,10 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from exhubert.audio_exhubert import WINDOW_SECONDS
 from exhubert.configuration_exhubert import ExHuBERTConfig
+from exhubert.model_folder.load import check_config
 from exhubert.modeling_exhubert import ExHuBERTForSequenceClassification, expanded_weight, misfit
+from exhubert.utils.command import named_errors
+from exhubert.utils.files import read_table
 from exhubert.utils.text import first_line
 
 # Mapped pages count as memory until their file is closed, so it is opened anew after so many bytes.
@@ -98,12 +101,15 @@ class Checkpoint:
                 files = [self.directory / weights]
                 break
             if (self.directory / index).is_file():
-                of_weights = _read_json(self.directory / index, self.source).get("weight_map", {})
+                of_weights = read_table(self.directory / index).get("weight_map", {})
                 files = sorted({self.directory / Path(name).name for name in of_weights.values()})
                 break
-        self.config = _read_json(self.directory / "config.json", self.source)
+        if not (self.directory / "config.json").is_file():
+            raise ValueError(f"{source} is no checkpoint: it lacks config.json")
+        self.config = read_table(self.directory / "config.json")
+        check_config(self.config, f"{self.source}: config.json")
         extractor = self.directory / "preprocessor_config.json"
-        values = _read_json(extractor, self.source) if extractor.is_file() else {}
+        values = read_table(extractor) if extractor.is_file() else {}
         self.window_seconds: float = values.get("window_seconds", WINDOW_SECONDS)
         self.like: dict[str, torch.Tensor] = {}
         self.stored: dict[str, str] = {}
@@ -129,6 +135,11 @@ class Checkpoint:
                 tensor = get(stored)
                 self.like[name] = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
                 self.stored[name], self._files[name] = stored, file
+
+    def make_config(self, config_class: type[PretrainedConfig]) -> Any:
+        """Returns its configuration as one of this class; raises ValueError if it is none."""
+        with named_errors(f"{self.source}: config.json cannot be used", "get the model anew, or mend that"):
+            return config_class.from_dict(self.config)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -317,15 +328,3 @@ def _open(file: Path) -> tuple[list[str], Read]:
     if not isinstance(weights, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in weights.values()):
         raise ValueError(f"{file} holds something else than tensors by name; a state dict is needed")
     return list(weights), weights.__getitem__
-
-
-def _read_json(file: Path, source: str) -> dict[str, Any]:
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(f"{source} is no checkpoint: it lacks {file.name}") from error
-    except ValueError as error:
-        raise ValueError(f"{source}: {file.name} is not JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{source}: {file.name} is no JSON object")
-    return values

@@ -52,7 +52,7 @@ def convert_contract(
         model_type = checkpoint.config.get("model_type")
         if model_type != ExHuBERTConfig.model_type:
             raise ValueError(f"{source}: model_type is {model_type!r}; only an 'exhubert' model can be contracted")
-        config = ExHuBERTConfig.from_dict(checkpoint.config)
+        config = checkpoint.make_config(ExHuBERTConfig)
         model = on_meta(ExHuBERTForSequenceClassification, config)
         lacks_head = any(name.startswith(HEAD) for name in checkpoint.fit(model))
         for name in checkpoint.like:

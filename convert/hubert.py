@@ -88,4 +88,4 @@ def read_hubert_config(checkpoint: Checkpoint) -> HubertConfig:
     if model_type != "hubert":
         remedy = ": it is expanded already" if model_type == ExHuBERTConfig.model_type else ""
         raise ValueError(f"{checkpoint.source}: model_type is {model_type!r}, not 'hubert'{remedy}")
-    return HubertConfig.from_dict(checkpoint.config)
+    return checkpoint.make_config(HubertConfig)

@@ -38,6 +38,7 @@ def convert_onnx(
     destination: str | os.PathLike[str],
     int8: bool = False,
     corpora: Sequence[str] = (),
+    trust_remote_code: bool = False,
 ) -> Path:
     """Exports a model to ONNX and compares what it computes with torch; what was compared is printed and in the card.
 
@@ -48,6 +49,7 @@ def convert_onnx(
         destination: the ONNX model folder; must not exist, or be empty.
         int8: multiply by int8 matrices; see `quantize`.
         corpora: corpus folders, on whose test splits torch and ONNX are compared as well.
+        trust_remote_code: whether code that the source brings may run.
 
     Raises:
         OSError: if the source is neither a folder nor to be had from the Hub.
@@ -62,7 +64,8 @@ def convert_onnx(
             raise ImportError(f"exporting to ONNX needs {name}: {INSTALL}") from error
     source = str(source)
     with whole_folder(destination) as unfinished:
-        loaded: tuple[Any, Any] = load_trained(source, dtype=torch.float32, attn_implementation="eager")
+        options = {"dtype": torch.float32, "attn_implementation": "eager"}
+        loaded: tuple[Any, Any] = load_trained(source, trust_remote_code, **options)
         model, extractor = loaded
         if isinstance(model, OnnxClassifier):
             raise ValueError(f"{source} is an ONNX model already")

@@ -21,7 +21,7 @@ from exhubert.corpora.distribution import SHOWN, Clips, Tree, list_tree, read_cl
 from exhubert.corpora.readers import read_corpus
 from exhubert.corpora.registry import Corpus, corpus_or_none, find_corpus
 from exhubert.corpora.splits import SPLIT_COLUMNS, SPLITS, assign_splits, protocol_labels
-from exhubert.utils.files import VIDEO_SUFFIXES, whole_folder
+from exhubert.utils.files import VIDEO_SUFFIXES, disk_errors, whole_folder
 
 AUDIO_MODES = ("link", "copy", "flac")
 FIRST_COLUMNS = ("file_name", "label", "speaker", "language", "split", "duration_seconds", "sex", "session")
@@ -149,7 +149,9 @@ def _place_audio(clips: Clips, tree: Tree, folder: Path, audio: str, copies: boo
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             if audio == "flac" or source.suffix.lower() in VIDEO_SUFFIXES:
-                soundfile.write(target, read_audio(source), SAMPLING_RATE, subtype="PCM_16")
+                samples = read_audio(source)
+                with disk_errors(target):
+                    soundfile.write(target, samples, SAMPLING_RATE, subtype="PCM_16")
             elif audio == "copy":
                 shutil.copyfile(source, target)
             else:

@@ -11,7 +11,7 @@ import numpy as np
 
 from exhubert.inference.audio_files import find_audio, output_file, process_files
 from exhubert.inference.speech import classify_file, open_pipeline
-from exhubert.utils.files import whole_file
+from exhubert.utils.files import locked, whole_file
 from exhubert.utils.text import as_text
 
 ROWS_AT_ONCE = 4096  # in memory while parquet is written: 16 MiB at 1,024 values each
@@ -32,6 +32,7 @@ def run_embed(
     window_seconds: float | None = None,
     hop_seconds: float | None = None,
     vad: bool = False,
+    trust_remote_code: bool = False,
 ) -> int:
     """Writes an embedding for each clip or window; returns the exit code.
 
@@ -39,8 +40,8 @@ def run_embed(
     is there when it is complete; rows are written as they come.
 
     Args:
-        model, window_seconds, hop_seconds, vad: as for `run_predict`; windows without speech have no row and no part
-            in their clip's embedding, and a clip without speech counts as bad.
+        model, window_seconds, hop_seconds, vad, trust_remote_code: as for `run_predict`; windows without speech have no
+            row and no part in their clip's embedding, and a clip without speech counts as bad.
         audio: see `find_audio`.
         output: a .parquet file, which is replaced; a link stays, and what it leads to is replaced.
         layer: "last", "weighted", or the number of a hidden state, as the pipeline's `embeddings`.
@@ -64,7 +65,7 @@ def run_embed(
     files = find_audio(audio)
     embeddings = int(layer) if layer.isdecimal() else layer == "last" or layer
     options = {"window_seconds": window_seconds, "hop_seconds": hop_seconds, "embeddings": embeddings}
-    pipeline = open_pipeline(model, vad, **options)
+    pipeline = open_pipeline(model, vad, trust_remote_code, **options)
 
     def embed(sound: Any, on_progress: Callable[[float], None]) -> list[tuple[float, float, np.ndarray]]:
         result = classify_file(pipeline, sound, on_progress, vad, **options)
@@ -76,7 +77,12 @@ def run_embed(
         return [(window["start"], window["end"], window["embedding"]) for window in windows]
 
     code = 1
-    with contextlib.suppress(NothingToWrite), whole_file(path) as unfinished, parquet_rows(unfinished) as write:
+    with (
+        contextlib.suppress(NothingToWrite),
+        locked(path),
+        whole_file(path) as unfinished,
+        parquet_rows(unfinished) as write,
+    ):
 
         def write_rows(name: str, rows: Any, problem: str) -> str:
             for row in rows or ():

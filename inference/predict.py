@@ -29,6 +29,7 @@ def run_predict(
     hop_seconds: float | None = None,
     timeline: str | None = None,
     vad: bool = False,
+    trust_remote_code: bool = False,
 ) -> int:
     """Classifies audio; prints a row a file, or adds it to a file, as soon as it is known; returns the exit code.
 
@@ -41,6 +42,7 @@ def run_predict(
         hop_seconds: distance of two windows; half a window by default.
         timeline: folder for a picture of each file; a file whose picture cannot be written has its row, and is bad.
         vad: leave out windows without speech.
+        trust_remote_code: whether code that the model brings may run.
 
     Returns:
         0; 2 if some files are bad; 1 if all are.
@@ -66,7 +68,7 @@ def run_predict(
             raise ImportError("timelines need matplotlib: pip install matplotlib") from error
         plot, pictures = plot_timeline, picture_paths(timeline, files)
     options = {"window_seconds": window_seconds, "hop_seconds": hop_seconds}
-    pipeline = open_pipeline(model, vad, **options)
+    pipeline = open_pipeline(model, vad, trust_remote_code, **options)
     layout = Layout(style, pipeline.class_names, pipeline.quadrant, max(len(printable(name)) for name in files))
 
     if timeline is not None:

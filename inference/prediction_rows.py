@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from exhubert.inference.audio_files import STANDARD_INPUT, output_file
-from exhubert.utils.files import whole_file, write_text
-from exhubert.utils.text import printable
+from exhubert.utils.files import locked, read_table, whole_file, write_text
+from exhubert.utils.text import printable, spreadsheet_cell
 
 FORMATS = ("table", "jsonl", "csv")
 SILENT = "no speech"  # in the table
@@ -39,23 +39,30 @@ class Layout(NamedTuple):
     def line(self, row: Mapping[str, Any]) -> str:
         """The line of a row: `file`, and `error` or what the pipeline returns.
 
-        In csv and table one column, `seconds`, stands for the windows. The table has no line for an error.
+        In csv and table one column, `seconds`, stands for the windows. The table has no line for an error. In csv no
+        cell begins as a formula does: a file `=a.wav` is `./=a.wav` there, the same file.
         """
         if self.style == "jsonl":
             return json.dumps(row, ensure_ascii=False) + "\n"
+        file = row["file"]
+        if self.style == "csv" and file != STANDARD_INPUT and spreadsheet_cell(file) != file:
+            file = os.path.join(".", file)
         if "error" in row:
             empty = [None] * (len(self.class_names) + len(self.quadrant) + 3)
-            return _csv_line([row["file"], *empty, row["error"]]) if self.style == "csv" else ""
+            return _csv_line([file, *empty, spreadsheet_cell(row["error"])]) if self.style == "csv" else ""
         probabilities = row["probabilities"] or dict.fromkeys(self.class_names)
         values = [row[name] for name in self.quadrant]
         seconds = row["windows"][-1]["end"]
         if self.style == "csv":
             return _csv_line(
-                [row["file"], row["label"], *probabilities.values(), *values, seconds, row.get("warning"), None]
+                [
+                    *(file, spreadsheet_cell(row["label"] or ""), *probabilities.values(), *values, seconds),
+                    *(row.get("warning"), None),
+                ]
             )
         numbers = [] if row["label"] is None else [f"{max(probabilities.values()):.3f}", *(f"{v:+.2f}" for v in values)]
         numbers += [""] * (1 + len(values) - len(numbers))
-        line = self._aligned(printable(row["file"]), row["label"] or SILENT, [*numbers, f"{seconds:.2f}"])
+        line = self._aligned(printable(file), row["label"] or SILENT, [*numbers, f"{seconds:.2f}"])
         return f"{line[:-1]}  {row['warning']}\n" if "warning" in row else line
 
     def _aligned(self, file: str, label: str, numbers: list[str]) -> str:
@@ -76,31 +83,32 @@ def open_rows(path: Path, layout: Layout, settings: Mapping[str, Any]) -> Iterat
 
     Raises:
         ValueError: if there is a file which was begun with other settings, or is none of ours,
-            or something that is no regular file.
+            or something that is no regular file, or another process adds to it.
         OSError: if it cannot be written.
     """
     path = output_file(path)
-    beside = path.with_name(f"{path.name}.settings.json")
-    begun = path.exists() and path.stat().st_size > 0
-    if begun:
-        if not beside.is_file():
-            raise ValueError(f"{path} exists, and no {beside.name} beside it; give another --output, or delete it")
-        earlier = json.loads(beside.read_text(encoding="utf-8"))
-        for name, value in settings.items():
-            if earlier.get(name) != value:
-                was = f"{path} was begun with {name} {earlier.get(name)!r}, now it is {value!r}"
-                raise ValueError(f"{was}; give another --output, or delete it")
-    else:
-        write_text(beside, json.dumps(settings, indent=2) + "\n")
-    done = set()
-    with whole_file(path) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as file:
-        file.write(layout.header())
-        for name, error, line in read_rows(path, layout) if begun else ():
-            if not error and name != STANDARD_INPUT:
-                file.write(line)
-                done.add(os.path.abspath(name))
-    with path.open("a", encoding="utf-8", newline="") as file:
-        yield file, done
+    with locked(path):
+        beside = path.with_name(f"{path.name}.settings.json")
+        begun = path.exists() and path.stat().st_size > 0
+        if begun:
+            if not beside.is_file():
+                raise ValueError(f"{path} exists, and no {beside.name} beside it; give another --output, or delete it")
+            earlier = read_table(beside)
+            for name, value in settings.items():
+                if earlier.get(name) != value:
+                    was = f"{path} was begun with {name} {earlier.get(name)!r}, now it is {value!r}"
+                    raise ValueError(f"{was}; give another --output, or delete it")
+        else:
+            write_text(beside, json.dumps(settings, indent=2) + "\n")
+        done = set()
+        with whole_file(path) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as file:
+            file.write(layout.header())
+            for name, error, line in read_rows(path, layout) if begun else ():
+                if not error and name != STANDARD_INPUT:
+                    file.write(line)
+                    done.add(os.path.abspath(name))
+        with path.open("a", encoding="utf-8", newline="") as file:
+            yield file, done
 
 
 def read_rows(path: Path, layout: Layout) -> Iterator[tuple[str, str, str]]:

@@ -60,12 +60,13 @@ def load_detector() -> Any:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def open_pipeline(model: str, vad: bool, **options: Any) -> ExHuBERTPipeline:
+def open_pipeline(model: str, vad: bool, trust_remote_code: bool = False, **options: Any) -> ExHuBERTPipeline:
     """Loads a model, and tries the options on a little silence: what they do not allow is no file's fault.
 
     Args:
         model: folder or Hub id.
         vad: whether speech detection will be needed.
+        trust_remote_code: whether code that the model brings may run.
         options: `window_seconds`, `hop_seconds` and `embeddings`, as the pipeline takes them.
 
     Raises:
@@ -76,8 +77,13 @@ def open_pipeline(model: str, vad: bool, **options: Any) -> ExHuBERTPipeline:
     silence = np.zeros(SAMPLING_RATE // 10, np.float32)
     if vad:
         speech_seconds(silence)
-    pipeline = load_pipeline(model)
-    list(pipeline.stream([silence], **options))
+    pipeline = load_pipeline(model, trust_remote_code)
+    try:
+        list(pipeline.stream([silence], **options))
+    except ValueError as error:
+        if not str(error).startswith("the stream: "):  # an option
+            raise
+        raise ValueError(f"{model} does not run, not even on silence ({error}); is its config.json whole?") from error
     return pipeline
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from transformers import (
     ASTFeatureExtractor,
+    AutoConfig,
     AutoFeatureExtractor,
     AutoModelForAudioClassification,
     PretrainedConfig,
@@ -22,36 +24,43 @@ from exhubert.model_folder.onnx_model import load_onnx
 from exhubert.modeling_exhubert import misfit
 from exhubert.modeling_wav2vec2_emotion import Wav2Vec2EmotionForSequenceClassification
 from exhubert.pipeline_exhubert import ExHuBERTPipeline
+from exhubert.utils.command import named_errors
 from exhubert.utils.text import first_line
 
+MOST = {"num_hidden_layers": 10_000, "num_labels": 10_000}  # of more, building the model has no end
+ATTENTION = ("eager", "sdpa", "flex_attention")  # that torch has; all else may be fetched from the Hub
 
-def load_pipeline(name_or_path: str) -> ExHuBERTPipeline:
+
+def load_pipeline(name_or_path: str, trust_remote_code: bool = False) -> ExHuBERTPipeline:
     """Loads any audio-classification model, Hub id or folder, ready to classify audio of any length.
 
     Raises:
         ValueError: as `load_trained`.
     """
-    model, extractor = load_trained(name_or_path)
+    model, extractor = load_trained(name_or_path, trust_remote_code)
     return ExHuBERTPipeline(model=model, feature_extractor=extractor)
 
 
-def load_trained(name_or_path: str, **kwargs: Any) -> tuple[Any, SequenceFeatureExtractor]:
+def load_trained(
+    name_or_path: str, trust_remote_code: bool = False, **kwargs: Any
+) -> tuple[Any, SequenceFeatureExtractor]:
     """Loads an audio-classification model that is ready for use, in eval mode, and its feature extractor.
 
     Raises:
         ValueError: as `load_classifier`, and if the checkpoint has no trained classifier.
     """
-    model, new = load_classifier(name_or_path, **kwargs)
+    model, new = load_classifier(name_or_path, trust_remote_code, **kwargs)
     if new:
         raise ValueError(f"{name_or_path} has no trained classifier: it lacks {new[0]} ({len(new)} such weights)")
-    return model.eval(), load_feature_extractor(name_or_path, model.config)
+    return model.eval(), load_feature_extractor(name_or_path, model.config, trust_remote_code)
 
 
-def load_classifier(name_or_path: str, **kwargs: Any) -> tuple[Any, list[str]]:
-    """Loads any audio-classification model.
+def load_classifier(name_or_path: str, trust_remote_code: bool = False, **kwargs: Any) -> tuple[Any, list[str]]:
+    """Loads any audio-classification model; ours with the classes of this package, whatever code lies beside it.
 
     Args:
         name_or_path: Hub id or folder.
+        trust_remote_code: whether code that the folder or repo brings may run, and kernels that it names be fetched.
         kwargs: for `from_pretrained`; of no account for an ONNX model.
 
     Returns:
@@ -61,43 +70,80 @@ def load_classifier(name_or_path: str, **kwargs: Any) -> tuple[Any, list[str]]:
     Raises:
         OSError: if it is neither a folder nor to be had from the Hub.
         ImportError: if it is an ONNX model, and onnxruntime is not installed.
-        ValueError: if it is no audio classification model, or its weights cannot be read.
+        ValueError: if it is no audio classification model, its weights cannot be read, or it needs code of its own.
     """
-    config = read_config(name_or_path)
+    config = read_config(name_or_path, trust_remote_code)
     if "onnx" in config:
         return load_onnx(name_or_path), []
     loader: Any = AutoModelForAudioClassification
     if config.get("architectures") == ["Wav2Vec2ForSpeechClassification"]:
         loader = Wav2Vec2EmotionForSequenceClassification  # AutoModel would put a new head in the place of its own
-    try:
-        model, report = loader.from_pretrained(name_or_path, output_loading_info=True, **kwargs)
-    except OSError as error:
-        raise _not_found(name_or_path, error) from error
-    except SafetensorError as error:
-        raise ValueError(f"{name_or_path}: the weights cannot be read ({error})") from error
+    reshape = kwargs.pop("ignore_mismatched_sizes", False)
+    kwargs |= {"trust_remote_code": trust_remote_code, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    with loading(name_or_path, "config.json cannot be used"):
+        AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
+    with loading(name_or_path, "the model cannot be loaded"):
+        model, report = loader.from_pretrained(name_or_path, **kwargs)
     published = [name for name in report["unexpected_keys"] if ".gate_bb_linear." in name]
     if published:
         raise ValueError(f"{name_or_path} cannot be loaded: it {misfit((), published)}")
     # Names with both shapes, but bare names before transformers 5.
-    reshaped = [key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]]
+    reshaped = sorted(key if isinstance(key, str) else key[0] for key in report["mismatched_keys"])
+    if reshaped and not reshape:
+        many = f"{reshaped[0]} has another shape ({len(reshaped)} such weights)"
+        raise ValueError(f"{name_or_path}: the weights are not those of its config.json: {many}; take both anew")
     return model, sorted([*report["missing_keys"], *reshaped])
 
 
-def read_config(name_or_path: str) -> dict[str, Any]:
+def read_config(name_or_path: str, trust_remote_code: bool = False) -> dict[str, Any]:
     """Returns a checkpoint's configuration as its file has it.
 
     Raises:
         OSError: if it is neither a folder nor to be had from the Hub.
+        ValueError: if it is none, is of a model without end, or names a kernel of the Hub, which is code.
     """
     if Path(name_or_path).is_dir() and not Path(name_or_path, "config.json").is_file():
         raise OSError(f"{name_or_path} is no model folder: it lacks config.json")
-    try:
+    with loading(name_or_path, "config.json cannot be read"):
         values = PretrainedConfig.get_config_dict(name_or_path)[0]
-    except OSError as error:
-        raise _not_found(name_or_path, error) from error
     if not isinstance(values, dict):
         raise OSError(f"{name_or_path}: config.json is {values!r}, no table of fields")
+    check_config(values, f"{name_or_path}: config.json", trust_remote_code)
     return values
+
+
+def check_config(values: Mapping[str, Any], where: str, trust_remote_code: bool = False) -> None:
+    """Raises ValueError, which begins with `where`, for what must not get as far as building a model."""
+    for name, most in MOST.items():
+        if isinstance(values.get(name), int | float) and values[name] > most:
+            raise ValueError(f"{where}: {name} is {values[name]!r}; at most {most:,} are possible")
+    for name, value in values.items():
+        if "attn_implementation" in name and not trust_remote_code:
+            for kind in value.values() if isinstance(value, Mapping) else [value]:
+                if kind not in (None, *ATTENTION):
+                    raise ValueError(
+                        f"{where}: {name} is {value!r}, which may be code from the Hub; take it out, write "
+                        f"{', '.join(ATTENTION)}, or give --trust-remote-code"
+                    )
+        elif isinstance(value, Mapping):
+            check_config(value, where, trust_remote_code)
+
+
+@contextlib.contextmanager
+def loading(name_or_path: str, problem: str) -> Iterator[None]:
+    """Turns whatever loading raises into an error of one line that names the model, and how to mend it."""
+    try:
+        with named_errors(f"{name_or_path}: {problem}", "get the model anew, or mend that"):
+            yield
+    except OSError as error:
+        raise _not_found(name_or_path, error) from error
+    except ValueError as error:
+        if "trust_remote_code" not in str(error.__cause__):
+            raise
+        raise ValueError(
+            f"{name_or_path} needs code of its own (auto_map in its JSON files), which does not run unasked; read it, "
+            "and give --trust-remote-code (in Python trust_remote_code=True) to let it run"
+        ) from error
 
 
 def _not_found(name_or_path: str, error: OSError) -> OSError:
@@ -136,21 +182,26 @@ def make_feature_extractor(
     return extractor
 
 
-def load_feature_extractor(name_or_path: str, config: PretrainedConfig) -> SequenceFeatureExtractor:
+def load_feature_extractor(
+    name_or_path: str, config: PretrainedConfig, trust_remote_code: bool = False
+) -> SequenceFeatureExtractor:
     """Returns the feature extractor that a model's folder or Hub repo has; where it has none, our model's.
 
     Raises:
-        ValueError: if its file cannot be read, or says another rate than 16 kHz.
+        ValueError: if its file cannot be read, says another rate than 16 kHz, or needs code of its own.
     """
+    unreadable = "preprocessor_config.json cannot be read"
     try:
-        values, _ = FeatureExtractionMixin.get_feature_extractor_dict(name_or_path)
+        with named_errors(f"{name_or_path}: {unreadable}", "get it anew"):
+            values, _ = FeatureExtractionMixin.get_feature_extractor_dict(name_or_path)
+            if "window_seconds" in values:
+                return make_feature_extractor(config, float(values["window_seconds"]))
     except OSError as error:
         if "not a valid JSON" in str(error):
-            raise ValueError(f"{name_or_path}: preprocessor_config.json cannot be read ({error})") from error
+            raise ValueError(f"{name_or_path}: {unreadable} ({error})") from error
         return make_feature_extractor(config)
-    if "window_seconds" in values:
-        return make_feature_extractor(config, float(values["window_seconds"]))
-    extractor = AutoFeatureExtractor.from_pretrained(name_or_path, trust_remote_code=False)
+    with loading(name_or_path, "preprocessor_config.json cannot be used"):
+        extractor = AutoFeatureExtractor.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
     if extractor.sampling_rate != SAMPLING_RATE:
         raise ValueError(
             f"{name_or_path} hears {extractor.sampling_rate} Hz; only models of {SAMPLING_RATE} Hz run here"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shlex
@@ -11,7 +10,6 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
 from safetensors import SafetensorError, safe_open
@@ -22,6 +20,7 @@ from exhubert.model_folder.onnx_model import ONNX_FILE
 from exhubert.model_folder.save import CODE_FILES, EMOTION_CODE_FILE, SHARD, check_model_folder
 from exhubert.publish.hub import check_target, connect, download, open_target, patiently, plain_errors
 from exhubert.publish.run_card import hub_card
+from exhubert.utils.files import read_table
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ONNX_DATA = f"{ONNX_FILE}.data"
@@ -36,6 +35,7 @@ def push_model_folder(
     private: bool | None = None,
     revision: str | None = None,
     dry_run: bool = False,
+    allow_changed_code: bool = False,
 ) -> str | None:
     """Uploads the files of a model folder, and no others, in one commit, and compares them with what the Hub has.
 
@@ -50,17 +50,20 @@ def push_model_folder(
         private: whether a new repo is private; None: as the account's default is. True refuses a public one.
         revision: the branch; None: main.
         dry_run: only say what would be uploaded; nothing is asked of the Hub.
+        allow_changed_code: whether code may go along that is not this package's; see `check_code`.
 
     Returns:
         The SHA of the commit that has the files, also where nothing had to be changed; None for a dry run.
 
     Raises:
-        ValueError: if the folder lacks something, its weights cannot be read, or there is no token.
+        ValueError: if the folder lacks something, its weights cannot be read, its code is not this package's, or there
+            is no token.
         OSError: if the Hub refuses, the connection breaks, or what it has is not what was sent.
     """
     check_target(repo_id, revision)
     directory = check_model_folder(directory)
     names, left_out = model_files(directory)
+    check_code(directory, allow_changed_code)
     sizes = {name: tqdm.format_sizeof((directory / name).stat().st_size, "B") for name in names}
     total = tqdm.format_sizeof(sum((directory / name).stat().st_size for name in names), "B")
     where = f"{constants.ENDPOINT}/{repo_id}, branch {revision or 'main'}{', private' if private else ''}"
@@ -98,7 +101,7 @@ def push_model_folder(
         compare(api, repo_id, commit.oid, additions)
     print(f"compared: all {len(additions)} files are the same there. To load it, whatever is pushed later:")
     pinned = f'"{repo_id}", revision="{commit.oid}"'
-    if "onnx" in _read_json(directory / CONFIGS[0]):
+    if "onnx" in read_table(directory / CONFIGS[0]):
         print(f"load_pipeline(snapshot_download({pinned}))")
     else:
         print(f"AutoModelForAudioClassification.from_pretrained({pinned}, trust_remote_code=True)")
@@ -166,7 +169,7 @@ def model_files(directory: Path) -> tuple[list[str], list[str]]:
     weights = weight_files(directory)
     code: list[str | None] = []
     for name in CONFIGS:
-        for value in (_read_json(directory / name).get("auto_map") or {}).values():
+        for value in (read_table(directory / name).get("auto_map") or {}).values():
             code += value if isinstance(value, list) else [value]  # of a tokenizer, two or one and None
     # But for those of other repos (`user/model--file.Class`).
     code_files = [f"{reference.split('.')[0]}.py" for reference in code if reference and "--" not in reference]
@@ -188,16 +191,43 @@ def model_files(directory: Path) -> tuple[list[str], list[str]]:
     return sorted(names), [name for name in everything if name not in names]
 
 
+def check_code(directory: Path, allow_changed_code: bool) -> None:
+    """Looks for code files that are not this package's, and for classes that a folder takes from another repo.
+
+    Raises:
+        ValueError: naming them, unless they are allowed: then they are printed.
+    """
+    package = Path(__file__).parent.parent
+    changed = [
+        f"{name} differs from this package's"
+        for name in (*CODE_FILES, EMOTION_CODE_FILE)
+        if (directory / name).is_file() and (directory / name).read_bytes() != (package / name).read_bytes()
+    ]
+    for name in CONFIGS:
+        values = read_table(directory / name)
+        pipelines = {task: entry.get("impl") for task, entry in (values.get("custom_pipelines") or {}).items()}
+        for key, reference in {**(values.get("auto_map") or {}), **pipelines}.items():
+            if "--" in str(reference):
+                changed.append(f"{name} takes {key} from another repo ({reference})")
+    if changed and not allow_changed_code:
+        raise ValueError(
+            f"{directory}: {'; '.join(changed)}; whoever loads the model would run that: read it, and push it with "
+            "--allow-changed-code, or save the model anew with this package"
+        )
+    if changed:
+        print("\n".join(["code that is not this package's:", *(f"  {line}" for line in changed)]))
+
+
 def weight_files(directory: Path) -> list[str]:
     """The names of the files that the weights are read from, whatever other weights lie beside them."""
-    if "onnx" in _read_json(directory / CONFIGS[0]):
+    if "onnx" in read_table(directory / CONFIGS[0]):
         exported = directory / ONNX_FILE
         beside = exported.is_file() and ONNX_DATA.encode() in exported.read_bytes()
         return [ONNX_FILE, ONNX_DATA] if beside else [ONNX_FILE]
     if (directory / WEIGHTS).is_file():
         return [WEIGHTS]
     if (directory / INDEX).is_file():
-        return [*sorted(set(_read_json(directory / INDEX).get("weight_map", {}).values())), INDEX]
+        return [*sorted(set(read_table(directory / INDEX).get("weight_map", {}).values())), INDEX]
     raise ValueError(f"{directory} is not a whole model folder: it lacks {WEIGHTS} or {INDEX}")
 
 
@@ -211,10 +241,3 @@ def check_weights(path: Path) -> None:
                     raise ValueError(f"{path}: {name} has values that are not numbers (NaN); such a model is no use")
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path}: the weights cannot be read ({error}); is the file whole?") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not a table in JSON: {error}") from error

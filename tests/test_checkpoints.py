@@ -5,6 +5,8 @@ python -m pytest tests/test_checkpoints.py
 
 from __future__ import annotations
 
+import errno
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -17,6 +19,7 @@ from transformers import HubertConfig, HubertModel
 
 import train_hf
 from conftest import HUBERT_KINDS, SMALL, refused, write_corpus
+from exhubert.training.checkpoints import plain_errors
 from exhubert.training.collator import AudioCollator
 from exhubert.training.trainer import RoundRobinTrainer
 from lives import signal_in_update, spoil_clips, write_run
@@ -108,6 +111,37 @@ def test_a_damaged_checkpoint_is_a_plain_error(folder, interrupted, tmp_path, ca
         (checkpoint / name).unlink()
     line = refused(capsys, train_hf.main, folder / "recipe.yaml", "--output", tmp_path / "copy", "--resume")
     assert line.startswith(f"error: {checkpoint} is damaged, or of another model")
+
+
+HOSTILE = {
+    "scaler.pt": ("no pickle", "{checkpoint} is damaged"),
+    "trainer_state.json": (
+        '{"global_step": "3"}',
+        "{checkpoint} is damaged, .*trainer_state.json is not as the run wrote",
+    ),
+    "../../environment.json": ("[[[", "environment.json is not JSON"),
+    "../../environment.json ": ("[]", "environment.json is not a table `key: value` in JSON"),
+    "../../environment.json  ": ('{"clips": {"first": 5}}', "environment.json is not as the run wrote it"),
+    "../../recipe.yaml": ("a: [", "recipe.yaml is not YAML"),
+    "../../recipe.yaml ": ("a: b", "recipe.yaml is not as the run wrote it: corpora is None; put a copy of it there"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_files_of_a_run_that_were_changed_are_a_plain_error(folder, interrupted, tmp_path, capsys, name):
+    text, message = HOSTILE[name]
+    checkpoint = copy_of(interrupted, tmp_path)
+    (checkpoint.parent / "checkpoint-abc").mkdir()
+    (checkpoint.parent / "checkpoint-abc" / "trainer_state.json").touch()
+    (checkpoint / name.strip()).write_text(text)
+    line = refused(capsys, train_hf.main, folder / "recipe.yaml", "--output", tmp_path / "copy", "--resume")
+    assert re.search(message.format(checkpoint=checkpoint), line), line
+    assert "delete" not in line
+
+
+def test_a_checkpoint_that_cannot_be_opened_is_not_called_damaged(tmp_path):
+    with pytest.raises(PermissionError), plain_errors(tmp_path):
+        raise PermissionError(errno.EACCES, "Permission denied")
 
 
 def test_without_its_last_file_a_checkpoint_is_none(folder, interrupted, tmp_path, capsys):

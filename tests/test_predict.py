@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas
@@ -320,3 +321,26 @@ def test_pictures_without_matplotlib(clips, classifier_folder, monkeypatch):
         monkeypatch.delitem(sys.modules, f"exhubert.{name}", raising=False)
     with pytest.raises(ImportError, match="pip install matplotlib"):
         main(["predict", classifier_folder, "clips", "--timeline", "pictures"])
+
+
+def test_no_cell_of_csv_is_a_formula(clips, model_folder, monkeypatch):
+    """And the files of such rows count as done."""
+    names = ["=HYPERLINK(1)", "+1", "-2", "@SUM"]
+    config = model_folder / "config.json"
+    values = json.loads(config.read_text())
+    labels = {str(index): f"={index}" for index in range(6)}
+    config.write_text(json.dumps(values | {"id2label": labels, "label2id": {v: int(k) for k, v in labels.items()}}))
+    monkeypatch.chdir("clips")
+    for name in names:
+        shutil.copy("a.flac", f"{name}.flac")
+    Path("=text.wav").write_text("no audio")
+    command = ["predict", str(model_folder), "[=+@-]*", "--output", "../rows.csv"]
+    assert main(command) == 2
+    rows = list(csv.reader(Path("../rows.csv").read_text().splitlines()))
+    assert sorted(row[0] for row in rows[1:]) == sorted([*(f"./{name}.flac" for name in names), "./=text.wav"])
+    assert not [cell for row in rows for cell in row if cell.startswith(("=", "+", "-", "@"))]
+    Path("=text.wav").unlink()
+    assert main(command) == 0
+    assert list(csv.reader(Path("../rows.csv").read_text().splitlines())) == [
+        row for row in rows if row[0] != "./=text.wav"
+    ]

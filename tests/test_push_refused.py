@@ -6,6 +6,7 @@ python -m pytest tests/test_push_refused.py
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,35 @@ def name_own_code(folder: Path) -> None:
     spoil(folder, auto_map={"AutoTokenizer": ["tokenization_mine.Mine", None]})
 
 
+def change_the_code(folder: Path) -> None:
+    with (folder / "modeling_exhubert.py").open("a") as file:
+        file.write("import os\n")
+
+
+def take_classes_from_elsewhere(folder: Path) -> None:
+    spoil(folder, auto_map={"AutoModel": "other/repo--modeling_exhubert.ExHuBERTModel"}, custom_pipelines={})
+
+
+def take_a_pipeline_from_elsewhere(folder: Path) -> None:
+    spoil(folder, custom_pipelines={"speech-emotion-recognition": {"impl": "other/repo--pipeline.Other"}})
+
+
+CHANGED_CODE = {
+    change_the_code: "modeling_exhubert.py differs from this package's",
+    take_classes_from_elsewhere: "config.json takes AutoModel from another repo (other/repo--modeling_exhubert.Ex",
+    take_a_pipeline_from_elsewhere: "config.json takes speech-emotion-recognition from another repo (other/repo--pipe",
+}
+
+
+@pytest.mark.parametrize("change", CHANGED_CODE)
+def test_changed_code_goes_to_the_hub_only_where_that_is_allowed(model_folder, capsys, change):
+    change(model_folder)
+    with pytest.raises(ValueError, match=f"{re.escape(CHANGED_CODE[change])}.*--allow-changed-code"):
+        push_model_folder(model_folder, "user/model", dry_run=True)
+    assert push_model_folder(model_folder, "user/model", dry_run=True, allow_changed_code=True) is None
+    assert f"code that is not this package's:\n  {CHANGED_CODE[change]}" in capsys.readouterr().out
+
+
 def link_the_weights(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder.parent / "elsewhere")
     (folder / "model.safetensors").symlink_to(folder.parent / "elsewhere")
@@ -69,7 +99,7 @@ def link_the_weights(folder: Path) -> None:
         (lambda folder: (folder / "audio_exhubert.py").unlink(), "it lacks audio_exhubert.py"),
         (lambda folder: spoil(folder, auto_map={"AutoModel": "modeling_mine.Mine"}), "it lacks modeling_mine.py"),
         (lambda folder: (folder / "model.safetensors").rename(folder / "x.safetensors"), "it lacks model.safetensors"),
-        (lambda folder: (folder / "config.json").write_text("{"), "config.json is not a table in JSON"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json is not JSON"),
         (make_nan, "classifier.bias has values that are not numbers"),
         (cut, r"model.safetensors: the weights cannot be read \(.*is the file whole"),
         (lose_a_shard, "it lacks model-00002-of-00002.safetensors"),

@@ -194,7 +194,7 @@ def test_training_learns(tmp_path, write_recipe, make_corpus):
 
 def test_a_run_is_not_overwritten(tmp_path, trained):
     recipe = str(trained / "run" / "recipe.yaml")
-    with pytest.raises(ValueError, match=r"run is in use already; give another `output`, delete it, or add --resume"):
+    with pytest.raises(ValueError, match=r"run is in use already; give another `output`, or add --resume"):
         train_hf.main([recipe])
     with pytest.raises(ValueError, match="no checkpoint to resume from"):
         train_hf.main([recipe, "--output", str(tmp_path / "other"), "--resume"])

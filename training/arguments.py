@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import math
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,10 +16,16 @@ import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import string_to_bool
+from transformers.integrations.integration_utils import (
+    INTEGRATION_TO_CALLBACK,
+    get_available_reporting_integrations,
+)
 
 from exhubert.evaluation.metrics import METRICS
 from exhubert.training.augmentation import Augmentation
 from exhubert.training.lora import Lora
+from exhubert.utils.command import one_line
+from exhubert.utils.files import read_table
 from exhubert.utils.text import nearest
 
 FREEZABLE = ("feature_encoder", "originals", "base")
@@ -31,6 +38,7 @@ CHOICES = {
 }
 # What the keys that are no lists of words are, and what their items are.
 NEEDED = {"lora": (None, "a table `key: value`"), "augmentation": (dict, "a list of tables `{name: Gain, p: 0.5}`")}
+LARGEST = 10**10  # of numbers in a recipe: above it, sums overflow
 SHORTEST_WINDOW_SECONDS = 0.25  # below it transformers' models have too few frames to mask in training
 
 
@@ -82,13 +90,13 @@ class Recipe:
                 raise ValueError(f"freeze names {part!r}; the parts are {', '.join(FREEZABLE)}")
         for name in ("rounds", "batch_size", "micro_batches", "window_seconds", "clips_per_corpus"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"{name} is {value}; it must be above 0")
+            if value is not None and not 0 < value <= LARGEST:
+                raise ValueError(f"{name} is {value}; it must be above 0, and at most {LARGEST:,}")
         if self.window_seconds < SHORTEST_WINDOW_SECONDS:
             raise ValueError(f"window_seconds is {self.window_seconds}; at least {SHORTEST_WINDOW_SECONDS} are needed")
         for name in ("expand_copies", "early_stopping"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
+            if not 0 <= getattr(self, name) <= LARGEST:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more, and at most {LARGEST:,}")
         if self.lora:
             lora = Lora(**typed(as_options(self.lora), [Lora], "lora: unknown key", "lora: "))
             lora.check()
@@ -104,17 +112,19 @@ class Recipe:
 FIELDS = yaml.safe_load(Path(__file__).with_name("training_arguments.yaml").read_text(encoding="utf-8"))
 TRAINING_DEFAULTS: dict[str, Any] = FIELDS["defaults"] | {"dataloader_pin_memory": torch.cuda.is_available()}
 DERIVED: dict[str, str] = FIELDS["derived"]  # fields that follow from the recipe, and what to set instead
+WITHOUT_USE: dict[str, str] = FIELDS["without use"]  # fields that no speech model or run of ours has a use for, and why
 EVALUATIONS = 10  # over a run, unless `eval_steps` says otherwise
 # Of the fields about the Hub those that are used: `Trainer` would upload checkpoints, and keep a token in each.
 HUB_FIELDS = ("push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision")
 UPDATES_PER_SAVE = 500  # at most, unless `save_steps` says otherwise: what a kill can cost
 
 
-def parse(arguments: Sequence[str] | None = None) -> tuple[Recipe, TrainingArguments, bool]:
-    """Reads `RECIPE [--key value ...] [--resume]`.
+def parse(arguments: Sequence[str] | None = None) -> tuple[Recipe, TrainingArguments, argparse.Namespace]:
+    """Reads `RECIPE [--key value ...] [--resume] [--trust-remote-code]`.
 
     Returns:
-        The recipe, the training arguments that follow from it, and whether to resume.
+        The recipe, the training arguments that follow from it, and what no recipe may say: `resume` and
+        `trust_remote_code`.
 
     Raises:
         ValueError: for a missing recipe, an unknown key (the nearest is named) or an illegal value.
@@ -123,11 +133,16 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Recipe, TrainingArgum
         prog="train_hf.py",
         description="Fine-tunes an audio-classification model on emotion corpora.",
         epilog="Every key of a recipe, and every field of transformers' TrainingArguments, is an option: --key value.",
-        usage="train_hf.py RECIPE [--key value ...] [--resume]",
+        usage="train_hf.py RECIPE [--key value ...] [--resume] [--trust-remote-code]",
         allow_abbrev=False,
     )
     command.add_argument("recipe", help="YAML file; see recipes/")
     command.add_argument("--resume", action="store_true", help="go on from the run folder's last checkpoint")
+    command.add_argument(
+        *("--trust-remote-code", "--trust_remote_code"),
+        action="store_true",
+        help="let code run that the model brings; read it first (default: no)",
+    )
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments and arguments[0].startswith("--") and arguments[0] != "--help":
         raise ValueError(f"{arguments[0]}: the recipe comes first: train_hf.py RECIPE [--key value ...]")
@@ -138,7 +153,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Recipe, TrainingArgum
     recipe = Recipe(**{name: value for name, value in settings.items() if name in keys})
     recipe.check()
     training = {name: value for name, value in settings.items() if name not in keys}
-    return recipe, training_arguments(recipe, training), known.resume
+    return recipe, training_arguments(recipe, training), known
 
 
 def read_recipe(path: str | os.PathLike[str], extended_by: Sequence[Path] = ()) -> dict[str, Any]:
@@ -157,12 +172,7 @@ def read_recipe(path: str | os.PathLike[str], extended_by: Sequence[Path] = ()) 
     if any(path.samefile(other) for other in extended_by):
         circle = " -> ".join(map(str, (*extended_by, path)))
         raise ValueError(f"{extended_by[-1]}: `extends` leads in a circle: {circle}")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: a recipe is a table `key: value`")
+    values = read_table(path, "YAML")
     base = values.pop("extends", None)
     if base is not None and not isinstance(base, str):
         raise ValueError(f"{path}: `extends` is {base!r}; the name of one recipe file is needed")
@@ -255,7 +265,7 @@ def read_value(kind: Any, needed: str, text: str) -> Any:
         value = yaml.safe_load(text)
         if isinstance(value, (dict, list)):
             return value
-    except (ValueError, argparse.ArgumentTypeError, yaml.YAMLError):
+    except (ValueError, OverflowError, RecursionError, argparse.ArgumentTypeError, yaml.YAMLError):
         pass
     raise argparse.ArgumentTypeError(f"is {text!r}; {needed} is needed")
 
@@ -270,6 +280,16 @@ def training_arguments(recipe: Recipe, training: dict[str, Any]) -> TrainingArgu
                 f"{name} has no place here: the finished model is pushed, and nothing else ({', '.join(HUB_FIELDS)}); "
                 "the token is that of `hf auth login` or HF_TOKEN"
             )
+        if name in WITHOUT_USE and training[name] is not None:
+            raise ValueError(f"{name} cannot be used here: {WITHOUT_USE[name]}; leave it out")
+        if isinstance(training[name], float) and not math.isfinite(training[name]):
+            raise ValueError(f"{name} is {training[name]}; a finite number is needed")
+        if isinstance(training[name], int | float) and training[name] > LARGEST and name != "learning_rate":
+            raise ValueError(f"{name} is {training[name]}; at most {LARGEST:,} is possible")
+    trackers = training.get("report_to") or []
+    for tracker in [trackers] if isinstance(trackers, str) else trackers:
+        if tracker in INTEGRATION_TO_CALLBACK and tracker not in get_available_reporting_integrations():
+            raise ValueError(f"report_to names {tracker!r}, which is not installed; install it, or leave report_to out")
     if training.get("push_to_hub") and not training.get("hub_model_id"):
         raise ValueError("push_to_hub needs hub_model_id, the name of the repo: user/model")
     processes = int(os.environ.get("WORLD_SIZE", "1"))
@@ -309,8 +329,10 @@ def training_arguments(recipe: Recipe, training: dict[str, Any]) -> TrainingArgu
             **values,
         )
         arguments.load_best_model_at_end = load_best
-    except TypeError as error:
-        raise ValueError(f"transformers refuses the training arguments {training}: {error}") from error
+    except (ValueError, OSError, ImportError):
+        raise
+    except Exception as error:  # of another kind for each field
+        raise ValueError(f"transformers refuses the training arguments {training}: {one_line(error)}") from error
     if arguments.world_size != processes:
         raise ValueError(
             f"{processes} processes were started, but each of them would train alone on {arguments.device}; "

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import pickle
+import errno
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import Trainer, TrainerState
 
+from exhubert.model_folder.load import read_config
 from exhubert.model_folder.save import save_model_folder
 from exhubert.modeling_exhubert import misfit
 from exhubert.training.lora import load_lora_parts, save_lora_parts
-from exhubert.training.run_folder import disk_errors, whole_checkpoints
+from exhubert.training.run_folder import whole_checkpoints
+from exhubert.utils.files import disk_errors
 
-UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, SafetensorError, pickle.UnpicklingError)
+OTHERS_FAULT = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE)  # not the checkpoint's
 
 
 class CheckpointTrainer(Trainer):
@@ -120,7 +121,7 @@ class CheckpointTrainer(Trainer):
             elif path not in kept:
                 path.rename(self.staging / path.name)  # never half there under its name
 
-    # No public hook for the four below, of which the first two only warn of weights that do not fit.
+    # No public hook for the five below, of which the first two only warn of weights that do not fit.
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
         with plain_errors(resume_from_checkpoint):
             if self.is_fsdp_enabled:
@@ -135,7 +136,7 @@ class CheckpointTrainer(Trainer):
             else:
                 load_weights(self.model, self.state.best_model_checkpoint)
 
-    # What these two raise does not name the checkpoint.
+    # What these three raise does not name the checkpoint.
     def _load_optimizer_and_scheduler(self, checkpoint: str | None, *args: Any, **kwargs: Any) -> None:
         with plain_errors(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint, *args, **kwargs)
@@ -143,6 +144,10 @@ class CheckpointTrainer(Trainer):
     def _load_rng_state(self, checkpoint: str | None, *args: Any, **kwargs: Any) -> None:
         with plain_errors(checkpoint):
             super()._load_rng_state(checkpoint, *args, **kwargs)
+
+    def _load_scaler(self, checkpoint: str | None, *args: Any, **kwargs: Any) -> None:
+        with plain_errors(checkpoint):
+            super()._load_scaler(checkpoint, *args, **kwargs)
 
 
 def load_weights(model: Any, checkpoint: str) -> None:
@@ -155,6 +160,7 @@ def load_weights(model: Any, checkpoint: str) -> None:
         RuntimeError: if weights are missing, left over, or of another shape.
         ValueError: if the checkpoint was trained with another `lora`.
     """
+    read_config(checkpoint)  # refuses what would be fetched from the Hub
     source, report = type(model).from_pretrained(checkpoint, output_loading_info=True, dtype=torch.float32)
     weights = source.state_dict()
     # A layer with LoRA is `layer.base_layer` in the model and merged into `layer` in the checkpoint.
@@ -170,7 +176,10 @@ def load_weights(model: Any, checkpoint: str) -> None:
 def check_checkpoint(checkpoint: Path) -> None:
     """Raises ValueError for a checkpoint without all that `Trainer` would silently do without."""
     with plain_errors(checkpoint):
-        TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        entries = state.log_history if isinstance(state.log_history, list) else [None]
+        if type(state.global_step) is not int or not all(isinstance(entry, dict) for entry in entries):
+            raise RuntimeError("its trainer_state.json is not as the run wrote it")
         for files in ("optimizer*", "scheduler.pt", "rng_state*.pth"):
             if not any(checkpoint.glob(files)):
                 raise RuntimeError(f"it has no {files}")
@@ -178,13 +187,17 @@ def check_checkpoint(checkpoint: Path) -> None:
 
 @contextlib.contextmanager
 def plain_errors(checkpoint: str | Path | None) -> Iterator[None]:
-    """Turns what loading raises into a ValueError that names the checkpoint."""
+    """Turns what loading raises into a ValueError that names the checkpoint, unless that has no part in it."""
     try:
         yield
-    except UNREADABLE as error:
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in OTHERS_FAULT:
+            raise
         lines = str(error).strip().splitlines() or [type(error).__name__]
         reason = lines[min(1, len(lines) - 1)].strip() if lines[0].startswith("Error(s) in loading") else lines[0]
         raise ValueError(
             f"{checkpoint} is damaged, or of another model ({reason}); resume with the model that the run began with, "
-            "or delete that folder to go on from the checkpoint before it"
+            "or move that folder away to go on from the checkpoint before it"
         ) from error

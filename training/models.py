@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from exhubert.configuration_exhubert import ExHuBERTConfig
-from exhubert.model_folder.load import load_classifier, read_config
+from exhubert.model_folder.load import load_classifier, loading, read_config
 from exhubert.modeling_exhubert import HEAD, ExHuBERTForSequenceClassification
 from exhubert.training.arguments import Recipe
 from exhubert.training.lora import Lora, add_lora
@@ -18,10 +18,17 @@ from exhubert.utils.text import markdown_table
 PARTS = ("CNN feature encoder", "feature projection", "original layers", "copies", "other encoder", "LoRA", "head")
 
 
-def load_model(recipe: Recipe, class_names: list[str]) -> tuple[PreTrainedModel, list[str]]:
+def load_model(
+    recipe: Recipe, class_names: list[str], trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, list[str]]:
     """Loads the recipe's model with a head for `class_names`, expands it if asked to, and freezes its parts.
 
     Its weights are float32, whatever the checkpoint's are: in half precision updates of 1e-5 would be lost.
+
+    Args:
+        recipe: what is trained on what.
+        class_names: in class order.
+        trust_remote_code: whether code that the model brings may run.
 
     Returns:
         The model, and the names of the weights that its checkpoint does not have.
@@ -29,7 +36,7 @@ def load_model(recipe: Recipe, class_names: list[str]) -> tuple[PreTrainedModel,
     Raises:
         ValueError: if it does not exist, is no audio model, cannot be expanded, or lacks a part that is to be frozen.
     """
-    source = read_config(recipe.model)
+    source = read_config(recipe.model, trust_remote_code)
     if "onnx" in source:
         raise ValueError(
             f"{recipe.model} is an ONNX model, which cannot be trained; train the one it was exported from"
@@ -40,7 +47,8 @@ def load_model(recipe: Recipe, class_names: list[str]) -> tuple[PreTrainedModel,
         "label2id": {name: index for index, name in enumerate(class_names)},
         "dtype": torch.float32,
     }
-    num_copies = ExHuBERTConfig.from_dict(source).num_copies if kind == ExHuBERTConfig.model_type else 0
+    with loading(recipe.model, "config.json cannot be used"):
+        num_copies = ExHuBERTConfig.from_dict(source).num_copies if kind == ExHuBERTConfig.model_type else 0
     if recipe.expand_copies and kind != "hubert" and recipe.expand_copies != num_copies:
         has = f"an ExHuBERT with {num_copies} copies of each layer" if num_copies else f"a {kind!r} model"
         raise ValueError(
@@ -51,14 +59,16 @@ def load_model(recipe: Recipe, class_names: list[str]) -> tuple[PreTrainedModel,
         raise ValueError("gate_original_layers is for an expanded model; give `expand_copies: 1` as well")
     # Of a sum over layers transformers' HuBERT has another meaning from 5.16 on; ours has one on every release.
     if kind == "hubert" and (recipe.expand_copies or recipe.weighted_layer_sum):
-        model = ExHuBERTForSequenceClassification.from_hubert(
-            recipe.model, recipe.expand_copies, recipe.gate_original_layers, **options
-        )
+        with loading(recipe.model, "the model cannot be loaded"):
+            model = ExHuBERTForSequenceClassification.from_hubert(
+                recipe.model, recipe.expand_copies, recipe.gate_original_layers, **options
+            )
         has_head = any("ForSequenceClassification" in name for name in source.get("architectures") or ())
         new = [] if has_head and len(source.get("id2label", "01")) == len(class_names) else ["the classification head"]
     else:
         gates = {"gate_original_layers": True} if recipe.gate_original_layers else {}
-        model, new = load_classifier(recipe.model, ignore_mismatched_sizes=True, **gates, **options)
+        options |= {"ignore_mismatched_sizes": True, **gates}
+        model, new = load_classifier(recipe.model, trust_remote_code, **options)
         new = [name for name in new if ".identity_linear." not in name]  # these start as the identity
     known = source.get("id2label") or {}
     listed = [str(known[index]) for index in sorted(known, key=int)]

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import platform
-import shutil
 import subprocess
-from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 from datasets import Dataset
-from safetensors import SafetensorError
 from transformers import TrainingArguments
 
 from exhubert.evaluation.results import CURVES, RESULTS
 from exhubert.reports.plots import plot_runs
 from exhubert.training.arguments import Recipe
-from exhubert.utils.files import UNFINISHED, write_text
-from exhubert.utils.text import first_line
+from exhubert.utils.files import UNFINISHED, read_table, write_text
 from exhubert.utils.versions import versions
 
 SETTINGS, ENVIRONMENT = "recipe.yaml", "environment.json"
@@ -38,6 +33,7 @@ FREE_TRAINING = (  # beginnings of names
     *("save_", "load_best_model_at_end", "dataloader_", "ddp_", "gradient_checkpointing"),
     *("activation_checkpointing", "project", "trackio_"),
 )
+ANEW = "put a copy of it there, or start a new run with the newest checkpoint as `model`"
 NEW_RUN = "other settings need a new run (`output`), which can start from a checkpoint of this one (`model`)"
 
 
@@ -58,7 +54,7 @@ def find_checkpoint(output: str, resume: bool, recipe: dict[str, Any]) -> str | 
         not directory.is_dir() or any(not path.name.endswith(UNFINISHED) for path in directory.iterdir())
     )
     if not resume and used:
-        remedy = "give another `output`, delete it" + (", or add --resume" if (directory / SETTINGS).is_file() else "")
+        remedy = "give another `output`" + (", or add --resume" if (directory / SETTINGS).is_file() else "")
         raise ValueError(f"{directory} is in use already; {remedy}")
     if resume and (not directory.is_dir() or (used and not (directory / SETTINGS).is_file())):
         raise ValueError(f"{directory}: no checkpoint to resume from; start without --resume")
@@ -70,7 +66,8 @@ def find_checkpoint(output: str, resume: bool, recipe: dict[str, Any]) -> str | 
 def whole_checkpoints(checkpoints: Path) -> list[Path]:
     """The checkpoints of a folder, the newest last; each was renamed into place when it was whole."""
     found = [path.parent for path in checkpoints.glob("checkpoint-*/trainer_state.json")]
-    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+    numbered = [path for path in found if path.name.split("-")[1].isdecimal()]
+    return sorted(numbered, key=lambda path: int(path.name.split("-")[1]))
 
 
 def is_complete(output: str, recipe: dict[str, Any]) -> bool:
@@ -78,8 +75,19 @@ def is_complete(output: str, recipe: dict[str, Any]) -> bool:
     directory = Path(output)
     if not (directory / RESULTS).is_file():
         return False
-    began = yaml.safe_load((directory / SETTINGS).read_text(encoding="utf-8"))
+    began = read_settings(directory)
     return all(began.get(name) == recipe.get(name) for name in ("rounds", "early_stopping"))
+
+
+def read_settings(directory: Path) -> dict[str, Any]:
+    """The resolved recipe that a run began with; raises ValueError if it is none any more."""
+    began = read_table(directory / SETTINGS)
+    for name, kind in {"corpora": list, "training": dict, "rounds": int}.items():
+        if not isinstance(began.get(name), kind):
+            raise ValueError(
+                f"{directory / SETTINGS} is not as the run wrote it: {name} is {began.get(name)!r}; {ANEW}"
+            )
+    return began
 
 
 def clips_of(corpora: dict[str, dict[str, Dataset]]) -> dict[str, dict[str, str]]:
@@ -97,8 +105,14 @@ def clips_of(corpora: dict[str, dict[str, Dataset]]) -> dict[str, dict[str, str]
 
 def check_clips(output: str, clips: dict[str, dict[str, str]]) -> None:
     """Raises ValueError if the corpora have other clips than those that the run began with."""
-    environment = json.loads((Path(output) / ENVIRONMENT).read_text(encoding="utf-8"))
-    for name, splits in environment.get("clips", {}).items():
+    path = Path(output) / ENVIRONMENT
+    known: Any = read_table(path).get("clips")
+    whole = isinstance(known, dict) and known.keys() == clips.keys()
+    if not whole or any(
+        not isinstance(known[name], dict) or known[name].keys() != clips[name].keys() for name in clips
+    ):
+        raise ValueError(f"{path} is not as the run wrote it: its `clips` are of other corpora and splits; {ANEW}")
+    for name, splits in known.items():
         for split, began in splits.items():
             if clips[name][split] != began:
                 raise ValueError(
@@ -127,16 +141,6 @@ def write_settings(
     write_text(directory / ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
 
 
-@contextlib.contextmanager
-def disk_errors(target: Path) -> Iterator[None]:
-    """Turns what the writers of weights raise, each its own, into an OSError that says how much room there is."""
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        room = shutil.disk_usage(next(path for path in (target, *target.parents) if path.exists())).free // 2**20
-        raise OSError(f"{target} could not be written, {room} MiB are free there: {first_line(error)}") from error
-
-
 def write_curves(output: str, log_history: list[dict[str, Any]], title: str) -> None:
     """Writes `curves.png` and `curves.json`: the validation UAR of each corpus, and their average, over the updates."""
     curves: dict[str, list[tuple[int, float]]] = {}
@@ -154,7 +158,7 @@ def write_curves(output: str, log_history: list[dict[str, Any]], title: str) -> 
 
 def check_recipe(directory: Path, recipe: dict[str, Any]) -> None:
     """Raises ValueError if a resolved recipe differs, in what shapes the weights, from that a run began with."""
-    began = yaml.safe_load((directory / SETTINGS).read_text(encoding="utf-8"))
+    began = read_settings(directory)
     shaping = []
     for given in (recipe, began):
         values = {name: given.get(name, default) for name, default in vars(Recipe()).items() if name not in FREE}

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pickle
 import sys
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Iterator
+
+LONGEST_REASON = 400  # characters
+UNFORESEEN = " (not foreseen: with EXHUBERT_TRACEBACK=1 it says where)"
 
 
 def run_with_one_line_errors(command: Callable[[], int]) -> int:
@@ -19,17 +25,43 @@ def run_with_one_line_errors(command: Callable[[], int]) -> int:
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, OSError, ImportError) as error:
+    except AssertionError:  # ours
+        raise
+    except Exception as error:
         if os.environ.get("EXHUBERT_TRACEBACK") == "1":
             raise
-        # An error of a data worker arrives as that worker's whole traceback, the message last.
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        message = lines[-1].removeprefix(f"{type(error).__name__}: ") if "Traceback" in str(error) else " ".join(lines)
-        print(f"error: {message}", file=sys.stderr)
+        foreseen = isinstance(error, (ValueError, OSError, ImportError))
+        print(f"error: {one_line(error)}{'' if foreseen else UNFORESEEN}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def one_line(error: BaseException) -> str:
+    """An error's text in one line; its kind goes before it where the text alone says too little."""
+    # An error of a data worker arrives as that worker's whole traceback, the message last.
+    kind, lines = type(error).__name__, str(error).strip().splitlines()
+    text = lines[-1].removeprefix(f"{kind}: ") if "Traceback" in str(error) else " ".join(map(str.strip, lines))
+    return (text or kind) if isinstance(error, (ValueError, OSError, ImportError)) else f"{kind}: {text}"
+
+
+@contextlib.contextmanager
+def named_errors(what: str, remedy: str = "") -> Iterator[None]:
+    """Turns whatever reading something raises into a ValueError, `what (reason); remedy`.
+
+    OSError and ImportError, which name it themselves, stay.
+    """
+    try:
+        yield
+    except (OSError, ImportError, AssertionError):
+        raise
+    except pickle.UnpicklingError as error:
+        reason = "its pickle holds more than tensors, which could run code: not loaded"
+        raise ValueError(f"{what} ({reason}); use safetensors") from error
+    except Exception as error:
+        reason = textwrap.shorten(one_line(error), LONGEST_REASON)
+        raise ValueError(f"{what} ({reason}){remedy and '; '}{remedy}") from error
 
 
 def quiet_transformers() -> None:

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import json
 import os
 import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+
+from exhubert.utils.text import first_line
 
 # In the order of preference, where a folder holds the same clip in several forms.
 AUDIO_SUFFIXES = (
@@ -46,6 +54,66 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         unfinished.write_text(text, encoding="utf-8")
 
 
+def read_table(path: str | os.PathLike[str], kind: str = "") -> dict[str, Any]:
+    """Reads a file of `key: value`: YAML where it is called `.yaml`, else JSON, unless `kind` says which.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is something else; the file is named.
+    """
+    path = Path(path)
+    kind = kind or ("YAML" if path.suffix == ".yaml" else "JSON")
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = yaml.safe_load(text) if kind == "YAML" else json.loads(text)
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} is not {kind} ({' '.join(str(error).split())})") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} is not a table `key: value` in {kind}")
+    return values
+
+
+@contextlib.contextmanager
+def disk_errors(target: Path) -> Iterator[None]:
+    """Turns what writers of weights and audio raise, each its own, into an OSError that says how much room there is."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        room = shutil.disk_usage(next(path for path in (target, *target.parents) if path.exists())).free // 2**20
+        raise OSError(f"{target} could not be written, {room} MiB are free there: {first_line(error)}") from error
+
+
+@contextlib.contextmanager
+def locked(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Holds the right to write an output, which one process has at a time; one that dies loses it.
+
+    The lock is a hidden file beside `path`, which names the process, and goes when the block ends.
+
+    Raises:
+        ValueError: if another process has it, which is named.
+    """
+    path = Path(os.path.realpath(path))
+    inside = path.is_dir() and not os.access(path.parent, os.W_OK)  # a mount point
+    folder = path if inside else path.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    name = os.fsdecode(os.fsencode(f".{path.name}")[: LONGEST_NAME - 10])
+    file = folder / f"{name}.lock{UNFINISHED}"
+    lock = FileLock(file)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        owner = file.read_text(encoding="utf-8") if file.is_file() else ""
+        raise ValueError(
+            f"{path} is being written by {owner or 'another process'}; wait until that has ended, or give another name"
+        ) from None
+    try:
+        file.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        yield
+    finally:
+        file.unlink(missing_ok=True)  # while it is held: nobody else has it then
+        lock.release()
+
+
 @contextlib.contextmanager
 def whole_folder(directory: str | os.PathLike[str], replace: bool = False) -> Iterator[Path]:
     """Yields an empty folder that becomes `directory` if the block ends without an error.
@@ -60,7 +128,8 @@ def whole_folder(directory: str | os.PathLike[str], replace: bool = False) -> It
             and `config.json` last, and the others stay.
 
     Raises:
-        ValueError: if `directory` is there already, and is not an empty folder (but see `replace`).
+        ValueError: if `directory` is there already, and is not an empty folder (but see `replace`), or another process
+            writes it.
     """
     directory = Path(os.path.realpath(directory))
 
@@ -69,24 +138,25 @@ def whole_folder(directory: str | os.PathLike[str], replace: bool = False) -> It
             raise ValueError(f"{directory} exists already; give a folder that does not, or delete it")
 
     check_free()
-    prefix = f".{directory.name}{UNFINISHED}-{socket.gethostname()}-"
-    for left in directory.parent.glob(f"{glob.escape(prefix)}*"):
-        if not _runs(left.name[len(prefix) :]):
-            shutil.rmtree(left, ignore_errors=True)
-    beside = directory.with_name(f"{prefix}{os.getpid()}")
-    shutil.rmtree(beside, ignore_errors=True)
-    unfinished = beside / directory.name
-    unfinished.mkdir(parents=True)
-    try:
-        yield unfinished
-        check_free()  # another process may have been faster
-        if directory.is_dir():
-            for path in sorted(unfinished.iterdir(), key=lambda path: path.name == "config.json"):
-                shutil.move(path, directory / path.name)  # across file systems, too
-        else:
-            unfinished.rename(directory)
-    finally:
+    with locked(directory):
+        prefix = f".{directory.name}{UNFINISHED}-{socket.gethostname()}-"
+        for left in directory.parent.glob(f"{glob.escape(prefix)}*"):
+            if not _runs(left.name[len(prefix) :]):
+                shutil.rmtree(left, ignore_errors=True)
+        beside = directory.with_name(f"{prefix}{os.getpid()}")
         shutil.rmtree(beside, ignore_errors=True)
+        unfinished = beside / directory.name
+        unfinished.mkdir(parents=True)
+        try:
+            yield unfinished
+            check_free()  # what knows of no lock may have been faster
+            if directory.is_dir():
+                for path in sorted(unfinished.iterdir(), key=lambda path: path.name == "config.json"):
+                    shutil.move(path, directory / path.name)  # across file systems, too
+            else:
+                unfinished.rename(directory)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
 
 
 def _runs(process: str) -> bool:

@@ -24,6 +24,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
+def spreadsheet_cell(text: str) -> str:
+    """Text for a cell of CSV: what a spreadsheet would take for a formula gets an apostrophe before it."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+
+
 def as_text(name: str) -> str:
     """A file's name as Unicode: bytes in it that are not UTF-8 become `\\udcXX`."""
     return name.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,0 +1,188 @@
+"""Models, run folders and recipes that are not what they seem: one line that names the file, and nothing of it runs.
+
+python -m pytest tests/test_hostile_files.py
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from conftest import refused
+from exhubert import ExHuBERTConfig, evaluate_hf, train_hf
+from exhubert.cli import main
+from exhubert.training.arguments import parse
+from exhubert.utils.command import named_errors, run_with_one_line_errors
+
+WRONG_FIELDS: dict[str, list[Any]] = {
+    "num_hidden_layers": ["4", 10**9, 2.0, None, [4], -4],
+    "hidden_size": ["32", 0, -1, 31, {}],
+    "num_attention_heads": [0, "4", None],
+    "conv_dim": ["16", 16, [16], [0, 0, 0], None],
+    "conv_kernel": [[8], "8"],
+    "conv_stride": [[0, 4, 5]],
+    "id2label": ["anger", ["anger"], {"a": "anger"}],
+    "num_labels": [10**9],
+    "hidden_act": ["exec", 5],
+    "architectures": [5],
+    "dtype": ["float99"],
+    "feat_extract_norm": ["none"],
+    "quantization_config": [{"quant_method": "none"}],
+    "calibration_temperature": ["hot"],
+    "gate_original_layers": ["no"],
+    "layerdrop": ["0"],
+    "num_copies": [1.5],
+    "model_type": [5, None, ["exhubert"]],
+}
+
+
+class Payload:
+    """Would leave a file when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.marker,)
+
+
+@pytest.fixture
+def tone(model_folder) -> str:
+    path = str(model_folder.parent / "tone.wav")
+    soundfile.write(path, 0.1 * np.sin(np.arange(8000) / 10), 16_000)
+    return path
+
+
+@pytest.mark.parametrize("field", WRONG_FIELDS)
+def test_wrong_types_in_a_configuration(model_folder, tone, capsys, field):
+    path = model_folder / "config.json"
+    config = json.loads(path.read_text())
+    for value in WRONG_FIELDS[field]:
+        path.write_text(json.dumps(config | {field: value}))
+        capsys.readouterr()
+        if run_with_one_line_errors(lambda: main(["predict", str(model_folder), tone])):
+            error = capsys.readouterr().err
+            assert error.startswith(f"error: {model_folder}") and error.count("\n") == 1, (value, error)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "{", '"text"', "5", "\0", ""])
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
+def test_files_that_are_no_json_objects(model_folder, tone, capsys, name, text):
+    (model_folder / name).write_text(text)
+    line = refused(capsys, main, "predict", model_folder, tone)
+    assert str(model_folder) in line and len(line) < 1000
+
+
+def commands_on(model: Path, tone: str, write_keys) -> dict[str, tuple[Any, list[str]]]:
+    recipe = write_keys(model=str(model), corpora=[str(model.parent / "corpus")], rounds=1)
+    corpus = str(model.parent / "corpus")
+    return {
+        "predict": (main, ["predict", str(model), tone]),
+        "embed": (main, ["embed", str(model), tone, "--output", f"{model}.parquet"]),
+        "onnx": (main, ["convert", "onnx", str(model), f"{model}.onnx"]),
+        "contract": (main, ["convert", "contract", str(model), f"{model}.hubert"]),
+        "evaluate": (evaluate_hf.main, ["--model", str(model), "--corpora", corpus, "--output", f"{model}.out"]),
+        "train": (train_hf.main, [recipe]),
+    }
+
+
+@pytest.mark.parametrize("command", ["predict", "embed", "onnx", "contract", "evaluate", "train"])
+def test_a_pickle_with_a_payload_does_not_run(
+    model_folder, tone, make_corpus, write_keys, capsys, monkeypatch, command
+):
+    make_corpus()
+    monkeypatch.chdir(model_folder.parent)
+    (model_folder / "model.safetensors").unlink()
+    torch.save({"weight": Payload(model_folder.parent / "marker")}, model_folder / "pytorch_model.bin")
+    run, arguments = commands_on(model_folder, tone, write_keys)[command]
+    line = refused(capsys, run, *arguments)
+    assert not (model_folder.parent / "marker").exists()
+    assert str(model_folder) in line and "could run code: not loaded" in line
+
+
+def test_weights_that_do_not_fit_their_configuration(model_folder, tone, capsys):
+    path = model_folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"intermediate_size": 128}))
+    line = refused(capsys, main, "predict", model_folder, tone)
+    assert f"{model_folder}: the weights are not those of its config.json" in line
+    assert "feed_forward" in line and "another shape" in line
+
+
+@pytest.mark.parametrize("kind", ["contract", "hubert"])
+def test_a_conversion_names_the_configuration_as_well(model_folder, make_hubert, tmp_path, capsys, kind):
+    source = model_folder if kind == "contract" else make_hubert()
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"hidden_size": "32"}))
+    line = refused(capsys, main, "convert", kind, source, tmp_path / "out")
+    assert line.startswith(f"error: {source}: config.json cannot be used (") and "hidden_size" in line
+
+
+@pytest.mark.parametrize("layers", [10**9, "48", 48.0, True])
+def test_a_configuration_has_a_whole_number_of_layers(layers):
+    with pytest.raises(
+        ValueError, match=f"num_hidden_layers is {layers!r}; it must be a whole number above 0, at most"
+    ):
+        ExHuBERTConfig(num_hidden_layers=layers)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rounds": float("inf")}, "rounds is 'inf'; a whole number is needed"),
+        ({"rounds": 10**30}, "rounds is 1000000000000000000000000000000; it must be above 0, and at most"),
+        ({"window_seconds": float("inf")}, "window_seconds is inf; it must be above 0, and at most"),
+        ({"expand_copies": 10**30}, "expand_copies is .*; it must be 0 or more, and at most"),
+        ({"training": {"learning_rate": float("nan")}}, "learning_rate is nan; a finite number is needed"),
+        ({"training": {"eval_steps": float("inf")}}, "eval_steps is inf; a finite number is needed"),
+        ({"training": {"neftune_noise_alpha": 5}}, "neftune_noise_alpha cannot be used here: it adds noise"),
+        ({"training": {"parallelism_config": "x"}}, "parallelism_config invalid ParallelismConfig value: 'x'"),
+        ({"training": {"report_to": "wandb"}}, "report_to names 'wandb', which is not installed"),
+        ({"training": {"save_steps": 1e30}}, r"save_steps is 1e\+30; at most"),
+    ],
+)
+def test_recipes_without_measure(write_keys, changes, message):
+    with pytest.raises(ValueError, match=message):
+        parse([write_keys(**changes)])
+
+
+def test_a_recipe_of_brackets(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("model: m\nlora: " + "[" * 1200)
+    with pytest.raises(ValueError, match=r"recipe\.yaml is not YAML"):
+        parse([str(tmp_path / "recipe.yaml")])
+
+
+def test_a_full_disk_in_the_middle_of_a_corpus(tmp_path, make_corpus, capsys, monkeypatch):
+    def write(path: Path, *_: object, **__: object) -> None:
+        Path(path).touch()
+        raise soundfile.LibsndfileError(2)  # "System error." is all that libsndfile says of it
+
+    corpus = make_corpus()
+    monkeypatch.setattr("exhubert.corpora.prepare.soundfile.write", write)
+    options = ["--audio", "flac", "--table", corpus / "metadata.csv"]
+    line = refused(capsys, main, "corpora", "prepare", "mine", corpus, tmp_path / "out", *options)
+    assert re.search(r"\.flac could not be written, \d+ MiB are free there", line)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_nobody_has_foreseen_is_one_line_as_well(capsys, monkeypatch):
+    def fail() -> int:
+        return {}["missing"]
+
+    monkeypatch.delenv("EXHUBERT_TRACEBACK", raising=False)
+    assert run_with_one_line_errors(fail) == 1
+    assert capsys.readouterr().err.startswith("error: KeyError: 'missing' (not foreseen")
+    with (
+        pytest.raises(ValueError, match=r"a.json \(KeyError: 'missing'\); get it anew"),
+        named_errors("a.json", "get it anew"),
+    ):
+        fail()
+    monkeypatch.setenv("EXHUBERT_TRACEBACK", "1")
+    with pytest.raises(KeyError):
+        run_with_one_line_errors(fail)
