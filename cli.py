@@ -9,13 +9,26 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
-from exhubert.utils.command import quiet_transformers, run_with_one_line_errors
+from exhubert import __version__
+from exhubert.utils.command import quiet_transformers, run_with_one_line_errors, with_hyphens
+
+# The scripts of the checkout's root, which read their own arguments: module and help.
+SCRIPTS = {
+    "train": ("train_hf", "fine-tune a model by a recipe"),
+    "evaluate": ("evaluate_hf", "evaluate models on corpora, and write a report"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments and arguments[0] in SCRIPTS:
+        return run_script(*arguments)
     parser = argparse.ArgumentParser(prog="exhubert", description="ExHuBERT: speech emotion recognition.")
+    parser.add_argument("--version", action="version", version=f"exhubert {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, (_, help_) in SCRIPTS.items():
+        commands.add_parser(name, help=help_)
 
     convert = commands.add_parser("convert", help="make a model folder of a checkpoint")
     kinds = convert.add_subparsers(required=True, metavar="KIND")
@@ -69,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     push.add_argument("--revision", metavar="BRANCH", help="branch, made if it does not exist (default: main)")
     push.add_argument("--dry-run", action="store_true", help="list the files and send nothing")
     push.set_defaults(run="publish.push:push_model_folder")
-    options = vars(parser.parse_args(arguments))
+    options = vars(parser.parse_args(with_hyphens(arguments)))
     module, _, function = options.pop("run").partition(":")
     prints = options.pop("prints", False)
     command = getattr(import_module(f"exhubert.{module}"), function)
@@ -79,6 +92,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if prints:
         print(result)
     return result if isinstance(result, int) else 0
+
+
+def run_script(name: str, *arguments: str) -> int:
+    """Runs `exhubert train` or `exhubert evaluate`; returns the exit code."""
+    try:
+        script = import_module(f"exhubert.{SCRIPTS[name][0]}")
+    except ModuleNotFoundError as error:
+        raise ImportError(f"exhubert {name} needs {error.name}, which the extra `train` installs") from error
+    quiet_transformers()
+    code: int = script.main(arguments, prog=f"exhubert {name}")
+    return code
 
 
 def entry_point() -> int:

@@ -41,9 +41,9 @@ from exhubert.utils.command import quiet_transformers, run_with_one_line_errors
 INTERRUPTED = 3  # the exit code after SIGTERM or SIGINT, when everything is saved
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = "train_hf.py") -> int:
     """Runs the stages: arguments, corpora, model, trainer, training, test, saving. Returns the exit code."""
-    recipe, training, resume = parse(arguments)
+    recipe, training, resume = parse(arguments, prog)
     main_process = training.process_index == 0
     say: Callable[[str], None] = print if main_process else lambda message: None
     settings = resolved(recipe, training)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 
 def run_with_one_line_errors(command: Callable[[], int]) -> int:
@@ -33,8 +34,21 @@ def run_with_one_line_errors(command: Callable[[], int]) -> int:
 
 
 def quiet_transformers() -> None:
-    """Leaves the terminal to a command's own lines: no load reports, no bars for reading and writing weights."""
+    """Leaves the terminal to a command's own lines: no load reports, no bars of transformers' and datasets'."""
     from transformers.utils import logging
+
+    if "datasets" in sys.modules:
+        sys.modules["datasets"].disable_progress_bars()
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+
+
+def with_hyphens(arguments: Sequence[str]) -> list[str]:
+    """A command line on which every option is written with hyphens: `--batch_size=8` becomes `--batch-size=8`."""
+    options = list(itertools.takewhile(lambda argument: argument != "--", arguments))
+    written = []
+    for argument in options:
+        name, equals, value = argument.partition("=")
+        written.append((name.replace("_", "-") if name.startswith("--") else name) + equals + value)
+    return [*written, *arguments[len(options) :]]
