@@ -131,6 +131,7 @@ def _add_corpora(commands: Any) -> None:
     labels = actions.add_parser("labels", help="emotion words and their six classes")
     labels.add_argument("--corpus", metavar="KEY", help="only the words of this corpus, as they are meant there")
     labels.add_argument("--label-file", metavar="YAML", help="a file whose words add to these or replace them")
+    labels.add_argument("--format", dest="style", default="table", choices=("table", "csv"), help="default: table")
     labels.set_defaults(run="corpora.labels:label_table", prints=True)
 
     prepare = actions.add_parser(

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 import soundfile
-from tqdm.auto import tqdm
 
 from exhubert.audio_exhubert import SAMPLING_RATE, read_audio
+from exhubert.utils.command import progress_bar
 
 BLOCK_BYTES = 2**20  # decoded at a time, whatever the length of the file
 FULL_SCALE = 32767 / 32768  # the largest 16-bit sample
@@ -82,7 +82,7 @@ def scan_clips(paths: Sequence[str | os.PathLike[str]]) -> list[ClipFacts]:
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         scanned = pool.map(scan_clip, paths)
-        return list(tqdm(scanned, total=len(paths), desc="decoding", unit="clip"))
+        return list(progress_bar(scanned, total=len(paths), desc="decoding", unit="clip"))
 
 
 def _facts(blocks: Iterable[np.ndarray], rate: int, channels: int, promised_frames: int) -> ClipFacts:

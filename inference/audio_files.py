@@ -14,9 +14,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from exhubert.audio_exhubert import audio_name
+from exhubert.utils.command import progress_bar
 from exhubert.utils.files import AUDIO_SUFFIXES, VIDEO_SUFFIXES, is_audio, visible_files
 from exhubert.utils.text import as_text, printable
 
@@ -103,8 +104,7 @@ def process_files(
     def speed() -> str:
         return f"{seconds / max(time.perf_counter() - begin, 1e-9):.1f} times real time"
 
-    # miniters: the bar is redrawn within a file as well.
-    with tqdm(total=len(files), unit="file", disable=None, miniters=0, file=sys.stderr) as bar:
+    with progress_bar(total=len(files), unit="file") as bar:
 
         def on_progress(more: float) -> None:
             nonlocal seconds
@@ -128,6 +128,9 @@ def process_files(
             bar.update()
     for line in bad:
         print(f"bad: {printable(line)}", file=sys.stderr)
+    if skipped and not files:
+        print(f"nothing to do: {skipped:,} {'file was' if skipped == 1 else 'files were'} done before", file=sys.stderr)
+        return 0
     elapsed = time.perf_counter() - begin
     done = f"{len(files):,} files" if len(files) != 1 else "1 file"
     before = f" ({skipped:,} more were done before)" if skipped else ""

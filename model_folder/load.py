@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import SafetensorError
 from transformers import (
     ASTFeatureExtractor,
@@ -90,7 +91,9 @@ def read_config(name_or_path: str) -> dict[str, Any]:
         OSError: if it is neither a folder nor to be had from the Hub.
     """
     if Path(name_or_path).is_dir() and not Path(name_or_path, "config.json").is_file():
-        raise OSError(f"{name_or_path} is no model folder: it lacks config.json")
+        below = Path(name_or_path, "model")  # of a run
+        remedy = f"; the run's model is in {below}" if (below / "config.json").is_file() else ""
+        raise OSError(f"{name_or_path} is no model folder: it lacks config.json{remedy}")
     try:
         values = PretrainedConfig.get_config_dict(name_or_path)[0]
     except OSError as error:
@@ -103,6 +106,8 @@ def read_config(name_or_path: str) -> dict[str, Any]:
 def _not_found(name_or_path: str, error: OSError) -> OSError:
     if Path(name_or_path).is_dir():
         return OSError(f"{name_or_path} is no model folder ({first_line(error)})")
+    if isinstance(error.__cause__, LocalEntryNotFoundError):
+        return OSError(f"{name_or_path}: no such folder or cached model, and the Hub could not be asked for one")
     return OSError(f"{name_or_path}: no such folder, and no such model on the Hub ({first_line(error)})")
 
 

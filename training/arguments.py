@@ -113,9 +113,7 @@ HUB_FIELDS = ("push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision")
 UPDATES_PER_SAVE = 500  # at most, unless `save_steps` says otherwise: what a kill can cost
 
 
-def parse(
-    arguments: Sequence[str] | None = None, prog: str = "train_hf.py"
-) -> tuple[Recipe, TrainingArguments, bool]:
+def parse(arguments: Sequence[str] | None = None, prog: str = "train_hf.py") -> tuple[Recipe, TrainingArguments, bool]:
     """Reads `RECIPE [--key value ...] [--resume]`; `prog` is what the command is called.
 
     Returns:
@@ -140,7 +138,8 @@ def parse(
         raise ValueError(f"{arguments[0]}: the recipe comes first: {usage.removesuffix(' [--resume]')}")
     known, options = command.parse_known_args(arguments)
     # What the recipe says comes first, so that the command line wins.
-    settings = typed([*as_options(read_recipe(find_recipe(known.recipe))), *options], [Recipe, TrainingArguments], "unknown option")
+    written = as_options(read_recipe(find_recipe(known.recipe)))
+    settings = typed([*written, *options], [Recipe, TrainingArguments], "unknown option")
     keys = [spec.name for spec in fields(Recipe)]
     recipe = Recipe(**{name: value for name, value in settings.items() if name in keys})
     recipe.check()
@@ -151,9 +150,7 @@ def parse(
 def keys_help() -> str:
     """The keys of a recipe with their defaults and meanings, as `Recipe` lists them."""
     keys = re.findall(r"^    (\w+): .* = (.+?)  # (.+)$", inspect.getsource(Recipe), re.MULTILINE)
-    lines = [
-        f"  {name:21} {re.sub('field.*=(list|dict).*', 'none', default):13} {meaning}" for name, default, meaning in keys
-    ]
+    lines = [f"  {name:21} {re.sub('field.*', 'none', default):13} {meaning}" for name, default, meaning in keys]
     fields_too = "Every field of transformers' TrainingArguments is an option, too, such as --learning_rate 1e-5."
     return "\n".join(["keys of a recipe, each also an option, with their defaults:", *lines, "", fields_too])
 
@@ -177,7 +174,7 @@ def read_recipe(path: str | os.PathLike[str], extended_by: Sequence[Path] = ()) 
     if not path.is_file():
         what = f", which {extended_by[-1]} extends" if extended_by else ""
         shipped = sorted(each.relative_to(RECIPES).as_posix() for each in RECIPES.rglob("*.yaml"))
-        hint = f"; the package's own nearest to it is {nearest(path.name, shipped)}" if shipped and not extended_by else ""
+        hint = "" if extended_by else f"; the package's own nearest to it is {nearest(path.name, shipped)}"
         raise ValueError(f"{path}{what}: no such recipe file{hint}")
     if any(path.samefile(other) for other in extended_by):
         circle = " -> ".join(map(str, (*extended_by, path)))

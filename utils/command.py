@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TextIO
+
+from tqdm import tqdm
 
 
 def run_with_one_line_errors(command: Callable[[], int]) -> int:
@@ -52,3 +56,30 @@ def with_hyphens(arguments: Sequence[str]) -> list[str]:
         name, equals, value = argument.partition("=")
         written.append((name.replace("_", "-") if name.startswith("--") else name) + equals + value)
     return [*written, *arguments[len(options) :]]
+
+
+class _Lines:
+    """Where a bar goes that no terminal shows: each of its states is a line."""
+
+    def __init__(self, file: TextIO) -> None:
+        self.file, self.last = file, ""
+
+    def write(self, text: str) -> None:
+        text = re.sub(r"[\r\n]|\x1b\[\w", "", text).rstrip()
+        if text not in ("", self.last):
+            self.file.write(f"{text}\n")
+            self.last = text
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def progress_bar(files: Iterable[Any] | None = None, **options: Any) -> tqdm:
+    """A progress bar on standard error, with tqdm's options: on a terminal redrawn, in a file or log a line a minute.
+
+    What is done within a minute has no line there. `update(0)` shows what was set since.
+    """
+    if sys.stderr.isatty():
+        return tqdm(files, **{"file": sys.stderr, "miniters": 0, "dynamic_ncols": True, **options})
+    rare = {"mininterval": 60, "maxinterval": 60, "delay": 60, "miniters": 0}
+    return tqdm(files, **{**options, **rare, "file": _Lines(sys.stderr)})
