@@ -166,6 +166,18 @@ def _add_corpora(commands: Any) -> None:
     stats.set_defaults(run="corpora.statistics:write_statistics", prints=True)
 
 
+class InPlaceOf(argparse.Action):
+    """An option with which another argument may be missing."""
+
+    def __init__(self, *args: Any, other: argparse.Action, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.other = other
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        setattr(namespace, self.dest, values)
+        self.other.required = False
+
+
 def _add_inference(commands: Any) -> None:
     """The parsers of `exhubert predict` and `exhubert embed`."""
     predict = commands.add_parser(
@@ -178,6 +190,7 @@ def _add_inference(commands: Any) -> None:
     )
     predict.add_argument("--output", metavar="FILE", help=".jsonl or .csv; files that have a row there are skipped")
     predict.add_argument("--timeline", metavar="DIR", help="folder for a picture of each file over time")
+    predict.add_argument("--per", default="clip", choices=("clip", "window"), help="what has a row (default: clip)")
     predict.set_defaults(run="inference.predict:run_predict")
 
     embed = commands.add_parser(
@@ -192,7 +205,10 @@ def _add_inference(commands: Any) -> None:
 
     for command in (predict, embed):
         command.add_argument("model", metavar="MODEL", help="model folder or Hub id, or folder of an ONNX export")
-        command.add_argument("audio", metavar="AUDIO", nargs="+", help="files, folders, quoted globs; - reads a file")
+        audio = "files, folders, quoted globs; - reads a file"
+        needed = command.add_argument("audio", metavar="AUDIO", nargs="+", default=(), help=audio)
+        files_from = "a list of further files, a name a line; - reads it"
+        command.add_argument("--files-from", metavar="FILE", action=InPlaceOf, other=needed, help=files_from)
         command.add_argument(
             "--window",
             dest="window_seconds",

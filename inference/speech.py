@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,12 @@ def open_pipeline(model: str, vad: bool, **options: Any) -> ExHuBERTPipeline:
     if vad:
         speech_seconds(silence)
     pipeline = load_pipeline(model)
+    trained = getattr(pipeline.feature_extractor, "window_seconds", None)
+    if trained and (options.get("window_seconds") or 0) > trained:
+        longer = (
+            f"--window {options['window_seconds']:g} is longer than the {trained:g} s that the model was trained on"
+        )
+        print(f"note: {longer}", file=sys.stderr)
     list(pipeline.stream([silence], **options))
     return pipeline
 
