@@ -180,7 +180,8 @@ def save_results(
     for name, scores in results["corpora"].items():
         print(f"test UAR on {name}: {100 * scores['uar']:.1f} % ({scores['clips']} clips)")
     run, title = Path(recipe.output), Path(recipe.output).name
-    run_folder.write_curves(recipe.output, trainer.state.log_history, title)
+    chosen = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
+    run_folder.write_curves(recipe.output, trainer.state.log_history, trainer.eval_dataset, chosen)
     write_predictions(run, results, predictions, title)
     if not write_run_card(recipe.output, results):
         print(f"{run / 'model' / 'README.md'} was edited by hand and is left as it is")

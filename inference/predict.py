@@ -92,7 +92,7 @@ def run_predict(
             rows.flush()
             if plot and result:
                 try:
-                    plot(pictures[name], name, result["windows"], layout.class_names, layout.quadrant)
+                    plot(pictures[name], f"{name}, by {model}", result["windows"], layout.class_names, layout.quadrant)
                 except OSError as error:
                     return f"no picture: {error}"
             return problem

@@ -16,6 +16,7 @@ import numpy as np
 import pandas
 import pytest
 import soundfile
+from PIL import Image
 
 from conftest import make_classifier, refused, write_bad_files
 from exhubert.cli import main
@@ -295,3 +296,17 @@ def test_pictures_without_matplotlib(clips, classifier_folder, monkeypatch):
         monkeypatch.delitem(sys.modules, f"exhubert.{name}", raising=False)
     with pytest.raises(ImportError, match="pip install matplotlib"):
         main(["predict", classifier_folder, "clips", "--timeline", "pictures"])
+
+
+def test_the_line_of_the_likeliest_class_is_seen_on_every_colour(tmp_path):
+    sure = {"label": "yes", "probabilities": {"yes": 1.0, "no": 0.0}}
+    windows = [{"start": float(k), "end": k + 2.0, **sure} for k in range(4)]
+    plot_timeline(tmp_path / "clip.png", "clip", windows, ["yes", "no"])
+    with Image.open(tmp_path / "clip.png") as picture:
+        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    column = pixels[:, pixels.shape[1] // 2]  # from top to bottom through the cells
+    dark_blue = np.flatnonzero((column[:, 2] > column[:, 0] + 60) & (column[:, 2] < 140))
+    black = np.flatnonzero(column.sum(axis=1) < 60)
+    line = black[(black > dark_blue[0]) & (black < dark_blue[-1])]
+    assert len(line)
+    assert all(column[end].sum() > 600 for end in (line[0] - 3, line[-1] + 3))  # white beside it
