@@ -9,13 +9,26 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
-from exhubert.utils.command import quiet_transformers, run_with_one_line_errors
+from exhubert import __version__
+from exhubert.utils.command import quiet_transformers, run_with_one_line_errors, with_hyphens
+
+# The scripts of the checkout's root, which read their own arguments: module and help.
+SCRIPTS = {
+    "train": ("train_hf", "fine-tune a model by a recipe"),
+    "evaluate": ("evaluate_hf", "evaluate models on corpora, and write a report"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments and arguments[0] in SCRIPTS:
+        return run_script(*arguments)
     parser = argparse.ArgumentParser(prog="exhubert", description="ExHuBERT: speech emotion recognition.")
+    parser.add_argument("--version", action="version", version=f"exhubert {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, (_, help_) in SCRIPTS.items():
+        commands.add_parser(name, help=help_)
 
     convert = commands.add_parser("convert", help="make a model folder of a checkpoint")
     kinds = convert.add_subparsers(required=True, metavar="KIND")
@@ -79,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     push.add_argument("--dry-run", action="store_true", help="list the files and send nothing")
     push.add_argument("--allow-changed-code", action="store_true", help="push code that is not this package's")
     push.set_defaults(run="publish.push:push_model_folder")
-    options = vars(parser.parse_args(arguments))
+    options = vars(parser.parse_args(with_hyphens(arguments)))
     module, _, function = options.pop("run").partition(":")
     prints = options.pop("prints", False)
     command = getattr(import_module(f"exhubert.{module}"), function)
@@ -89,6 +102,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if prints:
         print(result)
     return result if isinstance(result, int) else 0
+
+
+def run_script(name: str, *arguments: str) -> int:
+    """Runs `exhubert train` or `exhubert evaluate`; returns the exit code."""
+    try:
+        script = import_module(f"exhubert.{SCRIPTS[name][0]}")
+    except ModuleNotFoundError as error:
+        raise ImportError(f"exhubert {name} needs {error.name}, which the extra `train` installs") from error
+    quiet_transformers()
+    code: int = script.main(arguments, prog=f"exhubert {name}")
+    return code
 
 
 def entry_point() -> int:
@@ -117,6 +141,7 @@ def _add_corpora(commands: Any) -> None:
     labels = actions.add_parser("labels", help="emotion words and their six classes")
     labels.add_argument("--corpus", metavar="KEY", help="only the words of this corpus, as they are meant there")
     labels.add_argument("--label-file", metavar="YAML", help="a file whose words add to these or replace them")
+    labels.add_argument("--format", dest="style", default="table", choices=("table", "csv"), help="default: table")
     labels.set_defaults(run="corpora.labels:label_table", prints=True)
 
     prepare = actions.add_parser(
@@ -151,6 +176,18 @@ def _add_corpora(commands: Any) -> None:
     stats.set_defaults(run="corpora.statistics:write_statistics", prints=True)
 
 
+class InPlaceOf(argparse.Action):
+    """An option with which another argument may be missing."""
+
+    def __init__(self, *args: Any, other: argparse.Action, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.other = other
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        setattr(namespace, self.dest, values)
+        self.other.required = False
+
+
 def _add_inference(commands: Any) -> None:
     """The parsers of `exhubert predict` and `exhubert embed`."""
     predict = commands.add_parser(
@@ -163,6 +200,7 @@ def _add_inference(commands: Any) -> None:
     )
     predict.add_argument("--output", metavar="FILE", help=".jsonl or .csv; files that have a row there are skipped")
     predict.add_argument("--timeline", metavar="DIR", help="folder for a picture of each file over time")
+    predict.add_argument("--per", default="clip", choices=("clip", "window"), help="what has a row (default: clip)")
     predict.set_defaults(run="inference.predict:run_predict")
 
     embed = commands.add_parser(
@@ -177,7 +215,10 @@ def _add_inference(commands: Any) -> None:
 
     for command in (predict, embed):
         command.add_argument("model", metavar="MODEL", help="model folder or Hub id, or folder of an ONNX export")
-        command.add_argument("audio", metavar="AUDIO", nargs="+", help="files, folders, quoted globs; - reads a file")
+        audio = "files, folders, quoted globs; - reads a file"
+        needed = command.add_argument("audio", metavar="AUDIO", nargs="+", default=(), help=audio)
+        files_from = "a list of further files, a name a line; - reads it"
+        command.add_argument("--files-from", metavar="FILE", action=InPlaceOf, other=needed, help=files_from)
         command.add_argument(
             "--window",
             dest="window_seconds",

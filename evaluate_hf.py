@@ -39,15 +39,15 @@ from exhubert.model_folder.load import load_trained
 from exhubert.publish.run_card import calibration_section
 from exhubert.reports.report import PICTURES, write_report
 from exhubert.reports.tables import chances, uar_table
-from exhubert.utils.command import quiet_transformers, run_with_one_line_errors
+from exhubert.utils.command import quiet_transformers, run_with_one_line_errors, with_hyphens
 from exhubert.utils.files import locked, read_table, write_text
 
 Corpora = dict[str, dict[str, Dataset]]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = "evaluate_hf.py") -> int:
     """Evaluates each model, then compares and reports. Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="evaluate_hf.py", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", required=True, nargs="+", help="Hub ids or folders")
     parser.add_argument("--names", nargs="+", help="what to call the models in the report")
     parser.add_argument("--corpora", required=True, nargs="+", help="corpus folders")
@@ -57,18 +57,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--calibrate", action="store_true", help="fit a temperature on the validation split and save it in the model"
     )
-    parser.add_argument("--label_file", help="YAML file with further emotion words")
-    parser.add_argument("--skip_bad_audio", action="store_true", help="leave out clips whose audio does not decode")
-    parser.add_argument("--clips_per_corpus", type=int, help="use a random part of each corpus, always the same")
+    parser.add_argument("--label-file", help="YAML file with further emotion words")
+    parser.add_argument("--skip-bad-audio", action="store_true", help="leave out clips whose audio does not decode")
+    parser.add_argument("--clips-per-corpus", type=int, help="use a random part of each corpus, always the same")
     parser.add_argument("--protocol", default="auto", help="how each corpus is split; see docs/corpora.md")
     parser.add_argument("--fold", type=int, help="which fold, from 1, of a protocol that has folds")
-    parser.add_argument("--batch_size", type=int, default=8, help="windows in a batch of a process")
+    parser.add_argument("--batch-size", type=int, default=8, help="windows in a batch of a process")
     parser.add_argument(
-        *("--trust_remote_code", "--trust-remote-code"),
-        action="store_true",
-        help="let code run that a model brings; read it first (default: no)",
+        "--trust-remote-code", action="store_true", help="let code run that a model brings; read it first (default: no)"
     )
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(with_hyphens(sys.argv[1:] if arguments is None else arguments))
     models = check(options)
 
     @functools.cache  # most models have the same classes

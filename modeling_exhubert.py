@@ -21,7 +21,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError
@@ -44,6 +44,7 @@ from transformers.models.hubert.modeling_hubert import (
     _compute_mask_indices,
 )
 from transformers.pipelines import PIPELINE_REGISTRY
+from transformers.utils import logging
 
 from .audio_exhubert import ExHuBERTFeatureExtractor
 from .configuration_exhubert import AUTO_MAP, CUSTOM_PIPELINES, PIPELINE_TASK, ExHuBERTConfig
@@ -257,6 +258,8 @@ class ExHuBERTModel(ExHuBERTPreTrainedModel, HubertModel):
     """
 
     source_class = HubertModel
+    # A classifier's head.
+    _keys_to_ignore_on_load_unexpected: ClassVar = [r"^projector\.", r"^classifier\.", "^layer_weights$"]
     bfloat16_was_tried = False  # on the CPU
 
     def __init__(self, config: ExHuBERTConfig) -> None:
@@ -563,10 +566,14 @@ def expanded_weight(
 
 def _load_hubert(source_class: Any, name_or_path: str, **kwargs: Any) -> Any:
     """Loads a HuBERT; refuses a checkpoint that does not fill it, the rest of which would be random."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # a head that is new or dropped is meant; what is not is refused below
     try:
         source, report = source_class.from_pretrained(name_or_path, output_loading_info=True, **kwargs)
     except SafetensorError as error:
         raise ValueError(f"{name_or_path}: the weights cannot be read ({error})") from error
+    finally:
+        logging.set_verbosity(verbosity)
     wanted = source.state_dict()
     # Names with both shapes, but bare names before transformers 5.
     reshaped = {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]}

@@ -43,9 +43,9 @@ from exhubert.utils.files import disk_errors, locked
 INTERRUPTED = 3  # the exit code after SIGTERM or SIGINT, when everything is saved
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = "train_hf.py") -> int:
     """Reads the arguments, and trains in a folder that no other process has. Returns the exit code."""
-    recipe, training, options = parse(arguments)
+    recipe, training, options = parse(arguments, prog)
     with locked(recipe.output) if training.process_index == 0 else contextlib.nullcontext():
         return train(recipe, training, options.resume, options.trust_remote_code)
 
@@ -193,7 +193,8 @@ def save_results(
     for name, scores in results["corpora"].items():
         print(f"test UAR on {name}: {100 * scores['uar']:.1f} % ({scores['clips']} clips)")
     run, title = Path(recipe.output), Path(recipe.output).name
-    run_folder.write_curves(recipe.output, trainer.state.log_history, title)
+    chosen = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
+    run_folder.write_curves(recipe.output, trainer.state.log_history, trainer.eval_dataset, chosen)
     write_predictions(run, results, predictions, title)
     if not write_run_card(recipe.output, results):
         print(f"{run / 'model' / 'README.md'} was edited by hand and is left as it is")

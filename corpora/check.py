@@ -27,7 +27,7 @@ from exhubert.corpora.metadata import (
     find_problems,
     read_metadata,
 )
-from exhubert.corpora.registry import corpus_key
+from exhubert.corpora.registry import corpus_key, no_such_folder
 from exhubert.corpora.splits import SPLIT_NAMES, SPLITS
 from exhubert.utils.files import is_audio, visible_files, whole_file
 from exhubert.utils.text import printable
@@ -110,7 +110,7 @@ def find_all(
     """
     directory = Path(directory)
     if not directory.is_dir():
-        raise ValueError(f"{directory}: no such corpus folder")
+        raise ValueError(no_such_folder(directory))
     path = find_metadata(directory)
     if path is None:
         raise ValueError(f"{directory}: no {', '.join(METADATA_READERS)} there; a corpus folder has one of these")

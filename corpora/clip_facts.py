@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 import soundfile
-from tqdm.auto import tqdm
 
 from exhubert.audio_exhubert import (
     SAMPLING_RATE,
@@ -21,6 +20,7 @@ from exhubert.audio_exhubert import (
     read_audio,
     shortfall,
 )
+from exhubert.utils.command import progress_bar
 
 BLOCK_BYTES = 2**20  # decoded at a time, whatever the length of the file
 FULL_SCALE = 32767 / 32768  # the largest 16-bit sample
@@ -78,7 +78,7 @@ def scan_clips(files: Sequence[AudioFile]) -> list[ClipFacts]:
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         scanned = pool.map(scan_clip, files)
-        return list(tqdm(scanned, total=len(files), desc="decoding", unit="clip"))
+        return list(progress_bar(scanned, total=len(files), desc="decoding", unit="clip"))
 
 
 def _facts(blocks: Iterable[np.ndarray], rate: int, channels: int, promised_frames: float = 0.0) -> ClipFacts:

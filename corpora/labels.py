@@ -6,16 +6,20 @@ add to it or replace its own.
 
 from __future__ import annotations
 
+import csv
+import io
 import os
+import shutil
+import textwrap
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from exhubert.configuration_exhubert import SIX_CLASSES
 from exhubert.corpora.registry import corpus_or_none, find_corpus, read_yaml
-from exhubert.utils.text import markdown_table, nearest
+from exhubert.utils.text import nearest
 
 LABEL_FIELDS = {"arousal", "valence", "aliases", "source", "disputed", "note", "corpora"}
 LABEL_FILE = Path(__file__).with_name("labels.yaml")
@@ -62,31 +66,68 @@ def load_class_words(
     return known
 
 
-def label_table(label_file: str | os.PathLike[str] | None = None, corpus: str | None = None) -> str:
-    """Returns every word with its place, class and source as a table; `*` marks disputed ones, explained below it."""
+def label_table(
+    label_file: str | os.PathLike[str] | None = None, corpus: str | None = None, style: str = "table"
+) -> str:
+    """Returns every word with its class, source and aliases; `*` marks disputed ones, explained at the end.
+
+    Args:
+        label_file: as in `load_label_map`.
+        corpus: only the words of this corpus, by its registry key or an alias, as they are meant there.
+        style: "table", of lines that fit the terminal, or "csv", a row a word.
+    """
     classes, entries = _load(label_file, corpus)
     if corpus is not None:
         wanted = {plain_word(label) for label in find_corpus(corpus).labels}
         names = {word: {word, *map(plain_word, entry.get("aliases") or [])} for word, entry in entries.items()}
         entries = {word: entry for word, entry in entries.items() if wanted & names[word]}
-    rows, notes = [], []
+    if style == "csv":
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["word", "arousal", "valence", "class", "source", "aliases", "disputed", "note"])
+        for word, entry in entries.items():
+            number = classes[word]
+            place = ["", "", ""] if number is None else [*SIX_CLASSES[number].split("/"), str(number)]
+            others, doubt = ", ".join(entry.get("aliases") or []), "yes" if entry.get("disputed") else "no"
+            writer.writerow([word, *place, entry.get("source", ""), others, doubt, entry.get("note", "")])
+        return text.getvalue().rstrip("\n")
+    width = shutil.get_terminal_size((100, 24)).columns
+    lines: list[str] = []
+    notes: list[str] = []
+
+    def add(to: list[str], text: str, indent: str) -> None:
+        # Some scripts' letters take two columns.
+        wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
+        to += textwrap.wrap(text, max(40, width - min(wide, 20)), subsequent_indent=indent)
+
     for word, entry in entries.items():
-        mark = "*" if entry.get("disputed") else ""
-        number = classes[word]
-        arousal, valence = ("-", "-") if number is None else SIX_CLASSES[number].split("/")
-        others = ", ".join(entry.get("aliases") or [])
-        cells = [word + mark, arousal, valence, "-" if number is None else str(number)]
-        rows.append([*cells, str(entry.get("source", "")), others])
+        name, number = word + "*" * bool(entry.get("disputed")), classes[word]
+        class_ = "no class" if number is None else f"{number} {SIX_CLASSES[number]}"
+        add(lines, f"{name:20} {class_:15} ({entry.get('source', '')})", " " * 38)
+        if entry.get("aliases"):
+            add(lines, f"    {', '.join(entry['aliases'])}", "    ")
         if entry.get("note"):
-            notes.append(f"{word}{mark}: {entry['note']}")
-        for name, place in (entry.get("corpora") or {}).items():
-            notes.append(f"{word} in {name}: {place['arousal']}/{place['valence']}")
-    table = markdown_table(["word", "arousal", "valence", "class", "source", "aliases"], rows, left=(0, 1, 2, 4, 5))
-    disputed = sum(bool(entry.get("disputed")) for entry in entries.values())
+            add(notes, f"{name}: {entry['note']}", "    ")
+        for where, meant in (entry.get("corpora") or {}).items():
+            notes.append(f"{word} in {where}: {meant['arousal']}/{meant['valence']}")
     aliases = sum(len(entry.get("aliases") or []) for entry in entries.values())
-    counts = f"{len(rows)} words, {aliases} aliases; * {disputed} disputed. Classes: "
-    counts += ", ".join(f"{index} {name}" for index, name in enumerate(SIX_CLASSES))
-    return "\n".join([table, counts, *notes])
+    disputed = sum(bool(entry.get("disputed")) for entry in entries.values())
+    counts = f"{len(entries)} words, {aliases} aliases; * {disputed} disputed"
+    return "\n".join([*lines, counts, *notes])
+
+
+def words_without_class(labels: Iterable[str], corpus: str) -> str:
+    """Says in a line which labels of a corpus are none of the six classes, or not known, and of how many clips."""
+    classes = load_label_map(corpus=corpus)
+    lines = ""
+    for what, unmapped in (
+        ("no class of the six, left out in training with them", lambda word: classes.get(word, -1) is None),
+        ("unknown words, to be placed in a `label_file`", lambda word: word not in classes),
+    ):
+        found = Counter(label for label in labels if unmapped(plain_word(label)))
+        if found:
+            lines += f"{what}: {', '.join(f'{label!r} ({count} clips)' for label, count in found.most_common())}\n"
+    return lines
 
 
 def map_labels(

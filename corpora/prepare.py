@@ -13,14 +13,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import soundfile
-from tqdm.auto import tqdm
 
 from exhubert.audio_exhubert import SAMPLING_RATE, read_audio
 from exhubert.corpora.clip_facts import scan_clips
 from exhubert.corpora.distribution import SHOWN, Clips, Tree, list_tree, read_clips
+from exhubert.corpora.labels import words_without_class
 from exhubert.corpora.readers import read_corpus
 from exhubert.corpora.registry import Corpus, corpus_or_none, find_corpus
 from exhubert.corpora.splits import SPLIT_COLUMNS, SPLITS, assign_splits, protocol_labels
+from exhubert.utils.command import progress_bar
 from exhubert.utils.files import VIDEO_SUFFIXES, disk_errors, whole_folder
 
 AUDIO_MODES = ("link", "copy", "flac")
@@ -100,6 +101,7 @@ def prepare_corpus(
         part = [row for row in rows if split in ("", row["split"])]
         counts = f"{len(part)} clips, {len({row.get('speaker') for row in part} - {'', None}) or 'unknown'} speakers"
         print(f"  {split}: {counts}" if split else f"{output}: {counts}, {hours:.2f} hours, {len(labels)} labels")
+    print(words_without_class([row["label"] for row in rows], name), end="")
     return 2 if any(clips.bad.values()) else 0
 
 
@@ -161,7 +163,7 @@ def _place_audio(clips: Clips, tree: Tree, folder: Path, audio: str, copies: boo
         return ""
 
     with ThreadPoolExecutor() as pool:
-        placed = tqdm(pool.map(place, targets), total=len(targets), desc=audio, unit="clip")
+        placed = progress_bar(pool.map(place, targets), total=len(targets), desc=audio, unit="clip")
         problems = dict(zip(targets, placed, strict=True))
     good = [path for path, problem in problems.items() if not problem]
     facts = dict(zip(good, scan_clips([folder / targets[path] for path in good]), strict=True))

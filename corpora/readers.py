@@ -23,12 +23,13 @@ import pyarrow.compute
 from datasets import Audio, ClassLabel, Dataset, DatasetDict
 from datasets.exceptions import DatasetsError
 from huggingface_hub import snapshot_download
-from tqdm.auto import tqdm
 
 from exhubert.audio_exhubert import AudioFile, audio_seconds, read_audio
 from exhubert.corpora.audformat_reader import read_audformat
 from exhubert.corpora.metadata import METADATA_READERS, SEGMENT_COLUMNS, find_metadata, judged, read_metadata
+from exhubert.corpora.registry import no_such_folder
 from exhubert.corpora.splits import SPLIT_NAMES
+from exhubert.utils.command import progress_bar
 from exhubert.utils.text import first_line
 
 # What the needed columns are called where the user chose the names; the first that is there counts.
@@ -87,7 +88,7 @@ def read_corpus(source: str | os.PathLike[str]) -> Dataset:
         raise ValueError(f"{path}: the link leads nowhere or in a circle")
     hub_id = HUB_ID.fullmatch(source) if isinstance(source, str) else None
     if hub_id is None or path.parent.is_dir():
-        raise ValueError(f"{path}: no such corpus folder")
+        raise ValueError(no_such_folder(path))
     name, config = hub_id["name"], hub_id["config"]
     try:
         # A corpus folder is taken as it is: `datasets` would need torchcodec for the audio files beside a table.
@@ -142,7 +143,7 @@ def check_audio(dataset: Dataset, skip_bad: bool = False) -> Dataset:
         return None
 
     problems: list[Exception | None] = []
-    bar = tqdm(total=len(dataset), desc="decoding", unit="clip", disable=not skip_bad)
+    bar = progress_bar(total=len(dataset), desc="decoding", unit="clip", disable=not skip_bad)
     with ThreadPoolExecutor() as pool, bar:
         for rows in rows_at_once(dataset):
             problems += pool.map(problem_of, rows)

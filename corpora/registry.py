@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import textwrap
 from collections.abc import Collection, Sequence
@@ -102,6 +103,13 @@ def corpus_or_none(key: str) -> Corpus | None:
     """As `find_corpus`, with None for an unknown key."""
     name = _names().get(_plain(key))
     return load_registry()[name] if name else None
+
+
+def no_such_folder(directory: str | os.PathLike[str]) -> str:
+    """What is wrong with the name of a corpus folder that is not there, and how a known corpus becomes one."""
+    known = corpus_or_none(Path(directory).name)
+    remedy = f"; `exhubert corpora prepare {known.key} RAW_DIR {directory}` makes one of {known.name}" if known else ""
+    return f"{directory}: no such corpus folder{remedy}"
 
 
 def corpus_key(values: Sequence[object], folder: str) -> str:

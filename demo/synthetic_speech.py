@@ -30,8 +30,8 @@ import numpy as np
 import soundfile
 import soxr
 import yaml
-from tqdm import tqdm
 
+from exhubert.utils.command import progress_bar
 from exhubert.utils.files import whole_folder
 
 FORMAT_VERSION = 1  # raise it when the same parameters would give other files
@@ -142,7 +142,7 @@ def _clips(corpus: Corpus, clips: int, seed: int) -> Iterator[tuple[str, str, st
     own_rate = rng.uniform(0.93, 1.07, len(corpus.variants))
     sentences = corpus.text.split(" / ")
     cells = [(speaker, label) for speaker in range(len(corpus.variants)) for label in corpus.labels]
-    for clip in tqdm(range(clips), desc=corpus.name, unit="clip", disable=None):  # None: only on a terminal
+    for clip in progress_bar(range(clips), desc=corpus.name, unit="clip"):
         take, cell = divmod(clip, len(cells))
         speaker, label = cells[cell]
         variant = corpus.variants[speaker]

@@ -11,7 +11,6 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset
-from tqdm import tqdm
 from transformers import Wav2Vec2FeatureExtractor
 
 from exhubert.audio_exhubert import audio_seconds, read_audio
@@ -19,6 +18,7 @@ from exhubert.corpora.readers import locate_clip
 from exhubert.evaluation.calibration import clip_probabilities
 from exhubert.evaluation.degradations import degrade
 from exhubert.pipeline_exhubert import Window, batch_windows, make_windows, run_batch
+from exhubert.utils.command import progress_bar
 
 PROBABILITY = "probability_"  # begins the names of the columns that hold the classes' probabilities
 
@@ -69,7 +69,7 @@ def classify(
         order.sort(key=seconds, reverse=True)
     mine = order[state.process_index :: state.num_processes] or order[:1]
     model.eval()
-    bar = tqdm(total=len(mine), desc=description, unit="clip", disable=not state.is_main_process)
+    bar = progress_bar(total=len(mine), desc=description, unit="clip", disable=not state.is_main_process)
 
     def windows() -> Iterator[Window]:
         for number in mine:

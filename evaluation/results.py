@@ -75,14 +75,14 @@ def write_predictions(
             [class_names.index(name) for name in rows["reference"]],
             [class_names.index(name) for name in rows["prediction"]],
             class_names,
-            f"{corpus}: UAR {100 * results['corpora'][str(corpus)]['uar']:.1f} %",
+            f"{name} on {corpus}: UAR {100 * results['corpora'][str(corpus)]['uar']:.1f} % of {len(rows):,} clips",
         )
     panels = {"": predictions}
     if uncalibrated is not None:
         temperature = results["calibration"]["temperature"]
         panels = {"without scaling": uncalibrated, f"temperature {temperature:.2f}": predictions}
     bins = {panel: reliability(*confidences(table)) for panel, table in panels.items()}
-    plot_reliability(directory / "reliability.png", bins, name)
+    plot_reliability(directory / "reliability.png", bins, f"{name}, {len(predictions):,} clips")
 
 
 def write_results(directory: Path, results: dict[str, Any]) -> None:

@@ -14,28 +14,36 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tqdm.auto import tqdm
+import soundfile
+from tqdm import tqdm
 
 from exhubert.audio_exhubert import audio_name
+from exhubert.utils.command import progress_bar
 from exhubert.utils.files import AUDIO_SUFFIXES, VIDEO_SUFFIXES, is_audio, visible_files
 from exhubert.utils.text import as_text, printable
 
 STANDARD_INPUT = "-"
 
 
-def find_audio(arguments: Sequence[str]) -> list[str]:
+def find_audio(arguments: Sequence[str], files_from: str | None = None) -> list[str]:
     """Returns the files that are meant, each once, those of a folder or glob in the order of their names.
 
     Args:
         arguments: files, which need not exist; folders, for all audio files below them that are not hidden (`._name`,
             which Macs leave, is) and not behind a linked folder; globs, with `**` for any depth, of which folders
             without audio are no part; `-`.
+        files_from: a file that lists further ones, or `-`: a name a line, or each ended by a null byte.
 
     Raises:
-        ValueError: if there is no audio in a folder, or a glob matches no file and no folder with audio.
+        ValueError: if there is no audio in a folder, a glob matches no file and no folder with audio, a list is empty,
+            or standard input is to be two things.
         OSError: if a folder cannot be listed.
     """
+    if [*arguments, files_from].count(STANDARD_INPUT) > 1:
+        raise ValueError("standard input, `-`, can be one file or one list of files, and is given twice")
     found: dict[str, str] = {}
+    for name in () if files_from is None else listed_files(files_from):
+        found.setdefault(os.path.abspath(name), name)
     for argument in arguments:
         if not os.path.lexists(argument) and glob.has_magic(argument):
             matches = sorted(glob.glob(argument, recursive=True))
@@ -51,7 +59,19 @@ def find_audio(arguments: Sequence[str]) -> list[str]:
             raise ValueError(f"{argument}: {missing}")
         for name in names:
             found.setdefault(name if name == STANDARD_INPUT else os.path.abspath(name), name)
+    if not found:
+        raise ValueError(f"{files_from}: the list of files is empty")
     return list(found.values())
+
+
+def listed_files(name: str) -> list[str]:
+    """The names in a list of files, which may be standard input: `find ... |` and `find ... -print0 |`."""
+    if name == STANDARD_INPUT:
+        content = b"" if sys.stdin is None else sys.stdin.buffer.read()
+    else:
+        content = Path(name).read_bytes()
+    names = content.split(b"\0") if b"\0" in content else content.splitlines()
+    return [os.fsdecode(each) for each in names if each]
 
 
 @contextlib.contextmanager
@@ -98,13 +118,13 @@ def process_files(
         The exit code: 0; 2 if some files are bad; 1 if nothing could be done.
     """
     bad: list[str] = []
+    mixed = 0
     processed, seconds, begin = skipped, 0.0, time.perf_counter()
 
     def speed() -> str:
         return f"{seconds / max(time.perf_counter() - begin, 1e-9):.1f} times real time"
 
-    # miniters: the bar is redrawn within a file as well.
-    with tqdm(total=len(files), unit="file", disable=None, miniters=0, file=sys.stderr) as bar:
+    with progress_bar(total=len(files), unit="file") as bar:
 
         def on_progress(more: float) -> None:
             nonlocal seconds
@@ -118,6 +138,7 @@ def process_files(
             try:
                 with open_audio(name) as audio:
                     result = process(audio, on_progress)
+                    mixed += channels_of(audio) > 1
                 processed += 1
             except (ValueError, OSError) as error:
                 problem = as_text(str(error).removeprefix(f"{audio_name(audio)}: "))
@@ -128,6 +149,9 @@ def process_files(
             bar.update()
     for line in bad:
         print(f"bad: {printable(line)}", file=sys.stderr)
+    if skipped and not files:
+        print(f"nothing to do: {skipped:,} {'file was' if skipped == 1 else 'files were'} done before", file=sys.stderr)
+        return 0
     elapsed = time.perf_counter() - begin
     done = f"{len(files):,} files" if len(files) != 1 else "1 file"
     before = f" ({skipped:,} more were done before)" if skipped else ""
@@ -135,6 +159,18 @@ def process_files(
         f"{done}{before}, {len(bad):,} bad; {timedelta(seconds=round(seconds))} of audio in {elapsed:.1f} s, {speed()}",
         file=sys.stderr,
     )
+    if mixed:
+        print(f"note: {mixed:,} of them have several channels, which were averaged", file=sys.stderr)
     if not bad:
         return 0
     return 2 if processed else 1
+
+
+def channels_of(audio: str | BinaryIO) -> int:
+    """How many channels a file has, as far as its header says so to libsndfile; else 1."""
+    try:
+        if not isinstance(audio, str):
+            audio.seek(0)
+        return int(soundfile.info(audio).channels)
+    except (OSError, RuntimeError, ValueError):
+        return 1

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
+import json
+import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from exhubert.inference.audio_files import find_audio, output_file, process_files
+from exhubert.inference.audio_files import STANDARD_INPUT, find_audio, output_file, process_files
+from exhubert.inference.predict import row_settings
+from exhubert.inference.prediction_rows import check_settings
 from exhubert.inference.speech import classify_file, open_pipeline
 from exhubert.utils.files import locked, whole_file
 from exhubert.utils.text import as_text
 
+if TYPE_CHECKING:
+    import pyarrow
+
 ROWS_AT_ONCE = 4096  # in memory while parquet is written: 16 MiB at 1,024 values each
-
-Row = tuple[str, float, float, np.ndarray]  # file, start and end in seconds, embedding
-
-
-class NothingToWrite(Exception):
-    """Leaves `whole_file` without a file."""
+SETTINGS = b"exhubert"  # where the schema says what the rows depend on
 
 
 def run_embed(
@@ -33,17 +35,20 @@ def run_embed(
     hop_seconds: float | None = None,
     vad: bool = False,
     trust_remote_code: bool = False,
+    files_from: str | None = None,
 ) -> int:
     """Writes an embedding for each clip or window; returns the exit code.
 
     Parquet has the columns `file`, `start`, `end` (seconds) and `embedding` (a list of `hidden_size` float32). The file
-    is there when it is complete; rows are written as they come.
+    is there when it is complete. Until then rows are kept beside it, in `<name>.unfinished`, as they come: the same
+    command goes on after a stop.
 
     Args:
         model, window_seconds, hop_seconds, vad, trust_remote_code: as for `run_predict`; windows without speech have no
             row and no part in their clip's embedding, and a clip without speech counts as bad.
-        audio: see `find_audio`.
-        output: a .parquet file, which is replaced; a link stays, and what it leads to is replaced.
+        audio, files_from: see `find_audio`.
+        output: a .parquet file. Audio files that have a row there are skipped. A link stays, and what it leads to is
+            replaced.
         layer: "last", "weighted", or the number of a hidden state, as the pipeline's `embeddings`.
         per: "clip", the mean over a clip's windows, or "window".
 
@@ -51,7 +56,7 @@ def run_embed(
         0; 2 if some files are bad; 1 if all are, and nothing is written.
 
     Raises:
-        ValueError: if an argument is wrong.
+        ValueError: if an argument is wrong, or `output` was written with other settings.
         OSError: if there is no such model, or the output cannot be written.
         ImportError: if what parquet or `vad` needs is not installed.
     """
@@ -61,11 +66,17 @@ def run_embed(
         raise ValueError(f"{output}: embeddings are written to .parquet{numpy}")
     if layer not in ("last", "weighted") and not layer.isdecimal():
         raise ValueError(f"--layer is {layer!r}; it must be last, weighted or a number from 0")
+    try:
+        import pyarrow
+    except ImportError as error:
+        raise ImportError("parquet needs pyarrow: pip install pyarrow") from error
     path = output_file(output)
-    files = find_audio(audio)
+    files = find_audio(audio, files_from)
     embeddings = int(layer) if layer.isdecimal() else layer == "last" or layer
-    options = {"window_seconds": window_seconds, "hop_seconds": hop_seconds, "embeddings": embeddings}
+    windows_of = {"window_seconds": window_seconds, "hop_seconds": hop_seconds}
+    options = {**windows_of, "embeddings": embeddings}
     pipeline = open_pipeline(model, vad, trust_remote_code, **options)
+    settings = {"layer": layer, "per": per, **row_settings(model, pipeline, vad, **windows_of)}
 
     def embed(sound: Any, on_progress: Callable[[float], None]) -> list[tuple[float, float, np.ndarray]]:
         result = classify_file(pipeline, sound, on_progress, vad, **options)
@@ -76,50 +87,87 @@ def run_embed(
             return [(0.0, result["windows"][-1]["end"], result["embedding"])]
         return [(window["start"], window["end"], window["embedding"]) for window in windows]
 
-    code = 1
-    with (
-        contextlib.suppress(NothingToWrite),
-        locked(path),
-        whole_file(path) as unfinished,
-        parquet_rows(unfinished) as write,
-    ):
+    columns = {"file": pyarrow.string(), "start": pyarrow.float64(), "end": pyarrow.float64()}
+    columns["embedding"] = pyarrow.list_(pyarrow.float32())
+    schema = pyarrow.schema(columns, metadata={SETTINGS: json.dumps(settings).encode()})
+    unfinished = path.with_name(f"{path.name}.unfinished")
 
-        def write_rows(name: str, rows: Any, problem: str) -> str:
-            for row in rows or ():
-                write((as_text(name), *row))
-            return problem
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path):
+        done: set[str] = set()
+        for table in (*read_parquet(path, ["file"]), *read_parts(unfinished)):
+            check_schema(output, table.schema, settings)
+            done |= {os.path.abspath(name) for name in table["file"].to_pylist() if name != STANDARD_INPUT}
+        left = [name for name in files if os.path.abspath(as_text(name)) not in done]
+        with unfinished.open("ab") as file:
 
-        code = process_files(files, embed, write_rows)
-        if code == 1:
-            raise NothingToWrite
+            def write_rows(name: str, rows: Any, problem: str) -> str:
+                if rows:
+                    columns = [list(column) for column in zip(*((as_text(name), *row) for row in rows), strict=True)]
+                    with pyarrow.ipc.new_stream(file, schema) as part:
+                        part.write_table(pyarrow.table(columns, schema=schema))
+                    file.flush()
+                return problem
+
+            code = process_files(left, embed, write_rows, len(files) - len(left))
+        if unfinished.stat().st_size:
+            print(f"{write_parquet(path, schema, unfinished):,} rows written to {output}", file=sys.stderr)
+        unfinished.unlink()
     return code
 
 
-@contextlib.contextmanager
-def parquet_rows(path: Path) -> Iterator[Callable[[Row], None]]:
-    """Yields a function that adds a row to a parquet file."""
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise ImportError("parquet needs pyarrow: pip install pyarrow") from error
-    vector = pyarrow.list_(pyarrow.float32())
-    schema = pyarrow.schema(
-        {"file": pyarrow.string(), "start": pyarrow.float64(), "end": pyarrow.float64(), "embedding": vector}
-    )
-    held: list[Row] = []
-    with parquet.ParquetWriter(path, schema) as writer:
+def check_schema(output: str, schema: pyarrow.Schema, settings: dict[str, Any]) -> None:
+    """Raises ValueError if rows that are there were written with other settings, or by something else."""
+    if SETTINGS not in (schema.metadata or {}):
+        raise ValueError(
+            f"{output} exists, and was not written by `exhubert embed`; give another --output, or delete it"
+        )
+    check_settings(output, json.loads(schema.metadata[SETTINGS]), settings)
 
-        def flush() -> None:
-            columns = [list(column) for column in zip(*held, strict=True)]
-            writer.write_table(pyarrow.table(columns, schema=schema))
-            held.clear()
 
-        def write(row: Row) -> None:
-            held.append(row)
-            if len(held) == ROWS_AT_ONCE:
-                flush()
+def read_parquet(path: Path, columns: Sequence[str] | None = None) -> Iterator[pyarrow.Table]:
+    """Yields the rows of a parquet file, some at a time; none of a file that is not there."""
+    import pyarrow
+    from pyarrow import parquet
 
-        yield write
-        if held:
-            flush()
+    if path.exists():
+        try:
+            with parquet.ParquetFile(path) as file:
+                for batch in file.iter_batches(ROWS_AT_ONCE, columns=columns):
+                    yield pyarrow.Table.from_batches([batch]).replace_schema_metadata(file.schema_arrow.metadata)
+        except pyarrow.ArrowInvalid as error:
+            raise ValueError(f"{path} is no parquet file ({error}); give another --output, or delete it") from error
+
+
+def read_parts(unfinished: Path) -> Iterator[pyarrow.Table]:
+    """Yields the rows of each audio file that a run has left; what it did not write to its end is cut off."""
+    import pyarrow
+
+    if unfinished.exists():
+        with unfinished.open("rb+") as file:
+            end = 0
+            while True:
+                try:
+                    table = pyarrow.ipc.open_stream(file).read_all()
+                except (pyarrow.ArrowInvalid, OSError):
+                    break
+                end = file.tell()
+                yield table
+            file.truncate(end)
+
+
+def write_parquet(path: Path, schema: pyarrow.Schema, unfinished: Path) -> int:
+    """Writes the rows that are there and those of a run; returns their number."""
+    import pyarrow
+    from pyarrow import parquet
+
+    rows, held = 0, []
+    with whole_file(path) as whole, parquet.ParquetWriter(whole, schema) as writer:
+        for tables in (read_parquet(path), read_parts(unfinished)):
+            for table in tables:
+                held.append(table)
+                if sum(map(len, held)) >= ROWS_AT_ONCE:
+                    writer.write_table(pyarrow.concat_tables(held))
+                    rows, held = rows + sum(map(len, held)), []
+        writer.write_table(pyarrow.concat_tables([schema.empty_table(), *held]))
+    return rows + sum(map(len, held))

@@ -30,12 +30,14 @@ def run_predict(
     timeline: str | None = None,
     vad: bool = False,
     trust_remote_code: bool = False,
+    files_from: str | None = None,
+    per: str = "clip",
 ) -> int:
     """Classifies audio; prints a row a file, or adds it to a file, as soon as it is known; returns the exit code.
 
     Args:
         model: folder or Hub id of an audio-classification model, or folder of its ONNX export.
-        audio: see `find_audio`.
+        audio, files_from: see `find_audio`.
         style: table, jsonl or csv; if None, what `output` is called, without one table.
         output: a .jsonl or .csv file. Audio files that have a row there, without an error, are skipped.
         window_seconds: length of a window; the model's by default.
@@ -43,6 +45,7 @@ def run_predict(
         timeline: folder for a picture of each file; a file whose picture cannot be written has its row, and is bad.
         vad: leave out windows without speech.
         trust_remote_code: whether code that the model brings may run.
+        per: "clip", or "window" for a row a window, of which jsonl and csv have the same columns.
 
     Returns:
         0; 2 if some files are bad; 1 if all are.
@@ -58,7 +61,9 @@ def run_predict(
         style = style or Path(output).suffix[1:].lower()
         if style not in FORMATS[1:]:
             raise ValueError(f"{output}: rows are written to .jsonl or .csv; or give --format jsonl or csv")
-    files = find_audio(audio)
+    if per == "window" and style == "table":
+        raise ValueError("rows of windows are written as jsonl or csv; give --format or --output")
+    files = find_audio(audio, files_from)
     plot: Any = None
     pictures: dict[str, Path] = {}
     if timeline is not None:
@@ -69,7 +74,7 @@ def run_predict(
         plot, pictures = plot_timeline, picture_paths(timeline, files)
     options = {"window_seconds": window_seconds, "hop_seconds": hop_seconds}
     pipeline = open_pipeline(model, vad, trust_remote_code, **options)
-    layout = Layout(style, pipeline.class_names, pipeline.quadrant, max(len(printable(name)) for name in files))
+    layout = Layout(style, pipeline.class_names, pipeline.quadrant, max(len(printable(name)) for name in files), per)
 
     if timeline is not None:
         Path(timeline).mkdir(parents=True, exist_ok=True)
@@ -78,7 +83,7 @@ def run_predict(
         if output is None:
             rows.write(layout.header())
         else:
-            settings = {"format": style, **row_settings(model, pipeline, vad, **options)}
+            settings = {"format": style, "per": per, **row_settings(model, pipeline, vad, **options)}
             rows, done = stack.enter_context(open_rows(Path(output), layout, settings))
             left = [name for name in files if os.path.abspath(as_text(name)) not in done]
             files, skipped = left, len(files) - len(left)
@@ -89,7 +94,7 @@ def run_predict(
             rows.flush()
             if plot and result:
                 try:
-                    plot(pictures[name], name, result["windows"], layout.class_names, layout.quadrant)
+                    plot(pictures[name], f"{name}, by {model}", result["windows"], layout.class_names, layout.quadrant)
                 except OSError as error:
                     return f"no picture: {error}"
             return problem

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,11 +27,15 @@ class Layout(NamedTuple):
     class_names: Sequence[str]  # in class order
     quadrant: Sequence[str]  # arousal and valence, where the model's classes have them
     widest: int = 0  # length of the longest file name, for the table
+    per: str = "clip"  # or window: a row for each, in csv and jsonl
 
     def header(self) -> str:
         """The first line, of csv and table."""
         if self.style == "csv":
             names = [f"probability_{name}" for name in self.class_names]
+            if self.per == "window":
+                of_window = ["file", "windows", "start", "end", "label"]
+                return _csv_line([*of_window, *names, *self.quadrant, "warning", "error"])
             return _csv_line(["file", "label", *names, *self.quadrant, "seconds", "warning", "error"])
         if self.style == "table":
             return self._aligned("file", "label", ["probability", *self.quadrant, "seconds"])
@@ -40,15 +45,18 @@ class Layout(NamedTuple):
         """The line of a row: `file`, and `error` or what the pipeline returns.
 
         In csv and table one column, `seconds`, stands for the windows. The table has no line for an error. In csv no
-        cell begins as a formula does: a file `=a.wav` is `./=a.wav` there, the same file.
+        cell begins as a formula does: a file `=a.wav` is `./=a.wav` there, the same file. Of rows of windows these are
+        the lines of all, each with the number of the file's `windows`.
         """
-        if self.style == "jsonl":
-            return json.dumps(row, ensure_ascii=False) + "\n"
         file = row["file"]
         if self.style == "csv" and file != STANDARD_INPUT and spreadsheet_cell(file) != file:
             file = os.path.join(".", file)
+        if self.per == "window" and "error" not in row:
+            return "".join(self._window_line({**row, "file": file}, window) for window in row["windows"])
+        if self.style == "jsonl":
+            return json.dumps(row, ensure_ascii=False) + "\n"
         if "error" in row:
-            empty = [None] * (len(self.class_names) + len(self.quadrant) + 3)
+            empty = [None] * (len(self.class_names) + len(self.quadrant) + (5 if self.per == "window" else 3))
             return _csv_line([file, *empty, spreadsheet_cell(row["error"])]) if self.style == "csv" else ""
         probabilities = row["probabilities"] or dict.fromkeys(self.class_names)
         values = [row[name] for name in self.quadrant]
@@ -64,6 +72,18 @@ class Layout(NamedTuple):
         numbers += [""] * (1 + len(values) - len(numbers))
         line = self._aligned(printable(file), row["label"] or SILENT, [*numbers, f"{seconds:.2f}"])
         return f"{line[:-1]}  {row['warning']}\n" if "warning" in row else line
+
+    def _window_line(self, row: Mapping[str, Any], window: Mapping[str, Any]) -> str:
+        place = {"file": row["file"], "windows": len(row["windows"]), "start": window["start"], "end": window["end"]}
+        probabilities = window["probabilities"] or dict.fromkeys(self.class_names)
+        named = {f"probability_{name}": probabilities[name] for name in self.class_names}
+        values = {name: window[name] for name in self.quadrant}
+        if self.style == "csv":
+            label = spreadsheet_cell(window["label"] or "")
+            return _csv_line([*place.values(), label, *named.values(), *values.values(), row.get("warning"), None])
+        more = {"speech": window["speech"]} if "speech" in window else {}
+        more |= {"warning": row["warning"]} if "warning" in row else {}
+        return json.dumps({**place, "label": window["label"], **named, **values, **more}, ensure_ascii=False) + "\n"
 
     def _aligned(self, file: str, label: str, numbers: list[str]) -> str:
         wide = max(map(len, [*self.class_names, SILENT]))
@@ -93,40 +113,58 @@ def open_rows(path: Path, layout: Layout, settings: Mapping[str, Any]) -> Iterat
         if begun:
             if not beside.is_file():
                 raise ValueError(f"{path} exists, and no {beside.name} beside it; give another --output, or delete it")
-            earlier = read_table(beside)
-            for name, value in settings.items():
-                if earlier.get(name) != value:
-                    was = f"{path} was begun with {name} {earlier.get(name)!r}, now it is {value!r}"
-                    raise ValueError(f"{was}; give another --output, or delete it")
+            check_settings(path, read_table(beside), settings)
         else:
             write_text(beside, json.dumps(settings, indent=2) + "\n")
         done = set()
         with whole_file(path) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as file:
             file.write(layout.header())
-            for name, error, line in read_rows(path, layout) if begun else ():
-                if not error and name != STANDARD_INPUT:
-                    file.write(line)
+            for name, lines in itertools.groupby(read_rows(path, layout) if begun else (), key=lambda row: row.file):
+                rows = list(lines)
+                whole = rows[-1].error == "" and len(rows) >= rows[-1].windows  # of windows a stop may cut some off
+                if whole and name != STANDARD_INPUT:
+                    file.writelines(row.line for row in rows)
                     done.add(os.path.abspath(name))
         with path.open("a", encoding="utf-8", newline="") as file:
             yield file, done
 
 
-def read_rows(path: Path, layout: Layout) -> Iterator[tuple[str, str, str]]:
-    """Yields file, error and line of each row; raises ValueError where a line is none of ours."""
+def check_settings(path: Path | str, earlier: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Raises ValueError if an output was begun with other settings."""
+    for name, value in settings.items():
+        if earlier.get(name, "clip" if name == "per" else None) != value:  # which older releases did not have
+            was = f"{path} was begun with {name} {earlier.get(name)!r}, now it is {value!r}"
+            raise ValueError(f"{was}; give another --output, or delete it")
+
+
+class Row(NamedTuple):
+    """A row that was read again."""
+
+    file: str
+    error: str
+    windows: int  # rows that the file has
+    line: str
+
+
+def read_rows(path: Path, layout: Layout) -> Iterator[Row]:
+    """Yields the rows of a file; raises ValueError where a line is none of ours."""
+    of_windows = layout.per == "window"
     try:
         with path.open(encoding="utf-8", newline="\n") as file:  # a carriage return may be part of a name
             lines: Iterable[str] = (line for line in file if line.endswith("\n"))
             if layout.style == "jsonl":
                 for line in lines:
                     row = json.loads(line)
-                    yield row["file"], row.get("error", ""), line
+                    yield Row(row["file"], row.get("error", ""), row.get("windows", 1) if of_windows else 1, line)
             else:
                 reader = csv.reader(lines)
                 columns = len(next(reader, []))
                 without = layout.header().count(",") + 1 - columns  # warning, which older releases did not write
                 for values in reader:
                     if len(values) == columns:  # less: cut off within a quoted name
-                        yield values[0], values[-1], _csv_line([*values[:-1], *[None] * without, values[-1]])
+                        windows = int(values[1] or 1) if of_windows else 1
+                        line = _csv_line([*values[:-1], *[None] * without, values[-1]])
+                        yield Row(values[0], values[-1], windows, line)
     except (ValueError, TypeError, KeyError, csv.Error) as error:
         raise ValueError(f"{path}: a line there is no row of predictions ({error}); give another --output") from error
 

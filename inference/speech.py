@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,10 @@ def open_pipeline(model: str, vad: bool, trust_remote_code: bool = False, **opti
     if vad:
         speech_seconds(silence)
     pipeline = load_pipeline(model, trust_remote_code)
+    trained = getattr(pipeline.feature_extractor, "window_seconds", None)
+    if trained and (options.get("window_seconds") or 0) > trained:
+        longer = f"is longer than the {trained:g} s that the model was trained on"
+        print(f"note: --window {options['window_seconds']:g} {longer}", file=sys.stderr)
     try:
         list(pipeline.stream([silence], **options))
     except ValueError as error:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import patheffects
 from matplotlib.ticker import MultipleLocator
 
 from exhubert.utils.figures import DISTINCT_COLOURS, new_figure, save_figure
@@ -55,7 +56,10 @@ def plot_timeline(
         first = np.flatnonzero(np.diff(likeliest, prepend=-2))  # of neighbours that are equal: one line for them
         last = np.append(first[1:], len(likeliest))
         lines = np.stack([likeliest[first] + 0.5, edges[first], edges[last]])[:, likeliest[first] >= 0]
-        panels[-1].hlines(*lines, color="black", linewidth=1.5, label="likeliest class")
+        # White around black is seen on every blue.
+        outline = [patheffects.withStroke(linewidth=4, foreground="white")]
+        style = {"color": "black", "linewidth": 1.8, "path_effects": outline}
+        panels[-1].hlines(*lines, **style, label="likeliest class")
         for number, (name, colour) in enumerate(zip(quadrant, COLOURS, strict=False), start=classes):
             panels[0].stairs(means[:, number], edges, baseline=None, color=colour, linewidth=1.5, label=name)
     panels[-1].set_ylim(0, classes)

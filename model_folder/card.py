@@ -34,6 +34,7 @@ TEMPLATE = Path(__file__).with_name("card_template.md")
 MODEL_LINE = "model = {model}  # this folder, named from the folder that it is in; or the model's id on the Hub"
 WRITTEN_BY = "Written by ExHuBERT for Transformers"
 SEAL = re.compile(rf"\n*<!-- {WRITTEN_BY}\b.* ([0-9a-f]{{64}}) -->\s*\Z")
+UNTELLING = re.compile(r"model|(tmp-)?checkpoint-\d+")  # names of folders that are no model's name
 # Of the six classes, in the published model's card.
 EXAMPLES = ("disgust", "neutral", "kind", "anger", "surprise", "joy")
 LICENCES: dict[str, str] = yaml.safe_load(Path(__file__).with_name("licences.yaml").read_text(encoding="utf-8"))
@@ -57,15 +58,17 @@ def make_card(
     known: Mapping[str, Any] | None = None,
     sections: Mapping[str, str] | None = None,
     metadata: Mapping[str, Any] | None = None,
+    title: str | None = None,
     **training: Any,
 ) -> ModelCard:
-    """Returns the card of a model folder, which is called as the folder is. No path, user name or token gets into it.
+    """Returns the card of a model folder. No path, user name or token gets into it.
 
     Args:
         folder: with `config.json`, `preprocessor_config.json` and the weights.
         known: of the weights that the model started from: what `source_metadata` or `card_metadata` returned.
         sections: further ones, title -> markdown; they stand above "Input".
         metadata: what a training adds, or changes: arguments of `ModelCardData`.
+        title: what the model is called; as the folder is by default, or as its architecture where that says nothing.
         training: what a training adds to the text: `training`, sections in markdown; `training_speech`, a sentence on
             its corpora; `citations`, a list of them.
     """
@@ -75,6 +78,9 @@ def make_card(
     known = known or {}
     # Sharded training gives the class a prefix.
     architecture = (config.get("architectures") or [config["model_type"]])[0].removeprefix("FSDP")
+    if title is None:
+        called = folder.resolve().name
+        title = architecture.split("For")[0].removesuffix("Model") if UNTELLING.fullmatch(called) else called
     classifies = architecture.endswith("Classification")
     id2label = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}  # which transformers does not write
     classes = [id2label[index] for index in sorted(id2label, key=int)]
@@ -100,7 +106,7 @@ def make_card(
     return ModelCard.from_template(
         ModelCardData(**(fields | dict(metadata or {}))),
         template_path=str(TEMPLATE),
-        title=plain(folder.resolve().name),
+        title=plain(title),
         architecture=architecture,
         classifies=classifies,
         layers=config.get("num_hidden_layers"),

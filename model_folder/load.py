@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import (
     ASTFeatureExtractor,
     AutoConfig,
@@ -103,7 +104,9 @@ def read_config(name_or_path: str, trust_remote_code: bool = False) -> dict[str,
         ValueError: if it is none, is of a model without end, or names a kernel of the Hub, which is code.
     """
     if Path(name_or_path).is_dir() and not Path(name_or_path, "config.json").is_file():
-        raise OSError(f"{name_or_path} is no model folder: it lacks config.json")
+        below = Path(name_or_path, "model")  # of a run
+        remedy = f"; the run's model is in {below}" if (below / "config.json").is_file() else ""
+        raise OSError(f"{name_or_path} is no model folder: it lacks config.json{remedy}")
     with loading(name_or_path, "config.json cannot be read"):
         values = PretrainedConfig.get_config_dict(name_or_path)[0]
     if not isinstance(values, dict):
@@ -149,6 +152,8 @@ def loading(name_or_path: str, problem: str) -> Iterator[None]:
 def _not_found(name_or_path: str, error: OSError) -> OSError:
     if Path(name_or_path).is_dir():
         return OSError(f"{name_or_path} is no model folder ({first_line(error)})")
+    if isinstance(error.__cause__, LocalEntryNotFoundError):
+        return OSError(f"{name_or_path}: no such folder or cached model, and the Hub could not be asked for one")
     return OSError(f"{name_or_path}: no such folder, and no such model on the Hub ({first_line(error)})")
 
 

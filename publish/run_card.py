@@ -107,6 +107,7 @@ def run_facts(
     shown = [_registry_fact(entries[corpus], name) for corpus in corpora for name in ("kind", "licence")]
     public = public_recipe(recipe, base_models)
     name = folder.resolve().name
+    title = folder.resolve().parent.name if name == "model" else name  # the run's
     text = fill_template(
         TEMPLATE,
         results=results_tables(results),
@@ -130,12 +131,13 @@ def run_facts(
     listed = "; ".join(f"{kind} ({', '.join(names)})" for kind, names in kinds.items())
     return {
         "known": known,
+        "title": title,
         "metadata": {
             "language": list(dict.fromkeys([*known.get("language", []), *languages])) or None,
             "base_model_relation": "finetune" if base_models else None,
             "datasets": list(dict.fromkeys([*known.get("datasets", []), *ours])),
             "metrics": [metric for metric, _ in METRICS.values()],
-            "model_name": name,
+            "model_name": title,
             "eval_results": _eval_results(results, entries, ids),
         },
         "training": text,
@@ -286,14 +288,17 @@ def hub_card(folder: Path, repo_id: str) -> str:
     if line:
         name, repo_name = json.loads(line[1]), repo_id.rpartition("/")[2]
         # How the metadata's model-index begins; names such as 2024 are quoted there.
-        indices = ["\nmodel-index:\n" + yaml.safe_dump([{"name": n}], allow_unicode=True) for n in (name, repo_name)]
+        index = re.search(r"\nmodel-index:\n- name: (.*)\n", card)
+        title = plain(yaml.safe_load(index[1]) if index else name)
+        if not index and is_sealed(card):  # else a person has given it
+            title = re.findall(r"^# (.*)$", card, re.MULTILINE)[0]
         for here, there in (
             (line[0], MODEL_LINE.format(model=json.dumps(repo_id))),
-            (f"\n# {plain(name)}\n", f"\n# {plain(repo_name)}\n"),
-            indices,
+            (f"\n# {title}\n", f"\n# {plain(repo_name)}\n"),
+            (index[0] if index else "", "\nmodel-index:\n" + yaml.safe_dump([{"name": repo_name}], allow_unicode=True)),
             (f" --model {shlex.quote(name)} ", f" --model {repo_id} "),
         ):
-            card = card.replace(here, there, 1)
+            card = card.replace(here, there, 1) if here else card
     return sealed(card) if is_sealed(original) else card
 
 

@@ -18,6 +18,7 @@ from exhubert.reports.tables import AVERAGE, some
 from exhubert.utils.figures import (
     DISTINCT_COLOURS,
     add_legend,
+    curve_style,
     legend_width,
     line_style,
     new_figure,
@@ -50,12 +51,66 @@ def plot_confusion(
     return figure
 
 
-def plot_runs(path: Path, runs: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]) -> Figure:
+def plot_curves(
+    path: Path,
+    uars: Mapping[str, Sequence[tuple[int, float]]],
+    losses: Mapping[str, Sequence[tuple[int, float]]],
+    chance: Mapping[str, float],
+    chosen: int | None,
+    title: str,
+) -> Figure:
+    """Writes how one training went: the validation UAR of each corpus on the left, the losses on the right.
+
+    Args:
+        path: the PNG file.
+        uars: corpus or `average` -> updates and UAR, from 0 to 1.
+        losses: corpus, for its validation loss, or `training` -> updates and loss.
+        chance: corpus -> UAR of guessing on its validation split.
+        chosen: the update whose weights were kept, if it was chosen by its UAR.
+        title: of the picture.
+    """
+    names = [*uars, "training loss", "chance, of each corpus", "chosen checkpoint"]
+    figure = new_figure(10 + legend_width(names), 4.2, title)
+    left, right = figure.subplots(1, 2, sharex=True)
+    handles: dict[str, Any] = {}
+    for number, (name, points) in enumerate(uars.items()):
+        style = curve_style(number, len(uars))
+        if name == AVERAGE:
+            style |= {"color": "black", "linestyle": "solid", "linewidth": 2.2, "zorder": 3}
+        steps, values = np.transpose(points)
+        (handles[name],) = left.plot(steps, 100 * values, **style)
+        if name in losses:
+            right.plot(*np.transpose(losses[name]), **style)
+    if losses.get("training"):
+        (handles["training loss"],) = right.plot(*np.transpose(losses["training"]), color=GREY, linewidth=1.2)
+    for value in sorted(set(chance.values())):
+        handles["chance, of each corpus"] = left.axhline(100 * value, color="black", linestyle="dashed", linewidth=1)
+    for axes in (left, right):
+        if chosen is not None:
+            handles["chosen checkpoint"] = axes.axvline(chosen, color=VERMILION, linestyle="dotted", linewidth=1.5)
+        axes.set_xlabel("updates")
+        axes.grid(alpha=0.3)
+    left.set(ylabel="validation UAR in %", ylim=(0, 100))
+    right.set_ylabel("loss, of training and validation")
+    right.set_ylim(bottom=0)
+    shown = [name for name in names if name in handles]
+    add_legend(figure, [handles[name] for name in shown], shown)
+    save_figure(figure, path)
+    return figure
+
+
+def plot_runs(
+    path: Path,
+    runs: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]],
+    chance: Mapping[str, float | None] | None = None,
+) -> Figure:
     """Writes the validation UAR of several runs over updates, a line for each run (the form of the paper's Figure 3).
 
     Args:
+        path: the PNG file.
         runs: name of the run -> corpus or `average` -> updates and UAR, from 0 to 1. Each corpus is a panel; of more
-            than nine only the average is drawn, if it is there. A run with the name `average` is drawn in black.
+            than nine only the average is drawn, if it is there.
+        chance: corpus or `average` -> UAR of guessing.
     """
     panels = sorted({name: None for curves in runs.values() for name in curves}, key=lambda name: name == AVERAGE)
     if len(panels) > MOST_PANELS and AVERAGE in panels:
@@ -70,12 +125,15 @@ def plot_runs(path: Path, runs: Mapping[str, Mapping[str, Sequence[tuple[int, fl
         for panel, axes in zip(panels, every, strict=False):
             if panel in curves:
                 steps, uars = np.transpose(curves[panel])
-                style = {"color": "black", "marker": "o", "linewidth": 2.5} if run == AVERAGE else line_style(number)
-                (handles[run],) = axes.plot(steps, 100 * uars, markersize=4, **style)
+                (handles[run],) = axes.plot(steps, 100 * uars, **curve_style(number, len(runs)))
     for panel, axes in zip(panels, every, strict=False):
+        guessed = (chance or {}).get(panel)
+        if guessed is not None:
+            handles["chance"] = axes.axhline(100 * guessed, color="black", linestyle="dashed", linewidth=1)
         axes.set_title(wrapped(panel, 60 if len(panels) == 1 else 36), fontsize=10)
         axes.tick_params(labelbottom=True)
         axes.grid(alpha=0.3)
+        axes.set_ylim(0, 100)
     for axes in every[len(panels) :]:
         axes.set_axis_off()
     figure.supxlabel("updates", fontsize=10)
@@ -91,10 +149,12 @@ def plot_uars(
     """Writes the UAR of systems on corpora as points with their 95 % intervals, and chance as a line.
 
     Args:
-        systems: display name -> corpus -> `uar` and `uar_interval`, from 0 to 1.
+        systems: display name -> corpus -> `uar` and `uar_interval`, from 0 to 1, and `clips`.
         chance: corpus -> UAR of guessing.
     """
     corpora = list(dict.fromkeys(corpus for scores in systems.values() for corpus in scores))
+    known = [item for scores in systems.values() for item in scores.items() if "clips" in item[1]]
+    clips = {corpus: f" ({scores['clips']:,} clips)" for corpus, scores in known}
     row_height = max(0.4, 0.14 * len(systems) + 0.12)
     columns = min(3, math.ceil(len(corpora) * row_height / TALLEST))
     rows = math.ceil(len(corpora) / columns)
@@ -119,7 +179,9 @@ def plot_uars(
             (handles[name],) = axes.plot(100 * scores[corpus]["uar"], y, linestyle="", markersize=5, **style)
     for number, axes in enumerate(every):
         shown = corpora[number * rows : (number + 1) * rows]
-        axes.set_yticks(range(len(shown)), [wrapped(corpus) for corpus in shown], fontsize=9)
+        axes.set_yticks(
+            range(len(shown)), [wrapped(f"{corpus}{clips.get(corpus, '')}") for corpus in shown], fontsize=9
+        )
         axes.set_ylim(rows - 0.5, -0.5)
         axes.grid(axis="x", alpha=0.3)
         axes.set_axisbelow(True)
@@ -164,29 +226,43 @@ def plot_heat_map(
     return figure
 
 
-def plot_robustness(path: Path, uars: Mapping[str, Mapping[str, float]], chance: float | None = None) -> Figure:
-    """Writes the UAR of systems under conditions: from clean through the noises as a line, the others as points.
+def plot_robustness(
+    path: Path, systems: Mapping[str, Mapping[str, Mapping[str, Any]]], chance: float | None = None, title: str = ""
+) -> Figure:
+    """Writes the UAR of systems under conditions with 95 % intervals; clean and the noises are joined by a line.
+
+    A point is hollow where its interval and that of the clean clips overlap: the difference may be chance.
 
     Args:
-        uars: display name -> condition -> UAR, from 0 to 1; names of noises end in "dB".
+        path: the PNG file.
+        systems: display name -> condition -> `uar` and `uar_interval`, from 0 to 1; names of noises end in "dB".
         chance: UAR of guessing.
+        title: of the picture.
     """
-    conditions = list(dict.fromkeys(condition for known in uars.values() for condition in known))
-    names = [*uars, "chance"]
-    figure = new_figure(1.0 * len(conditions) + 1 + legend_width(names), 4)
+    conditions = list(dict.fromkeys(condition for known in systems.values() for condition in known))
+    hollow = "hollow: its interval overlaps the clean one"
+    names = [*systems, "chance", hollow]
+    figure = new_figure(1.0 * len(conditions) + 1 + legend_width(names), 4, title)
     axes = figure.add_subplot()
-    for number, (name, known) in enumerate(uars.items()):
-        shift = 0.5 * ((number + 0.5) / len(uars) - 0.5)  # so that no point hides another
-        on_line = [condition for condition in known if condition == "clean" or re.search(r"\d dB$", condition)]
-        for part, style in ((on_line, "-"), ([condition for condition in known if condition not in on_line], "")):
-            places = [conditions.index(condition) + shift for condition in part]
-            label = name if style else None
-            values = [100 * known[condition] for condition in part]
-            axes.plot(places, values, linestyle=style, markersize=5, linewidth=1.2, label=label, **line_style(number))
+    for number, (name, known) in enumerate(systems.items()):
+        shift = 0.5 * ((number + 0.5) / len(systems) - 0.5)  # so that no point hides another
+        style, clean = line_style(number), known.get("clean", {}).get("uar_interval")
+        for condition, scores in known.items():
+            place, interval = conditions.index(condition) + shift, scores.get("uar_interval")
+            if interval:
+                axes.vlines(place, 100 * interval[0], 100 * interval[1], style["color"], linewidth=1.5)
+            same = condition != "clean" and clean and interval and interval[1] >= clean[0] and interval[0] <= clean[1]
+            fill = "white" if same else style["color"]
+            axes.plot(place, 100 * scores["uar"], linestyle="", markersize=6, zorder=3, markerfacecolor=fill, **style)
+        line = [condition for condition in known if condition == "clean" or re.search(r"\d dB$", condition)]
+        values = [100 * known[condition]["uar"] for condition in line]
+        axes.plot([conditions.index(each) + shift for each in line], values, linewidth=1.2, color=style["color"])
+        axes.plot([], [], markersize=6, linewidth=1.2, label=name, **style)
     if chance is not None:
         axes.axhline(100 * chance, color="black", linestyle="dashed", linewidth=1, label="chance")
+    axes.plot([], [], linestyle="", marker="o", color="black", markerfacecolor="white", label=hollow)
     axes.set_xticks(range(len(conditions)), [wrapped(condition, 12) for condition in conditions], fontsize=9)
-    axes.set(xlim=(-0.5, len(conditions) - 0.5), ylabel="UAR in %, average over corpora")
+    axes.set(xlim=(-0.5, len(conditions) - 0.5), ylim=(0, 100), ylabel="UAR in %, with 95 % interval")
     axes.grid(axis="y", alpha=0.3)
     add_legend(figure, *axes.get_legend_handles_labels())
     save_figure(figure, path)

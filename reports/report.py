@@ -76,13 +76,20 @@ def write_report(
         plots.plot_heat_map(directory / "heat_map.png", uars, trained_on)
         parts += section("Training and test corpora", picture_link("UAR", "heat_map.png"))
     if curves and any(curves.values()):  # a run that was never validated has none
-        plots.plot_runs(directory / "curves_of_runs.png", curves)
+        guesses = tables.chances(systems)
+        guesses[tables.AVERAGE] = tables.mean(list(guesses.values()))
+        plots.plot_runs(directory / "curves_of_runs.png", curves, guesses)
         parts += section("Training", picture_link("Validation UAR over updates", "curves_of_runs.png"))
-    tested = tables.with_all_corpora(tables.robustness_of(systems))
-    conditions = {name: results[tables.AVERAGE] for name, results in tested.items() if results[tables.AVERAGE]}
+    tested = {name: results["robustness"] for name, results in systems.items() if results.get("robustness")}
+    conditions = {
+        name: {condition: scores[tables.AVERAGE] for condition, scores in tested[name].items()}
+        for name in tables.with_all_corpora(systems)
+        if name in tested
+    }
     if conditions:
         chance = tables.mean(list(tables.chances(systems).values()))
-        plots.plot_robustness(directory / "robustness.png", conditions, chance)
+        clips = max(sum(scores["clips"] for scores in results["corpora"].values()) for results in systems.values())
+        plots.plot_robustness(directory / "robustness.png", conditions, chance, f"average over {on}, {clips:,} clips")
     picture = picture_link("Average UAR under each condition", "robustness.png") if conditions else ""
     parts += section("Robustness", picture, folded(tables.robustness_table(systems)))
     reliability = own_pictures(directory, folders or {}, ["reliability.png"])

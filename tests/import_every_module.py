@@ -22,4 +22,6 @@ for path in modules:
 assert sys.modules["exhubert.corpora.labels"].load_label_map()["anger"] == 3
 assert sys.modules["exhubert.corpora.registry"].find_corpus("EMO-DB").scheme
 assert sys.modules["exhubert.evaluation.metrics"].classification_scores([0, 1], [0, 1], ["a", "b"])["uar"] == 1.0
+recipes = sorted(path.relative_to(checkout) for path in (checkout / "recipes").rglob("*.yaml"))
+assert recipes and all(sys.modules["exhubert.training.arguments"].find_recipe(str(name)).is_file() for name in recipes)
 print(f"{len(modules)} modules imported, data files read")

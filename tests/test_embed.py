@@ -13,6 +13,7 @@ import pytest
 
 from conftest import refused, write_bad_files
 from exhubert.cli import main
+from exhubert.inference import embed
 from exhubert.model_folder import load_pipeline
 
 
@@ -39,24 +40,28 @@ def test_embeddings_are_the_pipelines(clips, classifier_folder):
         assert array.dtype == np.float32
         assert np.array_equal(array, np.stack([result["embedding"] for result in expected]))
 
-        assert main([*command, "--per", "window"]) == 0
-        table = pandas.read_parquet("out.parquet")
+        assert main([*command[:-1], "windows.parquet", "--per", "window"]) == 0
+        table = pandas.read_parquet("windows.parquet")
         of_windows = [window["embedding"] for result in expected for window in result["windows"]]
         assert np.array_equal(np.stack(table["embedding"]), np.stack(of_windows))
         assert table["file"].tolist() == ["clips/a.flac", *["clips/b.wav"] * 3]
         assert table["start"].tolist() == [0, 0, 1.5, 3]
         assert table["end"].tolist() == [1, 3, 4.5, 5.2]
+        for name in ("out.parquet", "windows.parquet"):
+            os.remove(name)
 
 
 def test_embeddings_of_the_good_files(clips, classifier_folder, capsys):
     write_bad_files()
-    assert main(["embed", classifier_folder, "clips", "--output", "out.parquet", "--per", "window"]) == 2
-    assert "bad: clips/nan.wav" in capsys.readouterr().err
+    output = ["--output", "out.parquet", "--per", "window"]
+    assert main(["embed", classifier_folder, "clips", *output]) == 2
+    said = capsys.readouterr().err
+    assert "bad: clips/nan.wav" in said and said.endswith("\n5 rows written to out.parquet\n")
     assert pandas.read_parquet("out.parquet")["file"].value_counts().to_dict() == {
         **{"clips/a.flac": 1, "clips/b.wav": 3, "clips/more/c.ogg": 1}
     }
     before = (clips / "out.parquet").read_bytes()
-    assert main(["embed", classifier_folder, "clips/text.wav", "gone.wav", "--output", "out.parquet"]) == 1
+    assert main(["embed", classifier_folder, "clips/text.wav", "gone.wav", *output]) == 1
     assert (clips / "out.parquet").read_bytes() == before
     assert sorted(os.listdir()) == ["clips", "out.parquet"]
 
@@ -75,3 +80,38 @@ def test_embeddings_of_the_good_files(clips, classifier_folder, capsys):
 def test_mistakes_end_in_one_line(clips, classifier_folder, capsys, options, message):
     assert message in refused(capsys, main, "embed", classifier_folder, "clips", *options)
     assert os.listdir() == ["clips"]
+
+
+def test_a_run_that_was_stopped_goes_on(clips, classifier_folder, capsys, monkeypatch):
+    command = ["embed", classifier_folder, "clips", "--per", "window", "--output"]
+    assert main([*command, "whole.parquet"]) == 0
+    process = embed.classify_file
+
+    def stop_at_the_third(pipeline, sound, *rest, **options):
+        if sound == "clips/more/c.ogg":
+            raise KeyboardInterrupt
+        return process(pipeline, sound, *rest, **options)
+
+    monkeypatch.setattr(embed, "classify_file", stop_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        main([*command, "out.parquet"])
+    monkeypatch.setattr(embed, "classify_file", process)
+    with open("out.parquet.unfinished", "rb+") as file:  # killed within a file's rows
+        file.truncate(file.seek(0, os.SEEK_END) - 20)
+    with pytest.raises(ValueError, match=r"out\.parquet was begun with layer 'last', now it is '1'"):
+        main([*command, "out.parquet", "--layer", "1"])
+    capsys.readouterr()
+    assert main([*command, "out.parquet"]) == 0
+    said = capsys.readouterr().err
+    assert said.startswith("2 files (1 more were done before), 0 bad") and "5 rows written to out.parquet" in said
+    pandas.testing.assert_frame_equal(pandas.read_parquet("out.parquet"), pandas.read_parquet("whole.parquet"))
+    assert main([*command, "out.parquet"]) == 0
+    assert capsys.readouterr().err == "nothing to do: 3 files were done before\n"
+
+    os.rename("clips/a.flac", "clips/new.flac")  # one that is not there yet comes to the others
+    assert main([*command, "out.parquet"]) == 0
+    assert len(pandas.read_parquet("out.parquet")) == 6
+    assert sorted(os.listdir()) == ["clips", "out.parquet", "whole.parquet"]
+    pandas.DataFrame({"file": ["mine"]}).to_parquet("mine.parquet")
+    with pytest.raises(ValueError, match=r"mine\.parquet exists, and was not written by"):
+        main([*command, "mine.parquet"])

@@ -18,6 +18,7 @@ from exhubert.convert.contract import convert_contract
 from exhubert.convert.hubert import convert_hubert
 from exhubert.model_folder import save_model_folder
 from exhubert.model_folder.card import LICENCES, add_section, is_edited, read_sections, source_metadata
+from exhubert.publish.run_card import hub_card
 
 
 def card_of(folder):
@@ -157,3 +158,16 @@ def test_a_new_head_is_said_to_be_new_after_contraction_too(tmp_path, make_huber
     said = [read_sections(card)["Not trained yet"] for card in cards]
     assert said[0] == said[1] and "means nothing before the model was trained" in said[0]
     assert not is_edited(tmp_path / "contracted" / "README.md")
+
+
+def test_a_folder_whose_name_says_nothing_is_called_by_its_architecture(tmp_path, model_folder):
+    card = (model_folder / "README.md").read_text()
+    assert "\n# ExHuBERT\n" in card and 'model = "model"  #' in card
+    assert "first 3 s of a recording only, and needs the program `ffmpeg`" in " ".join(card.split())
+    assert "\n# mine\n" in hub_card(model_folder, "lab/mine")
+    model = ExHuBERTForSequenceClassification.from_pretrained(model_folder)
+    for name, title in (("checkpoint-500", "ExHuBERT"), ("own name", "own name")):
+        folder = save_model_folder(model, tmp_path / name)
+        assert f"\n# {title}\n" in (folder / "README.md").read_text()
+    (folder / "README.md").write_text(card.replace("# ExHuBERT", "# My title"))
+    assert "\n# My title\n" in hub_card(folder, "lab/mine")  # a person's own

@@ -17,6 +17,7 @@ import numpy as np
 import pandas
 import pytest
 import soundfile
+from PIL import Image
 
 from conftest import make_classifier, refused, write_bad_files
 from exhubert.cli import main
@@ -275,7 +276,7 @@ def test_names_that_are_not_utf8(clips, classifier_folder, capsys):
         assert [row["file"] for row in rows_of(file.read())] == [written]
     assert os.listdir("pictures") == [os.fsdecode(b"caf\xe9\n$1$.wav.png")]
     assert main(command) == 0
-    assert "0 files (1 more were done before), 0 bad" in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith("\nnothing to do: 1 file was done before\n")
     assert main(["predict", classifier_folder, name]) == 0
     assert capsys.readouterr().out.splitlines()[1].startswith(r"clips/caf\udce9\n$1$.wav  ")
     assert main(["embed", classifier_folder, name, "--output", "out.parquet"]) == 0
@@ -344,3 +345,17 @@ def test_no_cell_of_csv_is_a_formula(clips, model_folder, monkeypatch):
     assert list(csv.reader(Path("../rows.csv").read_text().splitlines())) == [
         row for row in rows if row[0] != "./=text.wav"
     ]
+
+
+def test_the_line_of_the_likeliest_class_is_seen_on_every_colour(tmp_path):
+    sure = {"label": "yes", "probabilities": {"yes": 1.0, "no": 0.0}}
+    windows = [{"start": float(k), "end": k + 2.0, **sure} for k in range(4)]
+    plot_timeline(tmp_path / "clip.png", "clip", windows, ["yes", "no"])
+    with Image.open(tmp_path / "clip.png") as picture:
+        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    column = pixels[:, pixels.shape[1] // 2]  # from top to bottom through the cells
+    dark_blue = np.flatnonzero((column[:, 2] > column[:, 0] + 60) & (column[:, 2] < 140))
+    black = np.flatnonzero(column.sum(axis=1) < 60)
+    line = black[(black > dark_blue[0]) & (black < dark_blue[-1])]
+    assert len(line)
+    assert all(column[end].sum() > 600 for end in (line[0] - 3, line[-1] + 3))  # white beside it

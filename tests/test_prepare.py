@@ -207,6 +207,18 @@ def test_a_table_prepares_any_corpus(tmp_path, capsys):
     assert {row["speaker"] for row in rows.values()} == {"s03", "s08", "s09", "s10"}
 
 
+def test_words_without_a_class_are_named(tmp_path, capsys):
+    raw = write_tree(tmp_path / "raw", EMODB)
+    words = ["joy", "whisper", "whisper", "blorp", "joy"]
+    (tmp_path / "labels.csv").write_text(
+        "file,label\n" + "".join(f"{name},{word}\n" for name, word in zip(EMODB, words, strict=True))
+    )
+    assert prepare("mine", raw, tmp_path / "out", "--table", tmp_path / "labels.csv", "--protocol", "files") == 0
+    said = capsys.readouterr().out
+    assert "no class of the six, left out in training with them: 'whisper' (2 clips)\n" in said
+    assert "unknown words, to be placed in a `label_file`: 'blorp' (1 clips)\n" in said
+
+
 def test_parts_of_a_file_stay_clips_of_their_own(tmp_path):
     raw = write_tree(tmp_path / "raw", EMODB)
     table = "file_name,label,speaker,start_seconds,duration_seconds\n"

@@ -193,12 +193,41 @@ def is_picture(path: Path) -> bool:
 def test_pictures_are_written(tmp_path):
     points = [(1, 0.2), (2, 0.4)]
     plots.plot_confusion(tmp_path / "c.png", [0, 0, 1, 2], [0, 1, 1, 1], ["a", "b", "c"], "title")
-    plots.plot_runs(tmp_path / "u.png", {"emodb": {"title": points}, "average": {"title": points}})
     plots.plot_runs(tmp_path / "r.png", {"one": {"emodb": points}, "two": {"emodb": points, "nemo": points}})
-    plots.plot_robustness(tmp_path / "n.png", {"one": {"clean": 0.5, "noise 5 dB": 0.4, "telephone": 0.45}}, 0.25)
     plots.plot_reliability(tmp_path / "e.png", {"without": BINS, "with": BINS}, "title")
     assert all(is_picture(path) for path in tmp_path.iterdir())
-    assert len(list(tmp_path.iterdir())) == 5
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_curves_of_a_training_have_chance_the_chosen_checkpoint_and_losses(tmp_path):
+    points = [(1, 0.2), (2, 0.4)]
+    losses = {"emodb": [(1, 1.5), (2, 1.0)], "training": [(1, 1.8)]}
+    uars = dict.fromkeys(("emodb", "nemo", "average"), points)
+    figure = plots.plot_curves(tmp_path / "c.png", uars, losses, {"emodb": 0.25, "nemo": 0.5}, 2, "run: 9 clips")
+    left, right = figure.axes
+    assert left.get_ylim() == (0, 100)
+    level = [list(line.get_ydata()) for line in left.lines]
+    assert [25, 25] in level and [50, 50] in level
+    assert all([2, 2] in [list(line.get_xdata()) for line in axes.lines] for axes in (left, right))
+    assert [list(line.get_ydata()) for line in right.lines[:2]] == [[1.5, 1.0], [1.8]]
+    one, other = left.lines[:2]  # at the same place
+    assert one.get_linewidth() > other.get_linewidth() and one.get_linestyle() != other.get_linestyle()
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend == ["emodb", "nemo", "average", "training loss", "chance, of each corpus", "chosen checkpoint"]
+    assert figure.get_suptitle() == "run: 9 clips" and is_picture(tmp_path / "c.png")
+
+
+def test_a_condition_whose_interval_overlaps_the_clean_one_is_hollow(tmp_path):
+    values = {"clean": (0.5, 0.45, 0.55), "noise 5 dB": (0.3, 0.25, 0.35), "telephone": (0.45, 0.4, 0.5)}
+    scores = {name: {"uar": uar, "uar_interval": [low, high]} for name, (uar, low, high) in values.items()}
+    figure = plots.plot_robustness(tmp_path / "n.png", {"one": scores}, 0.25, "9 clips")
+    (axes,) = figure.axes
+    points = [line for line in axes.lines if len(line.get_xdata()) == 1]
+    assert [point.get_markerfacecolor() == "white" for point in points] == [False, False, True]
+    intervals = [segment[:, 1].tolist() for drawn in axes.collections for segment in drawn.get_segments()]
+    assert np.allclose(intervals, [[45, 55], [25, 35], [40, 50]])
+    assert axes.get_ylim() == (0, 100) and figure.get_suptitle() == "9 clips"
+    assert is_picture(tmp_path / "n.png")
 
 
 def test_curves_of_many_corpora_show_the_average_alone(tmp_path):
@@ -240,6 +269,13 @@ def test_points_of_all_systems_find_room(corpora, systems, panels, tmp_path):
     assert all(box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1 for box in boxes)
     shown = sum(len(axes.get_yticklabels()) for axes in figure.axes)
     assert shown == corpora
+
+
+def test_clip_counts_stand_beside_the_corpora(tmp_path):
+    scores = {"uar": 0.5, "uar_interval": [0.4, 0.6]}
+    points = {"one": {"emodb": {**scores, "clips": 1234}, "average": scores}}
+    (axes,) = plots.plot_uars(tmp_path / "u.png", points, {}).axes
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["emodb (1,234 clips)", "average"]
 
 
 def test_the_reliability_plot_says_the_calibration_error(tmp_path):

@@ -110,7 +110,7 @@ def test_the_metadata_survives_the_hubs_classes(run):
         for metric, title, value in (("uar", "UAR", uar), ("accuracy", "Accuracy", 0.7), ("f1", "Macro-F1", 0.69))
     ]
     assert data.eval_results == expected
-    assert data.model_name == "model"
+    assert data.model_name == run.name  # the folder is called model
     assert data.pipeline_tag == "audio-classification"
     assert data.library_name == "transformers"
     assert data.metrics == ["uar", "accuracy", "f1"]
@@ -233,6 +233,9 @@ def test_on_the_hub_the_card_names_the_hubs_model(run):
     assert ModelCard(card).data.model_name == "ser-de"
     (run / "model" / "README.md").write_text(card)
     assert not is_edited(run / "model" / "README.md")
+    (run / "model" / "README.md").write_text(here)
+    moved = run.rename(run.with_name("moved"))
+    assert "\n# ser-de\n" in hub_card(moved / "model", "lab/ser-de")
 
 
 def test_a_model_called_by_a_number_is_renamed_on_the_hub(run):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import functools
+import inspect
 import math
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
@@ -39,6 +41,7 @@ CHOICES = {
 # What the keys that are no lists of words are, and what their items are.
 NEEDED = {"lora": (None, "a table `key: value`"), "augmentation": (dict, "a list of tables `{name: Gain, p: 0.5}`")}
 LARGEST = 10**10  # of numbers in a recipe: above it, sums overflow
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 SHORTEST_WINDOW_SECONDS = 0.25  # below it transformers' models have too few frames to mask in training
 
 
@@ -119,8 +122,10 @@ HUB_FIELDS = ("push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision")
 UPDATES_PER_SAVE = 500  # at most, unless `save_steps` says otherwise: what a kill can cost
 
 
-def parse(arguments: Sequence[str] | None = None) -> tuple[Recipe, TrainingArguments, argparse.Namespace]:
-    """Reads `RECIPE [--key value ...] [--resume] [--trust-remote-code]`.
+def parse(
+    arguments: Sequence[str] | None = None, prog: str = "train_hf.py"
+) -> tuple[Recipe, TrainingArguments, argparse.Namespace]:
+    """Reads `RECIPE [--key value ...] [--resume] [--trust-remote-code]`; `prog` is what the command is called.
 
     Returns:
         The recipe, the training arguments that follow from it, and what no recipe may say: `resume` and
@@ -129,14 +134,16 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Recipe, TrainingArgum
     Raises:
         ValueError: for a missing recipe, an unknown key (the nearest is named) or an illegal value.
     """
+    usage = f"{prog} RECIPE [--key value ...]"
     command = argparse.ArgumentParser(
-        prog="train_hf.py",
+        prog=prog,
         description="Fine-tunes an audio-classification model on emotion corpora.",
-        epilog="Every key of a recipe, and every field of transformers' TrainingArguments, is an option: --key value.",
-        usage="train_hf.py RECIPE [--key value ...] [--resume] [--trust-remote-code]",
+        epilog=keys_help(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage=f"{usage} [--resume] [--trust-remote-code]",
         allow_abbrev=False,
     )
-    command.add_argument("recipe", help="YAML file; see recipes/")
+    command.add_argument("recipe", help=f"YAML file, or one of {RECIPES} by its name there, such as stage1.yaml")
     command.add_argument("--resume", action="store_true", help="go on from the run folder's last checkpoint")
     command.add_argument(
         *("--trust-remote-code", "--trust_remote_code"),
@@ -145,15 +152,30 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Recipe, TrainingArgum
     )
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments and arguments[0].startswith("--") and arguments[0] != "--help":
-        raise ValueError(f"{arguments[0]}: the recipe comes first: train_hf.py RECIPE [--key value ...]")
+        raise ValueError(f"{arguments[0]}: the recipe comes first: {usage}")
     known, options = command.parse_known_args(arguments)
     # What the recipe says comes first, so that the command line wins.
-    settings = typed([*as_options(read_recipe(known.recipe)), *options], [Recipe, TrainingArguments], "unknown option")
+    written = as_options(read_recipe(find_recipe(known.recipe)))
+    settings = typed([*written, *options], [Recipe, TrainingArguments], "unknown option")
     keys = [spec.name for spec in fields(Recipe)]
     recipe = Recipe(**{name: value for name, value in settings.items() if name in keys})
     recipe.check()
     training = {name: value for name, value in settings.items() if name not in keys}
     return recipe, training_arguments(recipe, training), known
+
+
+def keys_help() -> str:
+    """The keys of a recipe with their defaults and meanings, as `Recipe` lists them."""
+    keys = re.findall(r"^    (\w+): .* = (.+?)  # (.+)$", inspect.getsource(Recipe), re.MULTILINE)
+    lines = [f"  {name:21} {re.sub('field.*', 'none', default):13} {meaning}" for name, default, meaning in keys]
+    fields_too = "Every field of transformers' TrainingArguments is an option, too, such as --learning_rate 1e-5."
+    return "\n".join(["keys of a recipe, each also an option, with their defaults:", *lines, "", fields_too])
+
+
+def find_recipe(name: str) -> Path:
+    """A recipe's file; of the package's own ones the name is enough: `stage1.yaml`, `selection/xlsr_1b.yaml`."""
+    shipped = RECIPES / name.removeprefix("recipes/")
+    return shipped if shipped.is_file() and not Path(name).exists() else Path(name)
 
 
 def read_recipe(path: str | os.PathLike[str], extended_by: Sequence[Path] = ()) -> dict[str, Any]:
@@ -168,7 +190,9 @@ def read_recipe(path: str | os.PathLike[str], extended_by: Sequence[Path] = ()) 
     path = Path(path)
     if not path.is_file():
         what = f", which {extended_by[-1]} extends" if extended_by else ""
-        raise ValueError(f"{path}{what}: no such recipe file")
+        shipped = sorted(each.relative_to(RECIPES).as_posix() for each in RECIPES.rglob("*.yaml"))
+        hint = "" if extended_by else f"; the package's own nearest to it is {nearest(path.name, shipped)}"
+        raise ValueError(f"{path}{what}: no such recipe file{hint}")
     if any(path.samefile(other) for other in extended_by):
         circle = " -> ".join(map(str, (*extended_by, path)))
         raise ValueError(f"{extended_by[-1]}: `extends` leads in a circle: {circle}")

@@ -8,6 +8,7 @@ from transformers import EarlyStoppingCallback, ProgressCallback, TrainerCallbac
 
 from exhubert.training.interruption import EvaluationCutShort
 from exhubert.training.round_robin import RoundRobinSampler
+from exhubert.utils.command import progress_bar
 
 
 class Safeguards(TrainerCallback):
@@ -73,6 +74,19 @@ class RoundProgress(ProgressCallback):
             if bar is not None:
                 bar.close()
         self.prediction_bar = self.training_bar = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.current_step = 0
+        if state.is_world_process_zero:
+            self.training_bar = progress_bar(total=state.max_steps)
+
+    def on_prediction_step(
+        self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            if self.prediction_bar is None:
+                self.prediction_bar = progress_bar(total=len(eval_dataloader), leave=self.training_bar is None)
+            self.prediction_bar.update(1)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.training_bar is not None:

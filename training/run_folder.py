@@ -15,7 +15,7 @@ from datasets import Dataset
 from transformers import TrainingArguments
 
 from exhubert.evaluation.results import CURVES, RESULTS
-from exhubert.reports.plots import plot_runs
+from exhubert.reports.plots import plot_curves
 from exhubert.training.arguments import Recipe
 from exhubert.utils.files import UNFINISHED, read_table, write_text
 from exhubert.utils.versions import versions
@@ -141,19 +141,29 @@ def write_settings(
     write_text(directory / ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
 
 
-def write_curves(output: str, log_history: list[dict[str, Any]], title: str) -> None:
-    """Writes `curves.png` and `curves.json`: the validation UAR of each corpus, and their average, over the updates."""
+def write_curves(
+    output: str, log_history: list[dict[str, Any]], clips: dict[str, Dataset], chosen: int | None = None
+) -> None:
+    """Writes `curves.png` and `curves.json`: the validation UAR of each corpus, and their average, over the updates.
+
+    `clips` are those of the validation splits; `chosen` is the update whose weights were kept for their UAR. The
+    picture has the losses as well.
+    """
     curves: dict[str, list[tuple[int, float]]] = {}
+    losses: dict[str, list[tuple[int, float]]] = {}
     for entry in log_history:
         for name, value in entry.items():
             if name.startswith("eval_") and name.endswith("_uar"):
                 curves.setdefault(name[len("eval_") : -len("_uar")], []).append((entry["step"], value))
+            elif name == "loss" or (name.startswith("eval_") and name.endswith("_loss")):
+                losses.setdefault(name[len("eval_") : -len("_loss")] or "training", []).append((entry["step"], value))
     if len(curves) == 2:  # one corpus, whose curve the average would hide
         curves.pop("average", None)
     if curves:
         write_text(Path(output) / CURVES, json.dumps(curves) + "\n")
-        # One panel, a line for each corpus.
-        plot_runs(Path(output) / "curves.png", {name: {title: points} for name, points in curves.items()})
+        chance = {name: 1 / len(set(dataset["labels"][:])) for name, dataset in clips.items()}
+        title = f"{Path(output).name}: validation on {sum(map(len, clips.values())):,} clips"
+        plot_curves(Path(output) / "curves.png", curves, losses, chance, chosen, title)
 
 
 def check_recipe(directory: Path, recipe: dict[str, Any]) -> None:

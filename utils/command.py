@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import pickle
+import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TextIO
+
+from tqdm import tqdm
 
 LONGEST_REASON = 400  # characters
 UNFORESEEN = " (not foreseen: with EXHUBERT_TRACEBACK=1 it says where)"
@@ -65,8 +70,48 @@ def named_errors(what: str, remedy: str = "") -> Iterator[None]:
 
 
 def quiet_transformers() -> None:
-    """Leaves the terminal to a command's own lines: no load reports, no bars for reading and writing weights."""
+    """Leaves the terminal to a command's own lines: no load reports, no bars of transformers' and datasets'."""
     from transformers.utils import logging
+
+    if "datasets" in sys.modules:
+        sys.modules["datasets"].disable_progress_bars()
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+
+
+def with_hyphens(arguments: Sequence[str]) -> list[str]:
+    """A command line on which every option is written with hyphens: `--batch_size=8` becomes `--batch-size=8`."""
+    options = list(itertools.takewhile(lambda argument: argument != "--", arguments))
+    written = []
+    for argument in options:
+        name, equals, value = argument.partition("=")
+        written.append((name.replace("_", "-") if name.startswith("--") else name) + equals + value)
+    return [*written, *arguments[len(options) :]]
+
+
+class _Lines:
+    """Where a bar goes that no terminal shows: each of its states is a line."""
+
+    def __init__(self, file: TextIO) -> None:
+        self.file, self.last = file, ""
+
+    def write(self, text: str) -> None:
+        text = re.sub(r"[\r\n]|\x1b\[\w", "", text).rstrip()
+        if text not in ("", self.last):
+            self.file.write(f"{text}\n")
+            self.last = text
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def progress_bar(files: Iterable[Any] | None = None, **options: Any) -> tqdm:
+    """A progress bar on standard error, with tqdm's options: on a terminal redrawn, in a file or log a line a minute.
+
+    What is done within a minute has no line there. `update(0)` shows what was set since.
+    """
+    if sys.stderr.isatty():
+        return tqdm(files, **{"file": sys.stderr, "miniters": 0, "dynamic_ncols": True, **options})
+    rare = {"mininterval": 60, "maxinterval": 60, "delay": 60, "miniters": 0}
+    return tqdm(files, **{**options, **rare, "file": _Lines(sys.stderr)})

@@ -17,6 +17,7 @@ from exhubert.utils.files import whole_file
 DISTINCT_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000", "#999999")
 LINE_COLOURS = tuple(colour for colour in DISTINCT_COLOURS if colour not in ("#F0E442", "#000000"))  # yellow is faint
 MARKERS = "osD^vP"
+DASHES = ("solid", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 LEGEND_ROWS = 20
 
 
@@ -38,6 +39,12 @@ def save_figure(figure: Figure, path: Path) -> None:
 def line_style(number: int) -> dict[str, Any]:
     """Colour and marker of a line or point: the first 42 differ."""
     return {"color": LINE_COLOURS[number % len(LINE_COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+
+
+def curve_style(number: int, of: int) -> dict[str, Any]:
+    """As `line_style`, for `of` lines that may hide each other: later ones are thinner and dashed, so both are seen."""
+    width = min(3.6, 1.4 + 0.7 * (of - 1 - number))
+    return {**line_style(number), "linestyle": DASHES[number % len(DASHES)], "linewidth": width, "markersize": 4}
 
 
 def wrapped(text: str, characters: int = 32) -> str:
