@@ -5,6 +5,7 @@ python -m pytest tests/test_audio_as_found.py
 
 from __future__ import annotations
 
+import csv
 import io
 import os
 import struct
@@ -18,6 +19,7 @@ import soundfile
 from conftest import write_video
 from exhubert.audio_exhubert import audio_seconds, iter_audio, read_audio
 from exhubert.corpora.clip_facts import scan_clip
+from exhubert.corpora.prepare import prepare_corpus
 from exhubert.utils.files import is_audio
 
 RATE = 16_000
@@ -87,6 +89,20 @@ def test_a_flac_is_as_long_as_what_is_in_it(tmp_path, claimed_seconds):
     assert scan_clip(path).content_hash
     promise = f"truncated: 2.00 s of the {claimed_seconds:.2f} s that its header promises"
     assert warning_of(path) == (promise if claimed else "")
+
+
+def test_such_files_become_clips_of_a_corpus(tmp_path):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    for number, name in enumerate(["03a01Fa", "08a01Wb", "09a01La"]):
+        soundfile.write(raw / f"{name}.flac", NOISE[number:], RATE)
+        data = bytearray((raw / f"{name}.flac").read_bytes())
+        data[21:26] = ((data[21] >> 4) << 36).to_bytes(5, "big")
+        (raw / f"{name}.flac").write_bytes(data)
+    (raw / "10b02Ta.wav").write_bytes(wav(0, 0))
+    assert prepare_corpus("emodb", raw, tmp_path / "out", protocol="files") == 0
+    with (tmp_path / "out" / "metadata.csv").open() as file:
+        assert [row["duration_seconds"][:3] for row in csv.DictReader(file)] == ["2.0", "1.9", "1.9", "2.0"]
 
 
 @pytest.mark.parametrize("how", ["without its length", "two in a row"])
