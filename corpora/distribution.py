@@ -17,6 +17,7 @@ from exhubert.utils.files import AUDIO_SUFFIXES, VIDEO_SUFFIXES, is_audio, visib
 
 STANDARD_COLUMNS = ("speaker", "sex", "session", "language", "split", "text", "intensity", "take")
 SHOWN = 3  # examples in messages
+NOT_ON_PURPOSE = ("names outside the scheme", "without an emotion label")
 PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
 
 
@@ -40,6 +41,11 @@ class Clips:
     rows: list[dict[str, str]] = field(default_factory=list)
     left_out: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     bad: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+    @property
+    def missed(self) -> set[str]:
+        """The audio files that are neither clips nor what a corpus, a table or a protocol leaves out on purpose."""
+        return {path for reason in NOT_ON_PURPOSE for path in self.left_out.get(reason, [])}.union(*self.bad.values())
 
     def print_left_out(self) -> None:
         """Prints a line for each reason for which clips were left out."""
@@ -97,7 +103,7 @@ def read_clips(corpus: Corpus, tree: Tree) -> Clips:
             continue
         match = next(filter(None, (pattern.fullmatch(stem) for pattern in patterns)), None)
         if match is None:
-            clips.left_out["names outside the scheme"].append(path)
+            clips.left_out[NOT_ON_PURPOSE[0]].append(path)
             continue
         matched += 1
         groups = {name: value or "" for name, value in match.groupdict().items()}
@@ -118,7 +124,7 @@ def read_clips(corpus: Corpus, tree: Tree) -> Clips:
             clips.bad[str(error.args[0])].append(path)
             continue
         if not row.get("label"):
-            clips.left_out["without an emotion label"].append(path)
+            clips.left_out[NOT_ON_PURPOSE[1]].append(path)
             continue
         if len(corpus.languages) == 1:
             row.setdefault("language", corpus.languages[0])

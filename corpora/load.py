@@ -122,7 +122,7 @@ def class_indices(
     indices = map_labels(labels, corpus, words, None if six else class_names)
     without = Counter(label for label, index in zip(labels, indices, strict=True) if index is None)
     if without:
-        which = f"{without.total()} of {len(labels)} clips are left out"
+        which = f"{without.total():,} of {len(labels):,} clips ({without.total() / len(labels):.0%}) are left out"
         why = "name no emotion" if six else "are no class of the model"
         print(f"corpus {corpus!r}: {which}, their labels {why}: {', '.join(without)}")
     return indices
@@ -160,6 +160,30 @@ def count_votes(
     if ignored:
         print(f"corpus {corpus!r}: votes for {', '.join(ignored)} name no class")
     return votes
+
+
+def one_class_notices(
+    corpora: Mapping[str, Mapping[str, Dataset]], class_names: Sequence[str], metric: str | None = None
+) -> list[str]:
+    """Returns a line for each validation or test split that has a single class, over which UAR is not defined.
+
+    Raises:
+        ValueError: if `metric`, by which the best model would be chosen, is not defined on the validation splits.
+    """
+    notices = []
+    without = []
+    for split in ("validation", "test"):
+        for corpus, splits in corpora.items():
+            classes = set(splits[split]["labels"][:])
+            if len(classes) == 1:
+                without += [corpus] if split == "validation" else []
+                what = f"all {len(splits[split]):,} clips of its {split} split are {class_names[classes.pop()]}"
+                notices.append(f"corpus {corpus!r}: {what}; UAR over one class is not defined and counts in no average")
+    without += ["average"] if len(without) == len(corpora) else []
+    if (metric or "").removeprefix("eval_") in {f"{name}_{score}" for name in without for score in ("uar", "macro_f1")}:
+        remedy = "give corpora whose validation splits have two classes or more, or train with `labels: native`"
+        raise ValueError(f"{notices[0]}, so the best model cannot be chosen by {metric}; {remedy}")
+    return notices
 
 
 def class_notices(corpora: Mapping[str, Mapping[str, Dataset]], class_names: Sequence[str]) -> list[str]:

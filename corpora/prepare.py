@@ -23,6 +23,7 @@ from exhubert.corpora.registry import Corpus, corpus_or_none, find_corpus
 from exhubert.corpora.splits import SPLIT_COLUMNS, SPLITS, assign_splits, protocol_labels
 from exhubert.utils.files import VIDEO_SUFFIXES, whole_folder
 
+MOST_MISSED = 0.3  # of the audio; IEMOCAP's clips without a majority are 25 %
 AUDIO_MODES = ("link", "copy", "flac")
 FIRST_COLUMNS = ("file_name", "label", "speaker", "language", "split", "duration_seconds", "sex", "session")
 
@@ -51,7 +52,8 @@ def prepare_corpus(
         seed: of a split that is made here.
 
     Returns:
-        The exit code: 2 if clips were left out because something is wrong with them.
+        The exit code: 2 if clips were left out because something is wrong with them, or if for 30 % of the audio or
+        more the file's name or the label says nothing.
 
     Raises:
         ValueError: for an unknown key, a tree or table that is not as it should be, or an `output` that exists.
@@ -100,7 +102,12 @@ def prepare_corpus(
         part = [row for row in rows if split in ("", row["split"])]
         counts = f"{len(part)} clips, {len({row.get('speaker') for row in part} - {'', None}) or 'unknown'} speakers"
         print(f"  {split}: {counts}" if split else f"{output}: {counts}, {hours:.2f} hours, {len(labels)} labels")
-    return 2 if any(clips.bad.values()) else 0
+    missed = clips.missed
+    named = len(missed | {row["path"] for row in clips.rows})
+    if many := len(missed) >= MOST_MISSED * named:
+        share = f"{len(missed):,} of {named:,} audio files ({len(missed) / named:.0%})"
+        print(f"{share} did not become clips; if they belong to the corpus, give a table of them: --table labels.csv")
+    return 2 if many or any(clips.bad.values()) else 0
 
 
 def _read_table(path: Path, tree: Tree, corpus: Corpus | None) -> Clips:
