@@ -28,6 +28,7 @@ from datasets import Dataset
 
 from exhubert.audio_exhubert import longest_input_seconds
 from exhubert.corpora.load import load_corpora
+from exhubert.corpora.registry import folder_name
 from exhubert.corpora.splits import SPLITS
 from exhubert.evaluation.calibration import expected_calibration_error, fit_temperature
 from exhubert.evaluation.degradations import CONDITIONS
@@ -261,7 +262,7 @@ def trained_corpora(name_or_path: str) -> list[str]:
         if not recipe:
             corpora += card_metadata(Path(name_or_path) / CARD).get("datasets", [])
             break
-        corpora += [Path(corpus).name.removesuffix(".csv") for corpus in recipe["corpora"]]
+        corpora += [folder_name(corpus) for corpus in recipe["corpora"]]
         name_or_path = str(recipe.get("model"))
     return list(dict.fromkeys(corpora))
 

@@ -8,13 +8,13 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
 from tqdm.auto import tqdm
 
-from exhubert.audio_exhubert import SAMPLING_RATE, read_audio
+from exhubert.audio_exhubert import SAMPLING_RATE, AudioFile, audio_name, read_audio
 
 BLOCK_BYTES = 2**20  # decoded at a time, whatever the length of the file
 FULL_SCALE = 32767 / 32768  # the largest 16-bit sample
@@ -37,8 +37,8 @@ class ClipFacts(NamedTuple):
     error: str = ""
 
 
-def scan_clip(path: str | os.PathLike[str]) -> ClipFacts:
-    """Decodes one audio file, block by block.
+def scan_clip(path: AudioFile) -> ClipFacts:
+    """Decodes one audio file, a path or a binary file with a name, block by block.
 
     `content_hash` is blake2b (16 bytes, hexadecimal) of the sampling rate, the number of channels, and the decoded
     samples as interleaved little-endian float32. float32 holds samples of up to 24 bits exactly, so a wav, a flac
@@ -52,18 +52,23 @@ def scan_clip(path: str | os.PathLike[str]) -> ClipFacts:
     What libsndfile does not know (mp4, m4a, webm, ...) is decoded by `read_audio`, where the library av is installed:
     in one piece, and the facts are those of the 16 kHz mono that it delivers.
     """
-    if not os.path.isfile(path):
-        why = "a link that leads nowhere" if os.path.islink(path) else "no such file"
-        return ClipFacts(error=f"missing: {why}")
-    if not os.path.getsize(path):
-        return ClipFacts(error="empty: the file has 0 bytes")
+    source: Any = path
+    if isinstance(path, str | os.PathLike):
+        if not os.path.isfile(path):
+            why = "a link that leads nowhere" if os.path.islink(path) else "no such file"
+            return ClipFacts(error=f"missing: {why}")
+        if not os.path.getsize(path):
+            return ClipFacts(error="empty: the file has 0 bytes")
+        source = os.fsencode(path) if os.name == "posix" else path
     try:
-        file = soundfile.SoundFile(os.fsencode(path) if os.name == "posix" else path)
+        file = soundfile.SoundFile(source)
     except (soundfile.LibsndfileError, TypeError):  # TypeError: raw samples, which say no rate
         try:
+            if source is path and not isinstance(path, str | os.PathLike):
+                path.seek(0)
             samples = read_audio(path)
         except (ValueError, OSError) as error:
-            return ClipFacts(error=f"does not decode: {str(error).removeprefix(f'{os.fspath(path)}: ')}")
+            return ClipFacts(error=f"does not decode: {str(error).removeprefix(f'{audio_name(path)}: ')}")
         return _facts([samples[:, None]], SAMPLING_RATE, 1, len(samples))
     with file:
         found = PROMISED_BYTES.search(file.extra_info) if file.format != "FLAC" else None
@@ -74,7 +79,7 @@ def scan_clip(path: str | os.PathLike[str]) -> ClipFacts:
         return _facts(itertools.takewhile(len, blocks), file.samplerate, file.channels, frames)
 
 
-def scan_clips(paths: Sequence[str | os.PathLike[str]]) -> list[ClipFacts]:
+def scan_clips(paths: Sequence[AudioFile]) -> list[ClipFacts]:
     """Decodes files in parallel; returns their facts in the order of `paths`.
 
     Threads, as libsndfile and numpy work outside Python's lock: on 2 cores processes were no more than 15 % faster,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from datasets import Dataset
 from exhubert.configuration_exhubert import SIX_CLASSES
 from exhubert.corpora.labels import load_class_words, map_labels, plain_word
 from exhubert.corpora.readers import check_audio, read_corpus
-from exhubert.corpora.registry import corpus_key
+from exhubert.corpora.registry import corpus_key, folder_name
 from exhubert.corpora.splits import PROTOCOLS, SPLITS, protocol_labels, split_corpus
 
 VOTES = "votes_"  # begins the name of a column that counts the raters who chose the word after it
@@ -61,7 +60,7 @@ def load_corpora(
     for entry in entries:
         below = Path(root) / entry
         source = below if below.exists() else Path(entry) if Path(entry).exists() else entry
-        name = Path(os.path.abspath(source)).name.removesuffix(".csv")
+        name = folder_name(source)
         if name in read or name == "average":  # what results call the mean over corpora
             raise ValueError(f"{source}: the name {name!r} is taken; rename the folder")
         read[name] = read_by_protocol(source, name, protocol)

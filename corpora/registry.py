@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import textwrap
 from collections.abc import Collection, Sequence
@@ -111,6 +112,11 @@ def corpus_key(values: Sequence[object], folder: str) -> str:
     """
     named = {str(value) for value in values}
     return named.pop() if len(named) == 1 and corpus_or_none(next(iter(named))) else folder
+
+
+def folder_name(source: str | os.PathLike[str]) -> str:
+    """Returns what a corpus is called: the last part of its path or id, without the suffix of a plain table."""
+    return re.sub(r"\.(csv|tsv)$", "", Path(os.path.abspath(source)).name)
 
 
 def corpora_list(language: str = "", licence: str = "", kind: str = "", part: str = "") -> str:

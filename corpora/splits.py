@@ -17,7 +17,10 @@ from exhubert.corpora.registry import corpus_or_none
 
 SPLITS = ("train", "validation", "test")
 SPLIT_COLUMNS = ("file_name", "label", "speaker", "split", "session", "content_hash")  # all that a split depends on
-SPLIT_NAMES = {"dev": "validation", "development": "validation", "valid": "validation", "val": "validation"}
+SPLIT_NAMES = {
+    **{"dev": "validation", "development": "validation", "valid": "validation", "val": "validation"},
+    **{"training": "train", "testing": "test"},
+}
 SPEAKER_SHARE = 0.15  # of the clips and of each label (`speakers`: of the speakers), for validation and for test
 FILE_SHARE = 0.10  # of the clips, where no speakers are known (paper, section 2)
 CANDIDATES = 200
@@ -170,8 +173,8 @@ def overlap(splits: Sequence[str], speakers: Sequence[str], hashes: Sequence[str
 def balance_speakers(speakers: Sequence[str], labels: Sequence[str], corpus: str, seed: int = 0) -> dict[str, str]:
     """Returns the split of each speaker, so that 15 % of the clips and of each label are test and as many validation.
 
-    Speakers are dealt out in many random orders: each to the part that it brings nearer to what is wanted, else to train,
-    where the speaker with the most clips is in any case. The result that comes nearest is taken.
+    Speakers are dealt out in many random orders: each to the part that it brings nearer to what is wanted, else to
+    train, where the speaker with the most clips is in any case. The result that comes nearest is taken.
 
     Raises:
         ValueError: for fewer than three speakers.
@@ -206,8 +209,8 @@ def split_speakers(
 ) -> dict[str, str]:
     """Returns the split of each speaker by the older rule, which is kept for the splits that were made by it.
 
-    15 % of the speakers, at least one, go to test and as many to validation, with `held_out_parts` 1 to validation only:
-    of many random assignments, the one that spreads the labels best.
+    15 % of the speakers, at least one, go to test and as many to validation, with `held_out_parts` 1 to validation
+    only: of many random assignments, the one that spreads the labels best.
 
     Raises:
         ValueError: for fewer speakers than parts.

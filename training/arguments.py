@@ -16,6 +16,7 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import string_to_bool
 
+from exhubert.corpora.registry import folder_name
 from exhubert.evaluation.metrics import METRICS
 from exhubert.training.augmentation import Augmentation
 from exhubert.training.lora import Lora
@@ -291,7 +292,7 @@ def training_arguments(recipe: Recipe, training: dict[str, Any]) -> TrainingArgu
     values.setdefault("use_cpu", not torch.accelerator.is_available())
     values["save_steps"] = values.get("save_steps") or (min(every, UPDATES_PER_SAVE) if every >= 1 else every)
     metric = str(values["metric_for_best_model"]).removeprefix("eval_")
-    corpora = [Path(corpus).name.removesuffix(".csv") for corpus in recipe.corpora]
+    corpora = [folder_name(corpus) for corpus in recipe.corpora]
     known = [f"{name}_{score}" for name in ("average", *corpora) for score in METRICS]
     known += [f"{name}_loss" for name in corpora]
     check_names([metric], known, "metric_for_best_model: there is no")
