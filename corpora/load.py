@@ -121,7 +121,7 @@ def class_indices(
     indices = map_labels(labels, corpus, words, None if six else class_names)
     without = Counter(label for label, index in zip(labels, indices, strict=True) if index is None)
     if without:
-        which = f"{without.total():,} of {len(labels):,} clips ({without.total() / len(labels):.0%}) are left out"
+        which = f"{without.total()} of {len(labels)} clips are left out"
         why = "name no emotion" if six else "are no class of the model"
         print(f"corpus {corpus!r}: {which}, their labels {why}: {', '.join(without)}")
     return indices

@@ -60,6 +60,17 @@ class Corpus:
     scheme: dict[str, Any] = field(default_factory=dict)
     scheme_unknown: str = ""
 
+    @property
+    def label_codes(self) -> dict[str, str]:
+        """What the codes of the corpus's file names and tables mean: its own words, empty for those that are none."""
+        owners = [self.scheme, *self.scheme.get("tables", [])]
+        rules = [owner.get("columns", {}).get("label") for owner in owners]
+        tables = [rule["table"] for rule in rules if isinstance(rule, dict) and re.fullmatch(r"\{\w+\}", rule["of"])]
+        words = [
+            (code.strip(), word or "") for table in tables for key, word in table.items() for code in key.split(",")
+        ]
+        return {code: word for code, word in words if code != "*" and "{" not in word}
+
     def is_unverified(self, name: str) -> bool:
         """Whether no source at hand confirmed a field, or an entry of one."""
         return any(name in unverified.split(".") for unverified in self.unverified)
