@@ -17,7 +17,7 @@ from exhubert.utils.files import AUDIO_SUFFIXES, VIDEO_SUFFIXES, is_audio, visib
 
 STANDARD_COLUMNS = ("speaker", "sex", "session", "language", "split", "text", "intensity", "take")
 SHOWN = 3  # examples in messages
-NOT_ON_PURPOSE = ("names outside the scheme", "without an emotion label")
+NOT_ON_PURPOSE = ("names outside the scheme", "in no table of labels")
 PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
 
 
@@ -93,7 +93,9 @@ def read_clips(corpus: Corpus, tree: Tree) -> Clips:
     columns = {name: _rule(rule) for name, rule in rules.items()}
     templates = [rule if isinstance(rule, str) else rule["of"] for rule in rules.values()]
     hidden = {name for template in templates for name in PLACEHOLDER.findall(template)} - set(STANDARD_COLUMNS)
-    joins = [(table.get("match", "{stem}"), _read_table(corpus, tree, table)) for table in scheme.get("tables", [])]
+    tables = scheme.get("tables", [])
+    joins = [(table.get("match", "{stem}"), _read_table(corpus, tree, table)) for table in tables]
+    labelling = ["label" in table.get("columns", {}) for table in tables]
     clips = Clips()
     matched = 0
     for path in tree.audio:
@@ -110,10 +112,13 @@ def read_clips(corpus: Corpus, tree: Tree) -> Clips:
         place = PurePosixPath(stem)
         values = {"stem": place.name, "parent": place.parent.name, "path": stem} | groups
         row = {name: value for name, value in groups.items() if name not in hidden and not name.startswith("_")}
+        labelled = not any(labelling)  # by the name itself, or named in a table of labels
         try:
             given: dict[str, str] = {}
-            for template, cells in joins:
-                found = cells.get(_clip_key(template, values), {})
+            for (template, cells), labels in zip(joins, labelling, strict=True):
+                found = cells.get(_clip_key(template, values))
+                labelled |= labels and found is not None
+                found = found or {}
                 given |= {name: value for name, value in found.items() if value}
                 values |= given
             for name, rule in columns.items():
@@ -124,7 +129,7 @@ def read_clips(corpus: Corpus, tree: Tree) -> Clips:
             clips.bad[str(error.args[0])].append(path)
             continue
         if not row.get("label"):
-            clips.left_out[NOT_ON_PURPOSE[1]].append(path)
+            clips.left_out["without an emotion label" if labelled else NOT_ON_PURPOSE[1]].append(path)
             continue
         if len(corpus.languages) == 1:
             row.setdefault("language", corpus.languages[0])

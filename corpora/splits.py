@@ -185,13 +185,14 @@ def balance_speakers(speakers: Sequence[str], labels: Sequence[str], corpus: str
     generator = np.random.RandomState(seed)
     others = np.delete(np.arange(len(names)), counts.sum(axis=1).argmax())
     orders = np.stack([generator.permutation(others) for _ in range(CANDIDATES)])
-    wanted = SPEAKER_SHARE * counts.sum(axis=0)
+    counts = 100 * counts.astype(np.int64)  # whole numbers, for sums of fractions may differ between machines
+    wanted = round(SPEAKER_SHARE * 100) * counts.sum(axis=0) // 100
 
     def distance(filled: np.ndarray) -> np.ndarray:
-        """How many clips are too many or too few, by label and in all, of parts `(..., labels)`."""
+        """How many clips, times 100, are too many or too few, by label and in all, of parts `(..., labels)`."""
         return np.abs(filled - wanted).sum(axis=-1) + np.abs(filled.sum(axis=-1) - wanted.sum())
 
-    filled = np.zeros((2, CANDIDATES, len(wanted)))  # test and validation
+    filled = np.zeros((2, CANDIDATES, len(wanted)), dtype=np.int64)  # test and validation
     part_of = np.full((CANDIDATES, len(names)), -1)
     for place, chosen in enumerate(orders.T):
         gain = distance(filled) - distance(filled + counts[chosen])
