@@ -42,8 +42,8 @@ def read_separated(path: Path) -> pandas.DataFrame:
     The separator is that of a first line `sep=;`, as Excel writes it, or the one by which the header has most of the
     names that are looked for. Seconds may have a decimal comma where columns are not separated by commas.
     """
-    with path.open("rb") as file:
-        encoding = "utf-16" if file.read(2) in UTF_16 else "utf-8-sig"
+    with path.open("rb") as begin:
+        encoding = "utf-16" if begin.read(2) in UTF_16 else "utf-8-sig"
     with path.open(encoding=encoding) as file:
         header = next((line for line in file if line.strip()), "").strip("\r\n")
     given = re.fullmatch(r"\"?sep=(.)\"?", header, re.IGNORECASE)

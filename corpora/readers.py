@@ -94,7 +94,7 @@ def read_corpus(source: str | os.PathLike[str]) -> Dataset:
         raise ValueError(
             f"{name} is neither a folder nor a dataset that can be had from the Hub: {first_line(error)}"
         ) from error
-    return _dataset_of_parts(source, loaded)
+    return _dataset_of_parts(str(source), loaded)
 
 
 def read_table(path: Path) -> tuple[Path, pandas.DataFrame, Path] | None:

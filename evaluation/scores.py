@@ -53,9 +53,9 @@ def average(predictions: pandas.DataFrame, class_names: Sequence[str]) -> dict[s
     averaged = (*METRICS, "ece", *(f"{dimension}_uar" for dimension in DIMENSIONS))
     means = {name: mean([entry[name] for entry in entries]) for name in averaged if name in entries[0]}
     with_uar = [each for each in scored.values() if each[0]["uar"] is not None]
-    drawn = [[samples for _, samples, _ in with_uar], [units for *_, units in with_uar]]
+    uar_interval = interval([samples for _, samples, _ in with_uar], [units for *_, units in with_uar])
     without = [corpus for corpus, (entry, *_) in scored.items() if entry["uar"] is None]
-    found = {"uar": means["uar"], "uar_interval": interval(*drawn), **means}
+    found = {"uar": means["uar"], "uar_interval": uar_interval, **means}
     return found | ({"without_uar": without} if without else {})
 
 
@@ -116,7 +116,8 @@ def compare(predictions: Mapping[str, pandas.DataFrame], class_names: Sequence[s
             what = "{} for one and {} for the other".format(*references)
             raise ValueError(f"{a} and {b} were scored with other references: {corpus}/{file_name} is {what}")
         both = tables[a].assign(other_prediction=other["prediction"].to_numpy())
-        corpora, samples, units = {}, [], []
+        corpora: dict[str, dict[str, Any]] = {}
+        samples, units = [], []
         for corpus, rows in both.groupby("corpus", sort=False):
             drawn = _draw(str(corpus), rows, class_names, ("prediction", "other_prediction"))
             uars = scores_of(drawn.matrices)["uar"]
