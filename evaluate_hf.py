@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(uar_table(uars, chance=chances(systems)))
         for corpus, scores in next(iter(systems.values()))["corpora"].items():
             if scores["uar"] is None:
-                print(f"{corpus}: {uar_text(scores)}; it counts in no average")
+                print(f"UAR on {corpus}: {uar_text(scores)}; it counts in no average")
         print(f"written to {options.output}; all tables and pictures are in {path}")
     return 2 if all(results["average"]["uar"] is None for results in systems.values()) else 0
 

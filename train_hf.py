@@ -181,7 +181,7 @@ def save_results(
     described["window_seconds"] = recipe.window_seconds
     results = make_results(described, predictions, class_names, trainer.args.seed)
     for name, scores in results["corpora"].items():
-        print(f"test on {name}: {uar_text(scores)} ({scores['clips']} clips)")
+        print(f"test UAR on {name}: {uar_text(scores)} ({scores['clips']} clips)")
     run, title = Path(recipe.output), Path(recipe.output).name
     run_folder.write_curves(recipe.output, trainer.state.log_history, title)
     write_predictions(run, results, predictions, title)

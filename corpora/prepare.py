@@ -53,7 +53,7 @@ def prepare_corpus(
 
     Returns:
         The exit code: 2 if clips were left out because something is wrong with them, or if for 30 % of the audio or
-        more the file's name or the label says nothing.
+        more the file's name or the corpus's tables say nothing.
 
     Raises:
         ValueError: for an unknown key, a tree or table that is not as it should be, or an `output` that exists.

@@ -75,7 +75,7 @@ def write_predictions(
             [class_names.index(name) for name in rows["reference"]],
             [class_names.index(name) for name in rows["prediction"]],
             class_names,
-            f"{corpus}: {uar_text(results['corpora'][str(corpus)])}",
+            f"{corpus}: UAR {uar_text(results['corpora'][str(corpus)])}",
         )
     panels = {"": predictions}
     if uncalibrated is not None:
@@ -86,10 +86,10 @@ def write_predictions(
 
 
 def uar_text(scores: Mapping[str, Any]) -> str:
-    """A corpus's UAR in words; where a single class occurs, that it is not defined and which class that is."""
+    """A corpus's UAR in %; where a single class occurs, that it is not defined and which class that is."""
     if scores["uar"] is None:
-        return f"UAR not defined, all clips are {next(iter(scores['recall']))}"
-    return f"UAR {100 * scores['uar']:.1f} %"
+        return f"not defined, all clips are {next(iter(scores['recall']))}"
+    return f"{100 * scores['uar']:.1f} %"
 
 
 def write_results(directory: Path, results: dict[str, Any]) -> None:

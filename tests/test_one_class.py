@@ -101,7 +101,7 @@ def test_training_evaluation_and_card_say_that_there_is_no_uar(tmp_path, capsys)
     said = capsys.readouterr().out
     assert "corpus 'baved': 16 of 24 clips are left out, their labels name no emotion: low, high" in said
     assert "'baved': all 2 clips of its test split are low/neutral; UAR over one class is not defined" in said
-    assert "test on baved: UAR not defined, all clips are low/neutral (2 clips)" in said
+    assert "test UAR on baved: not defined, all clips are low/neutral (2 clips)" in said
     results = json.loads((tmp_path / "run/results.json").read_text())
     assert results["corpora"]["baved"]["uar"] is None
     assert list(json.loads((tmp_path / "run/curves.json").read_text())) == ["whole"]
@@ -112,7 +112,7 @@ def test_training_evaluation_and_card_say_that_there_is_no_uar(tmp_path, capsys)
     command = ["--model", str(tmp_path / "run/model"), "--output", str(tmp_path / "evaluation"), "--robustness"]
     assert evaluate_hf.main([*command, *both]) == 0
     said = capsys.readouterr().out
-    assert "baved: UAR not defined, all clips are low/neutral; it counts in no average" in said
+    assert "UAR on baved: not defined, all clips are low/neutral; it counts in no average" in said
     report = (tmp_path / "evaluation/report.md").read_text()
     assert "**Clips of one class only**: baved (low/neutral). UAR is not defined there" in report
     assert "| average |" in report and "nan" not in report
