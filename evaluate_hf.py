@@ -28,11 +28,20 @@ from datasets import Dataset
 
 from exhubert.audio_exhubert import longest_input_seconds
 from exhubert.corpora.load import load_corpora
+from exhubert.corpora.registry import folder_name
 from exhubert.corpora.splits import SPLITS
 from exhubert.evaluation.calibration import expected_calibration_error, fit_temperature
 from exhubert.evaluation.degradations import CONDITIONS
 from exhubert.evaluation.predictions import class_names_of, classify, confidences, predictions_table
-from exhubert.evaluation.results import CURVES, RESULTS, make_results, robustness, write_predictions, write_results
+from exhubert.evaluation.results import (
+    CURVES,
+    RESULTS,
+    make_results,
+    robustness,
+    uar_text,
+    write_predictions,
+    write_results,
+)
 from exhubert.evaluation.scores import compare
 from exhubert.model_folder.card import CARD, add_section, card_metadata
 from exhubert.model_folder.load import load_trained
@@ -46,7 +55,7 @@ Corpora = dict[str, dict[str, Dataset]]
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "evaluate_hf.py") -> int:
-    """Evaluates each model, then compares and reports. Returns the exit code."""
+    """Evaluates each model, then compares and reports. Returns the exit code: 2 if no corpus has two classes."""
     parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", required=True, nargs="+", help="Hub ids or folders")
     parser.add_argument("--names", nargs="+", help="what to call the models in the report")
@@ -94,8 +103,11 @@ def main(arguments: Sequence[str] | None = None, prog: str = "evaluate_hf.py") -
             corpora = {name: found["corpora"].items() for name, found in systems.items()}
             uars = {name: {corpus: scores["uar"] for corpus, scores in items} for name, items in corpora.items()}
             print(uar_table(uars, chance=chances(systems)))
+            for corpus, scores in next(iter(systems.values()))["corpora"].items():
+                if scores["uar"] is None:
+                    print(f"UAR on {corpus}: {uar_text(scores)}; it counts in no average")
             print(f"written to {options.output}; all tables and pictures are in {path}")
-    return 0
+    return 2 if all(results["average"]["uar"] is None for results in systems.values()) else 0
 
 
 def check(options: argparse.Namespace) -> dict[str, tuple[str, Path]]:
@@ -257,7 +269,7 @@ def trained_corpora(name_or_path: str) -> list[str]:
         if not recipe:
             corpora += card_metadata(Path(name_or_path) / CARD).get("datasets", [])
             break
-        corpora += [Path(corpus).name.removesuffix(".csv") for corpus in recipe["corpora"]]
+        corpora += [folder_name(corpus) for corpus in recipe["corpora"]]
         name_or_path = str(recipe.get("model"))
     return list(dict.fromkeys(corpora))
 

@@ -20,10 +20,10 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedModel, TrainingArguments, set_seed
 
-from exhubert.corpora.load import class_notices, load_corpora
+from exhubert.corpora.load import class_notices, load_corpora, one_class_notices
 from exhubert.corpora.splits import SPLITS
 from exhubert.evaluation.predictions import classify, predictions_table
-from exhubert.evaluation.results import make_results, write_predictions, write_results
+from exhubert.evaluation.results import make_results, uar_text, write_predictions, write_results
 from exhubert.model_folder.load import make_feature_extractor
 from exhubert.publish.push import check_right_to_push, push_finished_model
 from exhubert.publish.run_card import corpus_facts, write_run_card
@@ -79,6 +79,9 @@ def train(recipe: Recipe, training: TrainingArguments, resume: bool, trust_remot
     for name, splits in corpora.items():
         counts = ", ".join(f"{len(splits[split])} {split}" for split in SPLITS)
         say(f"corpus {name}: {counts} clips, {len(set(splits['train']['speaker']))} speakers in train")
+    chosen_by = None if training.eval_strategy == "no" else training.metric_for_best_model
+    for notice in one_class_notices(corpora, class_names, chosen_by):
+        say(notice)
     clips = run_folder.clips_of(corpora)
     if checkpoint:
         run_folder.check_clips(recipe.output, clips)
@@ -191,7 +194,7 @@ def save_results(
     described["window_seconds"] = recipe.window_seconds
     results = make_results(described, predictions, class_names, trainer.args.seed)
     for name, scores in results["corpora"].items():
-        print(f"test UAR on {name}: {100 * scores['uar']:.1f} % ({scores['clips']} clips)")
+        print(f"test UAR on {name}: {uar_text(scores)} ({scores['clips']} clips)")
     run, title = Path(recipe.output), Path(recipe.output).name
     chosen = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
     run_folder.write_curves(recipe.output, trainer.state.log_history, trainer.eval_dataset, chosen)

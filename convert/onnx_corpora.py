@@ -50,6 +50,7 @@ def compare_on_corpora(model: PreTrainedModel, exported: OnnxClassifier, extract
         for part in (ours, theirs):
             references = [class_names.index(label) for label in part["reference"]]
             predictions = [class_names.index(label) for label in part["prediction"]]
-            cells.append(f"{100 * classification_scores(references, predictions, class_names)['uar']:.2f} %")
+            uar = classification_scores(references, predictions, class_names)["uar"]
+            cells.append("-" if uar is None else f"{100 * uar:.2f} %")  # over one class it is not defined
         rows.append([*cells, f"{differences[chosen].max():.2g}"])
     return markdown_table(HEADER, rows)

@@ -17,7 +17,6 @@ from exhubert.corpora.clip_facts import ClipFacts, scan_clips
 from exhubert.corpora.labels import load_label_map, map_labels
 from exhubert.corpora.metadata import (
     ERROR,
-    METADATA_READERS,
     OUTSIDE,
     SEGMENT_COLUMNS,
     WARNING,
@@ -25,9 +24,10 @@ from exhubert.corpora.metadata import (
     clean,
     find_metadata,
     find_problems,
-    read_metadata,
+    shown_columns,
 )
-from exhubert.corpora.registry import corpus_key, no_such_folder
+from exhubert.corpora.readers import locate_clip, read_corpus, read_table, rows_at_once
+from exhubert.corpora.registry import corpus_key, folder_name
 from exhubert.corpora.splits import SPLIT_NAMES, SPLITS
 from exhubert.utils.files import is_audio, visible_files, whole_file
 from exhubert.utils.text import printable
@@ -46,7 +46,7 @@ def run_check(
     output: str | os.PathLike[str] | None = None,
     label_file: str | os.PathLike[str] | None = None,
 ) -> int:
-    """Checks a corpus folder and prints what was found; returns the exit code, 2 for any error, else 0.
+    """Checks a corpus and prints what was found; returns the exit code, 2 for any error, else 0.
 
     Args:
         directory, shortest_seconds, longest_seconds, label_file: see `find_all`.
@@ -92,12 +92,12 @@ def find_all(
     longest_seconds: float = LONGEST_SECONDS,
     label_file: str | os.PathLike[str] | None = None,
 ) -> tuple[pandas.DataFrame, dict[str, ClipFacts]]:
-    """Checks the metadata and decodes every file of a corpus folder (see docs/corpora.md).
+    """Checks the metadata and decodes every file of a corpus (see docs/corpora.md).
 
-    Links to folders inside the corpus folder are not searched for files without a row.
+    A corpus folder is also searched for files without a row, but not links to folders in it.
 
     Args:
-        directory: the folder with `metadata.csv` (or .jsonl, .parquet).
+        directory: a corpus folder, or whatever else `read_corpus` reads.
         shortest_seconds: shorter clips are found.
         longest_seconds: longer clips are found.
         label_file: a YAML file with further emotion words.
@@ -106,17 +106,18 @@ def find_all(
         One row a finding, with the columns of `Finding`; and the facts of every file by its name.
 
     Raises:
-        ValueError: if there is no such folder, or its metadata cannot be read, is empty, or has no `file_name`.
+        ValueError: if there is no such corpus, or its metadata cannot be read, is empty, or has no `file_name`.
     """
-    directory = Path(directory)
-    if not directory.is_dir():
-        raise ValueError(no_such_folder(directory))
-    path = find_metadata(directory)
-    if path is None:
-        raise ValueError(f"{directory}: no {', '.join(METADATA_READERS)} there; a corpus folder has one of these")
-    table = read_metadata(path)
+    of_files, dataset = read_table(Path(directory)), None
+    if of_files is None:
+        dataset = read_corpus(directory)  # which refuses what is wrong with its table
+        wanted = {"file_name", "label", "speaker", "split", "corpus", *SEGMENT_COLUMNS}
+        table = dataset.select_columns([name for name in dataset.column_names if name in wanted]).to_pandas()
+        path = root = Path(directory)
+    else:
+        path, table, root = of_files
     if "file_name" not in table.columns:
-        raise ValueError(f"{path}: no column 'file_name'; it has {', '.join(map(str, table.columns))}")
+        raise ValueError(f"{path}: no column 'file_name'; it has {shown_columns(table)}")
     findings = list(find_problems(path.name, table))
     table = clean(table)
     absent: dict[str, Any] = dict.fromkeys(("label", "speaker", "split", "corpus"), "")
@@ -125,11 +126,14 @@ def find_all(
     # Without a start `duration_seconds` is that of the file.
     durations = pandas.to_numeric(table["duration_seconds"].where(table["start_seconds"].notna()))
     table = table.assign(start_seconds=table["start_seconds"].fillna(0.0), duration_seconds=durations.fillna(np.inf))
-    corpus = Path(os.path.abspath(directory)).name
+    corpus = folder_name(directory)
     label_map = load_label_map(label_file, corpus_key(sorted(set(table["corpus"])), corpus))
     rows = table[(table["file_name"] != "") & ~table["file_name"].str.contains(OUTSIDE)]
-    names = list(rows["file_name"].unique())
-    clips = dict(zip(names, scan_clips([directory / name for name in names]), strict=True))
+    names = list(rows["file_name"].unique() if dataset is None else rows["file_name"])
+    facts = scan_clips([root / name for name in names]) if dataset is None else []
+    for batch in rows_at_once(dataset) if dataset is not None else ():  # they may hold their audio
+        facts += scan_clips([locate_clip(row)[0] for row in batch])
+    clips = dict(zip(names, facts, strict=True))
     findings += _check_clips(rows, clips, shortest_seconds, longest_seconds)
     findings += _check_columns(path.name, table)
     for label, named in rows[rows["label"] != ""].groupby("label", sort=False)["file_name"]:
@@ -137,8 +141,9 @@ def find_all(
             map_labels([str(label)] * len(named), corpus, label_map)
         except ValueError as error:
             findings.append(Finding(named.iloc[0], WARNING, "unknown label", str(error)))
-    there = (path.relative_to(directory).as_posix() for path in visible_files(directory) if is_audio(path))
-    findings += [Finding(name, WARNING, "audio that no row names", "") for name in there if name not in clips]
+    if find_metadata(Path(directory)):
+        there = (path.relative_to(directory).as_posix() for path in visible_files(Path(directory)) if is_audio(path))
+        findings += [Finding(name, WARNING, "audio that no row names", "") for name in there if name not in clips]
     shown = [Finding(*map(printable, finding)) for finding in findings]
     return pandas.DataFrame(shown, columns=list(Finding._fields), dtype=str), clips
 

@@ -17,6 +17,7 @@ from exhubert.utils.files import AUDIO_SUFFIXES, VIDEO_SUFFIXES, is_audio, visib
 
 STANDARD_COLUMNS = ("speaker", "sex", "session", "language", "split", "text", "intensity", "take")
 SHOWN = 3  # examples in messages
+NOT_ON_PURPOSE = ("names outside the scheme", "in no table of labels")
 PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
 
 
@@ -40,6 +41,11 @@ class Clips:
     rows: list[dict[str, str]] = field(default_factory=list)
     left_out: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     bad: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+    @property
+    def missed(self) -> set[str]:
+        """The audio files that are neither clips nor what a corpus, a table or a protocol leaves out on purpose."""
+        return {path for reason in NOT_ON_PURPOSE for path in self.left_out.get(reason, [])}.union(*self.bad.values())
 
     def print_left_out(self) -> None:
         """Prints a line for each reason for which clips were left out."""
@@ -87,7 +93,9 @@ def read_clips(corpus: Corpus, tree: Tree) -> Clips:
     columns = {name: _rule(rule) for name, rule in rules.items()}
     templates = [rule if isinstance(rule, str) else rule["of"] for rule in rules.values()]
     hidden = {name for template in templates for name in PLACEHOLDER.findall(template)} - set(STANDARD_COLUMNS)
-    joins = [(table.get("match", "{stem}"), _read_table(corpus, tree, table)) for table in scheme.get("tables", [])]
+    tables = scheme.get("tables", [])
+    joins = [(table.get("match", "{stem}"), _read_table(corpus, tree, table)) for table in tables]
+    labelling = ["label" in table.get("columns", {}) for table in tables]
     clips = Clips()
     matched = 0
     for path in tree.audio:
@@ -97,17 +105,20 @@ def read_clips(corpus: Corpus, tree: Tree) -> Clips:
             continue
         match = next(filter(None, (pattern.fullmatch(stem) for pattern in patterns)), None)
         if match is None:
-            clips.left_out["names outside the scheme"].append(path)
+            clips.left_out[NOT_ON_PURPOSE[0]].append(path)
             continue
         matched += 1
         groups = {name: value or "" for name, value in match.groupdict().items()}
         place = PurePosixPath(stem)
         values = {"stem": place.name, "parent": place.parent.name, "path": stem} | groups
         row = {name: value for name, value in groups.items() if name not in hidden and not name.startswith("_")}
+        labelled = not any(labelling)  # by the name itself, or named in a table of labels
         try:
             given: dict[str, str] = {}
-            for template, cells in joins:
-                found = cells.get(_clip_key(template, values), {})
+            for (template, cells), labels in zip(joins, labelling, strict=True):
+                found = cells.get(_clip_key(template, values))
+                labelled |= labels and found is not None
+                found = found or {}
                 given |= {name: value for name, value in found.items() if value}
                 values |= given
             for name, rule in columns.items():
@@ -118,7 +129,7 @@ def read_clips(corpus: Corpus, tree: Tree) -> Clips:
             clips.bad[str(error.args[0])].append(path)
             continue
         if not row.get("label"):
-            clips.left_out["without an emotion label"].append(path)
+            clips.left_out["without an emotion label" if labelled else NOT_ON_PURPOSE[1]].append(path)
             continue
         if len(corpus.languages) == 1:
             row.setdefault("language", corpus.languages[0])

@@ -22,6 +22,7 @@ from exhubert.corpora.registry import corpus_or_none, find_corpus, read_yaml
 from exhubert.utils.text import nearest
 
 LABEL_FIELDS = {"arousal", "valence", "aliases", "source", "disputed", "note", "corpora"}
+ALIKE = 0.7  # from there on a known word is named for an unknown one
 LABEL_FILE = Path(__file__).with_name("labels.yaml")
 
 
@@ -29,6 +30,8 @@ def load_label_map(
     label_file: str | os.PathLike[str] | None = None, corpus: str | None = None
 ) -> dict[str, int | None]:
     """Returns every known word, aliases included, with its class 0 to 5, or None where it names no emotion.
+
+    With `corpus` the codes of its naming scheme are known as well, such as 05 of RAVDESS.
 
     Args:
         label_file: a table of the same form whose entries add to the shipped ones or replace them.
@@ -144,13 +147,15 @@ def map_labels(
         if class_names is not None:
             raise ValueError(
                 f"corpus {corpus!r}: label {label!r} ({count} clips) is no class of the model, which has "
-                f"{', '.join(class_names)}. Say which it is in a YAML file, e.g. `{label}: {class_names[0]}` (null "
-                "leaves such clips out), and name that file as `label_file`"
+                f"{', '.join(class_names)}. Say which of them it is in a YAML file, `{label}: <class>` (null leaves "
+                "such clips out), and name that file as `label_file`"
             )
+        alike = nearest(plain_word(label), label_map, ALIKE)
         raise ValueError(
-            f"corpus {corpus!r}: label {label!r} ({count} clips) has no arousal and valence; the nearest known word "
-            f"is {nearest(plain_word(label), label_map)!r}. Correct it in metadata.csv, or add it in a YAML file, e.g. "
-            f"`{label}: {{arousal: high, valence: negative}}`, and name that file as `label_file`"
+            f"corpus {corpus!r}: label {label!r} ({count} clips) has no arousal and valence"
+            + (f"; the nearest known word is {alike!r}" if alike else "")
+            + f". Correct it in metadata.csv, or add it in a YAML file, `{label}: {{arousal: <low or high>, valence: "
+            "<negative, neutral or positive>}` (none and none leave such clips out), and name it as `label_file`"
         )
     return [label_map[plain_word(label)] for label in labels]
 
@@ -181,6 +186,9 @@ def _load(
     placed = {word: {name: shipped.get(word, {}).get(name) for name in ("arousal", "valence")} for word in own}
     own = {word: placed[word] | entry for word, entry in own.items()}
     classes = _classes(shipped, LABEL_FILE if label_file is None else label_file) | _classes(own, label_file)
+    # What a corpus's own codes mean wins, `dis` of EmoFilm (contempt) for example, but not over the user's file.
+    codes = {} if found is None else {plain_word(code): plain_word(word) for code, word in found.label_codes.items()}
+    classes |= {code: classes.get(word) for code, word in codes.items() if code not in own and word in {"", *classes}}
     added = {word: {"source": str(label_file)} | entry for word, entry in own.items() if word not in shipped}
     return classes, dict(sorted((shipped | added).items()))
 

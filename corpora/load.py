@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from datasets import Dataset
 from exhubert.configuration_exhubert import SIX_CLASSES
 from exhubert.corpora.labels import load_class_words, map_labels, plain_word
 from exhubert.corpora.readers import check_audio, read_corpus
-from exhubert.corpora.registry import corpus_key
+from exhubert.corpora.registry import corpus_key, folder_name
 from exhubert.corpora.splits import PROTOCOLS, SPLITS, protocol_labels, split_corpus
 
 VOTES = "votes_"  # begins the name of a column that counts the raters who chose the word after it
@@ -61,7 +60,7 @@ def load_corpora(
     for entry in entries:
         below = Path(root) / entry
         source = below if below.exists() else Path(entry) if Path(entry).exists() else entry
-        name = Path(os.path.abspath(source)).name.removesuffix(".csv")
+        name = folder_name(source)
         if name in read or name == "average":  # what results call the mean over corpora
             raise ValueError(f"{source}: the name {name!r} is taken; rename the folder")
         read[name] = read_by_protocol(source, name, protocol)
@@ -160,6 +159,30 @@ def count_votes(
     if ignored:
         print(f"corpus {corpus!r}: votes for {', '.join(ignored)} name no class")
     return votes
+
+
+def one_class_notices(
+    corpora: Mapping[str, Mapping[str, Dataset]], class_names: Sequence[str], metric: str | None = None
+) -> list[str]:
+    """Returns a line for each validation or test split that has a single class, over which UAR is not defined.
+
+    Raises:
+        ValueError: if `metric`, by which the best model would be chosen, is not defined on the validation splits.
+    """
+    notices = []
+    without = []
+    for split in ("validation", "test"):
+        for corpus, splits in corpora.items():
+            classes = set(splits[split]["labels"][:])
+            if len(classes) == 1:
+                without += [corpus] if split == "validation" else []
+                what = f"all {len(splits[split]):,} clips of its {split} split are {class_names[classes.pop()]}"
+                notices.append(f"corpus {corpus!r}: {what}; UAR over one class is not defined and counts in no average")
+    without += ["average"] if len(without) == len(corpora) else []
+    if (metric or "").removeprefix("eval_") in {f"{name}_{score}" for name in without for score in ("uar", "macro_f1")}:
+        remedy = "give corpora whose validation splits have two classes or more, or train with `labels: native`"
+        raise ValueError(f"{notices[0]}, so the best model cannot be chosen by {metric}; {remedy}")
+    return notices
 
 
 def class_notices(corpora: Mapping[str, Mapping[str, Dataset]], class_names: Sequence[str]) -> list[str]:

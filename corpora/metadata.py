@@ -5,28 +5,82 @@
 
 from __future__ import annotations
 
+import codecs
 import posixpath
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas
 
 from exhubert.utils.text import first_line
 
-METADATA_READERS: dict[str, Callable[[Path], pandas.DataFrame]] = {
-    "metadata.csv": lambda path: pandas.read_csv(path, dtype=str, keep_default_na=False),
-    "metadata.jsonl": lambda path: pandas.read_json(path, lines=True, dtype=False),
-    "metadata.parquet": pandas.read_parquet,
-}
 NEEDED_COLUMNS = ("file_name", "label", "speaker")
+# What the needed columns are called where the user chose the names; the first that is there counts.
+COLUMN_NAMES = {
+    "file_name": ("file_name", "file", "path", "filename", "audio"),
+    "label": ("label", "emotion"),
+    "speaker": ("speaker", "speaker_id", "spk"),
+}
 RESERVED_COLUMNS = {"audio", "labels", "crop"}  # added on the way to the model
 SEGMENT_COLUMNS = ("start_seconds", "duration_seconds")
+SEPARATORS = ",;\t|"
+SEEMS = "separator"  # what separates a table's columns, in its `attrs`
+UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # as Excel's "Unicode text" begins
 # Absolute, with a drive or an address before it, or out of the folder; also as Windows writes them.
 OUTSIDE = r"^[/\\]|^[^/\\]*:|(?:^|[/\\])\.\.(?:[/\\]|$)|\x00"
 INDIRECT = r"//|(?:^|/)\./|\\"  # the same file by another name
 ERROR, WARNING = "error", "warning"
+
+
+def read_separated(path: Path) -> pandas.DataFrame:
+    """Reads a table as text, in UTF-8 or UTF-16, whose columns are separated by any of `SEPARATORS`.
+
+    The separator is that of a first line `sep=;`, as Excel writes it, or the one by which the header has most of the
+    names that are looked for. Seconds may have a decimal comma where columns are not separated by commas.
+    """
+    with path.open("rb") as begin:
+        encoding = "utf-16" if begin.read(2) in UTF_16 else "utf-8-sig"
+    with path.open(encoding=encoding) as file:
+        header = next((line for line in file if line.strip()), "").strip("\r\n")
+    given = re.fullmatch(r"\"?sep=(.)\"?", header, re.IGNORECASE)
+    known = {name for names in COLUMN_NAMES.values() for name in names}
+
+    def names_found(separator: str) -> tuple[int, int]:
+        fields = [field.strip(' "').lower() for field in header.split(separator)]
+        return sum(field in known for field in fields), len(fields)
+
+    separator = given[1] if given else max(SEPARATORS, key=names_found)
+    options: dict[str, Any] = {"dtype": str, "keep_default_na": False, "encoding": encoding, "sep": separator}
+    table = pandas.read_csv(path, skiprows=1 if given else 0, **options)
+    if separator != ",":
+        for column in set(SEGMENT_COLUMNS) & set(table.columns):
+            table[column] = table[column].str.replace(r"^\s*(\d+),(\d+)\s*$", r"\1.\2", regex=True)
+    if len(table.columns) == 1:  # it may be another one
+        others = Counter(character for character in header if not (character.isalnum() or character in "_-./\\\"'"))
+        separator = next((character for character, _ in others.most_common(1)), "")
+    table.attrs[SEEMS] = separator
+    return table
+
+
+def shown_columns(table: pandas.DataFrame) -> str:
+    """The names of a table's columns, and where it was read as text how they seem to be separated."""
+    seems, names = table.attrs.get(SEEMS), ", ".join(map(str, table.columns))
+    if not seems:
+        return names
+    others = "" if seems in SEPARATORS else "; commas, semicolons, tabs and | are read"
+    return f"{names} (it seems to be separated by {seems!r}{others})"
+
+
+METADATA_READERS: dict[str, Callable[[Path], pandas.DataFrame]] = {
+    "metadata.csv": read_separated,
+    "metadata.jsonl": lambda path: pandas.read_json(path, lines=True, dtype=False),
+    "metadata.parquet": pandas.read_parquet,
+    "metadata.tsv": read_separated,
+}
 
 
 class Finding(NamedTuple):
@@ -51,12 +105,12 @@ def read_metadata(path: Path) -> pandas.DataFrame:
     """
     reader = METADATA_READERS.get(f"metadata{path.suffix.lower()}")
     if reader is None:
-        raise ValueError(f"{path}: a folder or a file .csv, .jsonl or .parquet is needed")
+        raise ValueError(f"{path}: a folder or a file .csv, .tsv, .jsonl or .parquet is needed")
     try:
         table = reader(path)
     except UnicodeDecodeError as error:
-        byte = error.object[error.start]
-        raise ValueError(f"{path} is not UTF-8 text (byte 0x{byte:02x} in it is not); save it as UTF-8") from error
+        byte, form = error.object[error.start], error.encoding.upper().removesuffix("-SIG")
+        raise ValueError(f"{path} is not {form} text (byte 0x{byte:02x} in it is not); save it as UTF-8") from error
     except UnicodeEncodeError as error:
         raise ValueError(f"{path}: {error.object!r} cannot be written as UTF-8; rename the file") from error
     except (ValueError, OSError) as error:
@@ -106,7 +160,7 @@ def find_problems(name: str, table: pandas.DataFrame, others: Sequence[str] = ()
     columns = list(map(str, table.columns))
     for column in NEEDED_COLUMNS:
         if column not in columns:
-            yield Finding(name, ERROR, "missing column", f"no column {column!r}; it has {', '.join(columns)}")
+            yield Finding(name, ERROR, "missing column", f"no column {column!r}; it has {shown_columns(table)}")
     for column in sorted(RESERVED_COLUMNS & {*columns, *others}):
         yield Finding(name, ERROR, "column name that is taken", f"the column name {column!r} is taken; rename it")
     if "file_name" not in columns:

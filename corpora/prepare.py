@@ -24,6 +24,7 @@ from exhubert.corpora.splits import SPLIT_COLUMNS, SPLITS, assign_splits, protoc
 from exhubert.utils.command import progress_bar
 from exhubert.utils.files import VIDEO_SUFFIXES, disk_errors, whole_folder
 
+MOST_MISSED = 0.3  # of the audio; IEMOCAP's clips without a majority are 25 %
 AUDIO_MODES = ("link", "copy", "flac")
 FIRST_COLUMNS = ("file_name", "label", "speaker", "language", "split", "duration_seconds", "sex", "session")
 
@@ -52,7 +53,8 @@ def prepare_corpus(
         seed: of a split that is made here.
 
     Returns:
-        The exit code: 2 if clips were left out because something is wrong with them.
+        The exit code: 2 if clips were left out because something is wrong with them, or if for 30 % of the audio or
+        more the file's name or the corpus's tables say nothing.
 
     Raises:
         ValueError: for an unknown key, a tree or table that is not as it should be, or an `output` that exists.
@@ -102,7 +104,12 @@ def prepare_corpus(
         counts = f"{len(part)} clips, {len({row.get('speaker') for row in part} - {'', None}) or 'unknown'} speakers"
         print(f"  {split}: {counts}" if split else f"{output}: {counts}, {hours:.2f} hours, {len(labels)} labels")
     print(words_without_class([row["label"] for row in rows], name), end="")
-    return 2 if any(clips.bad.values()) else 0
+    missed = clips.missed
+    named = len(missed | {row["path"] for row in clips.rows})
+    if many := len(missed) >= MOST_MISSED * named:
+        share = f"{len(missed):,} of {named:,} audio files ({len(missed) / named:.0%})"
+        print(f"{share} did not become clips; if they belong to the corpus, give a table of them: --table labels.csv")
+    return 2 if many or any(clips.bad.values()) else 0
 
 
 def _read_table(path: Path, tree: Tree, corpus: Corpus | None) -> Clips:

@@ -26,19 +26,21 @@ from huggingface_hub import snapshot_download
 
 from exhubert.audio_exhubert import AudioFile, audio_seconds, read_audio
 from exhubert.corpora.audformat_reader import read_audformat
-from exhubert.corpora.metadata import METADATA_READERS, SEGMENT_COLUMNS, find_metadata, judged, read_metadata
+from exhubert.corpora.metadata import (
+    COLUMN_NAMES,
+    METADATA_READERS,
+    SEGMENT_COLUMNS,
+    find_metadata,
+    judged,
+    read_metadata,
+    shown_columns,
+)
 from exhubert.corpora.registry import no_such_folder
-from exhubert.corpora.splits import SPLIT_NAMES
+from exhubert.corpora.splits import SPLIT_NAMES, SPLITS
 from exhubert.utils.command import progress_bar
 from exhubert.utils.text import first_line
 
-# What the needed columns are called where the user chose the names; the first that is there counts.
-COLUMN_NAMES = {
-    "file_name": ("file_name", "file", "path", "filename", "audio"),
-    "label": ("label", "emotion"),
-    "speaker": ("speaker", "speaker_id", "spk"),
-}
-HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?")
+HUB_ID = re.compile(r"(?P<name>\w[\w.-]*/[\w.-]+)(:(?P<config>[\w.-]+))?(/(?P<part>[\w.-]+))?")
 CLIPS_AT_ONCE = 256
 
 
@@ -46,10 +48,10 @@ def read_corpus(source: str | os.PathLike[str]) -> Dataset:
     """Reads a corpus's metadata; the audio files need not be there yet.
 
     Args:
-        source: a corpus folder with `metadata.csv` (or .jsonl, .parquet); a plain CSV file (or .jsonl, .parquet)
-            with paths relative to its folder; a folder that `datasets` saved; an audformat database; or the id of
-            a Hub dataset, `user/name` or `user/name:config`. A plain file's and a dataset's columns may be called
-            as in `COLUMN_NAMES`.
+        source: a corpus folder with `metadata.csv` (or .tsv, .jsonl, .parquet); a plain file of these forms, with
+            paths relative to its folder; a folder that `datasets` saved; an audformat database; or the id of a Hub
+            dataset, `user/name` or `user/name:config`, with `/part` for one part of it. A plain file's and a dataset's
+            columns may be called as in `COLUMN_NAMES`.
 
     Returns:
         One row a clip: `audio` (undecoded: path, or bytes where a dataset holds them), `file_name` (relative),
@@ -61,16 +63,10 @@ def read_corpus(source: str | os.PathLike[str]) -> Dataset:
         ValueError: for whatever is wrong with the source; says what was found.
     """
     path = Path(source)
-    if path.is_file():
-        table = read_metadata(path)
-        table = table.rename(columns=_found_columns(path, list(table.columns)))
-        if "speaker" not in table.columns:
-            table["speaker"] = ""
-        return _dataset_of(path, table, path.parent)
+    table = read_table(path)
+    if table is not None:
+        return _dataset_of(*table)
     if path.is_dir():
-        metadata = find_metadata(path)
-        if metadata is not None:
-            return _dataset_of(metadata, read_metadata(metadata), path)
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             try:
                 return _dataset_of_parts(path, datasets.load_from_disk(str(path)))
@@ -78,8 +74,6 @@ def read_corpus(source: str | os.PathLike[str]) -> Dataset:
                 raise ValueError(f"{path} has no rows") from error
             except (OSError, pyarrow.ArrowException, KeyError, TypeError) as error:
                 raise ValueError(f"{path}: the dataset cannot be read: {first_line(error)}") from error
-        if (path / "db.yaml").is_file():
-            return _dataset_of(path / "db.yaml", read_audformat(path), path)
         raise ValueError(
             f"{path}: no {', '.join(METADATA_READERS)} there; a corpus folder has one of these, or is a folder that "
             "`datasets` saved, or an audformat database (db.yaml)"
@@ -89,19 +83,40 @@ def read_corpus(source: str | os.PathLike[str]) -> Dataset:
     hub_id = HUB_ID.fullmatch(source) if isinstance(source, str) else None
     if hub_id is None or path.parent.is_dir():
         raise ValueError(no_such_folder(path))
-    name, config = hub_id["name"], hub_id["config"]
+    name, config, part = hub_id["name"], hub_id["config"], hub_id["part"]
     try:
         # A corpus folder is taken as it is: `datasets` would need torchcodec for the audio files beside a table.
         with contextlib.suppress(OSError):  # what is wrong `datasets` says, which also has a cache of its own
             tables = Path(snapshot_download(name, repo_type="dataset", allow_patterns=[*METADATA_READERS]))
-            if config is None and find_metadata(tables) is not None:
+            if config is None and part is None and find_metadata(tables) is not None:
                 return read_corpus(snapshot_download(name, repo_type="dataset"))
-        loaded = datasets.load_dataset(name, config)
+        loaded = datasets.load_dataset(name, config, **({"split": part} if part else {}))
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         raise ValueError(
             f"{name} is neither a folder nor a dataset that can be had from the Hub: {first_line(error)}"
         ) from error
-    return _dataset_of_parts(name, loaded)
+    return _dataset_of_parts(str(source), loaded)
+
+
+def read_table(path: Path) -> tuple[Path, pandas.DataFrame, Path] | None:
+    """Returns the table of a corpus of files, as it stands, the file that it is in, and the folder that it is of.
+
+    None where `path` is no such corpus: no folder with metadata, no plain table, no audformat database.
+
+    Raises:
+        ValueError: as `read_corpus`.
+    """
+    if path.is_file():
+        table = read_metadata(path)
+        table = table.rename(columns=_found_columns(path, list(table.columns), shown_columns(table)))
+        if "speaker" not in table.columns:
+            table["speaker"] = ""
+        return path, table, path.parent
+    if path.is_dir() and (metadata := find_metadata(path)) is not None:
+        return metadata, read_metadata(metadata), path
+    if (path / "db.yaml").is_file():
+        return path / "db.yaml", read_audformat(path), path
+    return None
 
 
 def locate_clip(row: Mapping[str, Any]) -> tuple[AudioFile, float, float | None]:
@@ -188,6 +203,11 @@ def _dataset_of_parts(origin: str | Path, loaded: Dataset | DatasetDict) -> Data
     parts = {name: part for name, part in parts.items() if len(part)}
     if not parts:
         raise ValueError(f"{origin} has no rows")
+    splits = [SPLIT_NAMES.get(name.lower(), name.lower()) for name in parts]
+    if len(parts) > 1 and not set(splits) <= set(SPLITS):
+        remedy = "name those that are wanted as corpora of their own"
+        corpora = " ".join(f"{origin}/{name}" for name in parts)
+        raise ValueError(f"{origin}: its parts are not {', '.join(SPLITS)}; {remedy}: {corpora}")
     try:
         dataset = datasets.concatenate_datasets(list(parts.values()))
     except ValueError as error:
@@ -198,7 +218,9 @@ def _dataset_of_parts(origin: str | Path, loaded: Dataset | DatasetDict) -> Data
         raise ValueError(f"{origin}: one column of type Audio, or one called `audio`, is needed; it has the {found}")
     column = "audio" if "audio" in audio else audio[0]
     others = [name for name in dataset.column_names if name != column]
-    renamed = _found_columns(origin, others, needed=("label",)) | ({} if column == "audio" else {column: "audio"})
+    renamed = _found_columns(origin, others, ", ".join(others), needed=("label",)) | (
+        {} if column == "audio" else {column: "audio"}
+    )
     dataset = dataset.cast_column(column, Audio(decode=False)).rename_columns(renamed)
 
     def stored(name: str) -> pyarrow.ChunkedArray:
@@ -210,7 +232,7 @@ def _dataset_of_parts(origin: str | Path, loaded: Dataset | DatasetDict) -> Data
         values, feature = stored(name).to_pandas(), dataset.features[name]
         table[name] = values.map(dict(enumerate(feature.names))) if isinstance(feature, ClassLabel) else values
     if len(parts) > 1:  # one part is the whole
-        table["split"] = np.repeat([SPLIT_NAMES.get(name, name) for name in parts], [len(p) for p in parts.values()])
+        table["split"] = np.repeat(splits, [len(part) for part in parts.values()])
     if "file_name" not in table.columns:
         paths = pyarrow.compute.struct_field(stored("audio"), "path").to_pandas()
         names = paths.fillna("").str.replace("\\", "/").str.rsplit("/", n=1).str[-1]
@@ -223,14 +245,14 @@ def _dataset_of_parts(origin: str | Path, loaded: Dataset | DatasetDict) -> Data
 
 
 def _found_columns(
-    origin: str | Path, columns: Sequence[str], needed: Sequence[str] = ("file_name", "label")
+    origin: str | Path, columns: Sequence[str], shown: str, needed: Sequence[str] = ("file_name", "label")
 ) -> dict[str, str]:
-    """The columns that are called otherwise, with the names that we give them."""
+    """The columns that are called otherwise, with the names that we give them; `shown` is for messages."""
     renamed = {}
     for name, known in COLUMN_NAMES.items():
         found = next((column for column in known if column in columns), None)
         if found is None and name in needed:
-            raise ValueError(f"{origin}: no column {' or '.join(known)}; it has {', '.join(map(str, columns))}")
+            raise ValueError(f"{origin}: no column {' or '.join(known)}; it has {shown}")
         if found is not None and found != name and (name in needed or name == "speaker"):
             renamed[found] = name
     return renamed

@@ -60,6 +60,17 @@ class Corpus:
     scheme: dict[str, Any] = field(default_factory=dict)
     scheme_unknown: str = ""
 
+    @property
+    def label_codes(self) -> dict[str, str]:
+        """What the codes of the corpus's file names and tables mean: its own words, empty for those that are none."""
+        owners = [self.scheme, *self.scheme.get("tables", [])]
+        rules = [owner.get("columns", {}).get("label") for owner in owners]
+        tables = [rule["table"] for rule in rules if isinstance(rule, dict) and re.fullmatch(r"\{\w+\}", rule["of"])]
+        words = [
+            (code.strip(), word or "") for table in tables for key, word in table.items() for code in key.split(",")
+        ]
+        return {code: word for code, word in words if code != "*" and "{" not in word}
+
     def is_unverified(self, name: str) -> bool:
         """Whether no source at hand confirmed a field, or an entry of one."""
         return any(name in unverified.split(".") for unverified in self.unverified)
@@ -119,6 +130,11 @@ def corpus_key(values: Sequence[object], folder: str) -> str:
     """
     named = {str(value) for value in values}
     return named.pop() if len(named) == 1 and corpus_or_none(next(iter(named))) else folder
+
+
+def folder_name(source: str | os.PathLike[str]) -> str:
+    """Returns what a corpus is called: the last part of its path or id, without the suffix of a plain table."""
+    return re.sub(r"\.(csv|tsv)$", "", Path(os.path.abspath(source)).name)
 
 
 def corpora_list(language: str = "", licence: str = "", kind: str = "", part: str = "") -> str:

@@ -17,14 +17,18 @@ from exhubert.corpora.registry import corpus_or_none
 
 SPLITS = ("train", "validation", "test")
 SPLIT_COLUMNS = ("file_name", "label", "speaker", "split", "session", "content_hash")  # all that a split depends on
-SPLIT_NAMES = {"dev": "validation", "development": "validation", "valid": "validation", "val": "validation"}
-SPEAKER_SHARE = 0.15  # of the speakers, for validation and for test
+SPLIT_NAMES = {
+    **{"dev": "validation", "development": "validation", "valid": "validation", "val": "validation"},
+    **{"training": "train", "testing": "test"},
+}
+SPEAKER_SHARE = 0.15  # of the clips and of each label (`speakers`: of the speakers), for validation and for test
 FILE_SHARE = 0.10  # of the clips, where no speakers are known (paper, section 2)
 CANDIDATES = 200
 FOLDS = 5
 USABLE = {"folds", "splits", "labels"}  # what makes a registry entry's protocol more than a mark
+BY_SPEAKER = ("speaker_balanced", "speakers")
 # docs/corpora.md says what each does; the last three have folds, and the number of speaker_folds follows as `:K`.
-PROTOCOLS = ("auto", "official", "speakers", "files", "leave_one_speaker_out", "speaker_folds", "session_folds")
+PROTOCOLS = ("auto", "official", *BY_SPEAKER, "files", "leave_one_speaker_out", "speaker_folds", "session_folds")
 
 
 def split_corpus(
@@ -112,7 +116,7 @@ def assign_splits(
         if problem and kind == "auto" and len(set(groups)) >= len(SPLITS):
             raise ValueError(
                 f"corpus {corpus!r}: in its own split {problem}. `protocol: official` takes it as it is; "
-                "`protocol: speakers` makes one in which nobody is in two parts"
+                "`protocol: speaker_balanced` makes one in which nobody is in two parts"
             )
         if problem:
             print(f"corpus {corpus!r}: in its own split {problem}; training takes it with `protocol: official`")
@@ -134,9 +138,10 @@ def assign_splits(
                 "in, leave all empty, or use `protocol: files`"
             )
         if kind != "files" and len(set(groups)) >= len(SPLITS):
-            of_group = split_speakers(groups, labels, corpus, seed)
+            rule = split_speakers if kind == "speakers" else balance_speakers
+            of_group = rule(groups, labels, corpus, seed)
             assigned = [of_group[group] for group in groups]
-        elif kind == "speakers":
+        elif kind in BY_SPEAKER:
             raise ValueError(
                 f"corpus {corpus!r} has {len(names)} speaker(s) ({', '.join(names[:3])}); a speaker-independent split "
                 f"needs at least {len(SPLITS)}. `protocol: files` splits by file"
@@ -165,13 +170,48 @@ def overlap(splits: Sequence[str], speakers: Sequence[str], hashes: Sequence[str
     return None
 
 
+def balance_speakers(speakers: Sequence[str], labels: Sequence[str], corpus: str, seed: int = 0) -> dict[str, str]:
+    """Returns the split of each speaker, so that 15 % of the clips and of each label are test and as many validation.
+
+    Speakers are dealt out in many random orders: each to the part that it brings nearer to what is wanted, else to
+    train, where the speaker with the most clips is in any case. The result that comes nearest is taken.
+
+    Raises:
+        ValueError: for fewer than three speakers.
+    """
+    names, counts = _counts(speakers, labels)
+    if len(names) < len(SPLITS):
+        raise ValueError(f"corpus {corpus!r} has {len(names)} speaker(s); {len(SPLITS)} are needed")
+    generator = np.random.RandomState(seed)
+    others = np.delete(np.arange(len(names)), counts.sum(axis=1).argmax())
+    orders = np.stack([generator.permutation(others) for _ in range(CANDIDATES)])
+    counts = 100 * counts.astype(np.int64)  # whole numbers, for sums of fractions may differ between machines
+    wanted = round(SPEAKER_SHARE * 100) * counts.sum(axis=0) // 100
+
+    def distance(filled: np.ndarray) -> np.ndarray:
+        """How many clips, times 100, are too many or too few, by label and in all, of parts `(..., labels)`."""
+        return np.abs(filled - wanted).sum(axis=-1) + np.abs(filled.sum(axis=-1) - wanted.sum())
+
+    filled = np.zeros((2, CANDIDATES, len(wanted)), dtype=np.int64)  # test and validation
+    part_of = np.full((CANDIDATES, len(names)), -1)
+    for place, chosen in enumerate(orders.T):
+        gain = distance(filled) - distance(filled + counts[chosen])
+        # The first two speakers go to one part each, that none is empty.
+        part = np.full(CANDIDATES, place) if place < 2 else np.where(gain.max(axis=0) < 0, -1, gain.argmax(axis=0))
+        part_of[np.arange(CANDIDATES), chosen] = part
+        (held_out,) = np.nonzero(part >= 0)
+        filled[part[held_out], held_out] += counts[chosen[held_out]]
+    best = part_of[distance(filled).sum(axis=0).argmin()]
+    return {name: ("test", "validation", "train")[part] for name, part in zip(names, best, strict=True)}
+
+
 def split_speakers(
     speakers: Sequence[str], labels: Sequence[str], corpus: str, seed: int = 0, held_out_parts: int = 2
 ) -> dict[str, str]:
-    """Returns the split of each speaker: of many random assignments, the one that spreads the labels best.
+    """Returns the split of each speaker by the older rule, which is kept for the splits that were made by it.
 
-    15 % of the speakers, at least one, go to test and as many to validation; with `held_out_parts` 1 to validation
-    only.
+    15 % of the speakers, at least one, go to test and as many to validation, with `held_out_parts` 1 to validation
+    only: of many random assignments, the one that spreads the labels best.
 
     Raises:
         ValueError: for fewer speakers than parts.

@@ -16,7 +16,7 @@ from exhubert.configuration_exhubert import SIX_CLASSES
 from exhubert.corpora.labels import load_label_map, plain_word
 from exhubert.corpora.metadata import text_of
 from exhubert.corpora.readers import locate_clip, read_corpus, rows_at_once
-from exhubert.corpora.registry import corpus_key
+from exhubert.corpora.registry import corpus_key, folder_name
 from exhubert.corpora.splits import SPLITS
 from exhubert.utils.figures import DISTINCT_COLOURS, new_figure, save_figure
 from exhubert.utils.files import write_text
@@ -54,7 +54,7 @@ def corpus_statistics(
 
     tables: dict[str, pandas.DataFrame] = {}
     for directory in directories:
-        name = Path(os.path.abspath(directory)).name.removesuffix(".csv")
+        name = folder_name(directory)
         if name in tables or name == TOTAL:
             raise ValueError(f"{directory}: the name {name!r} is taken; rename the folder")
         dataset = read_corpus(directory)

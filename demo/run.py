@@ -76,7 +76,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("\n[6/6] all models on all test splits, clean and under noise, telephone band and a codec", flush=True)
     models = [run / "stage1" / "model", run / "expanded", run / "stage2" / "model"]
     names = ["stage 1", "before stage 2", "after stage 2"]
-    evaluation = ["--corpora", *corpora, "--output", run / "evaluation", "--robustness", *limit]
+    evaluation = [
+        "--corpora",
+        *corpora,
+        "--protocol",
+        "speakers",
+        "--output",
+        run / "evaluation",
+        "--robustness",
+        *limit,
+    ]
     call("evaluate_hf.py", "--model", *models, "--names", *names, *evaluation)
 
     print(f"\nWritten to {run}: model/ (the model and its card); evaluation/ (report.md with all tables and pictures,")

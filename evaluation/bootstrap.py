@@ -97,12 +97,13 @@ def resample(
     return Resamples(by, units, known, np.minimum(having, units), whole, matrices)
 
 
-def interval(samples: np.ndarray, units: int | Sequence[int]) -> list[float] | None:
+def interval(samples: ArrayLike, units: int | Sequence[int]) -> list[float] | None:
     """Returns the 95 % interval `[low, high]` of a score, or of its average over corpora.
 
     Args:
         samples: `(RESAMPLES,)` or `(corpora, RESAMPLES)`, drawn for each corpus independently. NaN is left out.
-        units: how many units each corpus has. None is returned if one has fewer than two.
+        units: how many units each corpus has. None is returned if one has fewer than two, without corpora, and where no
+            sample is a number.
     """
     widened = _widening(samples, units)
     if widened is None:
@@ -113,7 +114,7 @@ def interval(samples: np.ndarray, units: int | Sequence[int]) -> list[float] | N
     return [float(low), float(high)]
 
 
-def p_value(samples: np.ndarray, units: int | Sequence[int]) -> float | None:
+def p_value(samples: ArrayLike, units: int | Sequence[int]) -> float | None:
     """Returns the two-sided p of "the difference is zero"; arguments as for `interval`.
 
     It is the level at which the interval just reaches zero, so that p is below 0.05 where the 95 % interval excludes
@@ -130,17 +131,19 @@ def p_value(samples: np.ndarray, units: int | Sequence[int]) -> float | None:
     return min(1.0, float(2 * t.cdf(score / factor, freedom)))
 
 
-def _widening(samples: np.ndarray, units: int | Sequence[int]) -> tuple[np.ndarray, float, float] | None:
+def _widening(samples: ArrayLike, units: int | Sequence[int]) -> tuple[np.ndarray, float, float] | None:
     """The averages over corpora, their degrees of freedom, and by how much they vary too little.
 
     The variance over resamples is (n - 1) / n of the unbiased one. The degrees of freedom are Welch and
     Satterthwaite's: n - 1 for one corpus, more for several.
     """
     counts = np.atleast_1d(np.asarray(units, dtype=float))
-    if counts.min() < 2:
+    if not counts.size or counts.min() < 2:
         return None
     samples = np.atleast_2d(samples)
     samples = samples[:, np.isfinite(samples).all(axis=0)]
+    if not samples.size:
+        return None
     variances = samples.var(axis=1)
     if not variances.any():
         variances = np.ones_like(variances)

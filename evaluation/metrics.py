@@ -20,39 +20,44 @@ def scores_of(matrices: np.ndarray) -> dict[str, np.ndarray]:
 
     Returns:
         `uar`, `accuracy` and `macro_f1`, each `(...)`, and `recall` `(..., classes)`, which is NaN where a class does
-        not occur among the references. UAR and macro-F1 are over the classes that occur.
+        not occur among the references. UAR and macro-F1 are over the classes that occur, NaN where fewer than two do.
     """
     uar, recall = uar_and_recalls(matrices)
     occurring, predicted = matrices.sum(axis=-1), matrices.sum(axis=-2)
     hits = np.diagonal(matrices, axis1=-2, axis2=-1)
     f1 = np.where(occurring > 0, 2 * hits / np.maximum(occurring + predicted, 1), np.nan)
+    macro_f1 = np.where(np.isnan(uar), np.nan, np.nanmean(f1, axis=-1))
     accuracy = hits.sum(axis=-1) / occurring.sum(axis=-1)
-    return {"uar": uar, "accuracy": accuracy, "macro_f1": np.nanmean(f1, axis=-1), "recall": recall}
+    return {"uar": uar, "accuracy": accuracy, "macro_f1": macro_f1, "recall": recall}
 
 
 def classification_scores(references: ArrayLike, predictions: ArrayLike, class_names: Sequence[str]) -> dict[str, Any]:
     """Returns `uar`, `accuracy`, `macro_f1` and `recall` (class name to value), from 0 to 1.
 
     UAR, macro-F1 and recall are over the classes that occur among `references`: a test set without a class says
-    nothing about it.
+    nothing about it. UAR and macro-F1 are None where a single class occurs.
     """
     scores = scores_of(confusion_matrix(references, predictions, labels=range(len(class_names))))
     recalls = zip(class_names, scores["recall"], strict=True)
     return {
-        **{name: float(scores[name]) for name in METRICS},
+        **{name: defined(scores[name]) for name in METRICS},
         "recall": {name: float(recall) for name, recall in recalls if np.isfinite(recall)},
     }
 
 
 def average_metrics(metrics: Mapping[str, float], corpora: Sequence[str], prefix: str = "eval") -> dict[str, float]:
-    """Returns `<prefix>_average_uar`, `..._accuracy` and `..._macro_f1`: the means over the corpora.
+    """Returns `<prefix>_average_uar`, `..._accuracy` and `..._macro_f1`: the means over the corpora that have them.
 
     `metrics` are `<prefix>_<corpus>_uar` and so on, as `Trainer` names them.
     """
-    return {
-        f"{prefix}_average_{name}": sum(metrics[f"{prefix}_{corpus}_{name}"] for corpus in corpora) / len(corpora)
-        for name in METRICS
-    }
+    known = {name: [f"{prefix}_{corpus}_{name}" for corpus in corpora] for name in METRICS}
+    found = {name: [metrics[each] for each in names if each in metrics] for name, names in known.items()}
+    return {f"{prefix}_average_{name}": sum(values) / len(values) for name, values in found.items() if values}
+
+
+def defined(score: Any) -> float | None:
+    """A score as a plain number; None, as JSON has it, where it is not defined (NaN)."""
+    return float(score) if np.isfinite(score) else None
 
 
 def only_logits(logits: Any, labels: Any) -> Any:
@@ -61,8 +66,8 @@ def only_logits(logits: Any, labels: Any) -> Any:
 
 
 def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """`Trainer`'s metrics of one corpus: `uar`, `accuracy`, `macro_f1`."""
+    """`Trainer`'s metrics of one corpus: `uar`, `accuracy`, `macro_f1`, without those that are not defined."""
     logits = np.asarray(prediction.predictions)
     classes = range(logits.shape[-1])
     scores = scores_of(confusion_matrix(prediction.label_ids, logits.argmax(axis=-1), labels=classes))
-    return {name: float(scores[name]) for name in METRICS}
+    return {name: float(scores[name]) for name in METRICS if np.isfinite(scores[name])}

@@ -75,7 +75,7 @@ def write_predictions(
             [class_names.index(name) for name in rows["reference"]],
             [class_names.index(name) for name in rows["prediction"]],
             class_names,
-            f"{name} on {corpus}: UAR {100 * results['corpora'][str(corpus)]['uar']:.1f} % of {len(rows):,} clips",
+            f"{name} on {corpus}: UAR {uar_text(results['corpora'][str(corpus)])} of {len(rows):,} clips",
         )
     panels = {"": predictions}
     if uncalibrated is not None:
@@ -83,6 +83,13 @@ def write_predictions(
         panels = {"without scaling": uncalibrated, f"temperature {temperature:.2f}": predictions}
     bins = {panel: reliability(*confidences(table)) for panel, table in panels.items()}
     plot_reliability(directory / "reliability.png", bins, f"{name}, {len(predictions):,} clips")
+
+
+def uar_text(scores: Mapping[str, Any]) -> str:
+    """A corpus's UAR in %; where a single class occurs, that it is not defined and which class that is."""
+    if scores["uar"] is None:
+        return f"not defined, all clips are {next(iter(scores['recall']))}"
+    return f"{100 * scores['uar']:.1f} %"
 
 
 def write_results(directory: Path, results: dict[str, Any]) -> None:

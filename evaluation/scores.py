@@ -2,7 +2,8 @@
 
 `predictions` is what `predictions.predictions_table` makes, one row a clip; what is unknown is empty. Scores are from 0
 to 1. UAR and macro-F1 are over the classes that occur among the references: one that is only predicted has no recall,
-but its predictions are errors of the other classes. Intervals are those of `evaluation.bootstrap`.
+but its predictions are errors of the other classes. Where a single class occurs they are not defined, None, and the
+corpus counts in no average of them. Intervals are those of `evaluation.bootstrap`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import pandas
 from exhubert.configuration_exhubert import SIX_CLASSES
 from exhubert.evaluation.bootstrap import Resamples, interval, p_value, resample
 from exhubert.evaluation.calibration import expected_calibration_error
-from exhubert.evaluation.metrics import METRICS, scores_of
+from exhubert.evaluation.metrics import METRICS, defined, scores_of
 from exhubert.evaluation.predictions import PROBABILITY, class_names_of, confidences
 
 DIMENSIONS = ("arousal", "valence")  # in the order of the six classes' names: low/negative
@@ -42,14 +43,26 @@ def score(predictions: pandas.DataFrame, class_names: Sequence[str], split: str)
 def average(predictions: pandas.DataFrame, class_names: Sequence[str]) -> dict[str, Any]:
     """Returns the `average` entry of `results.json`: the means over the corpora, each of which counts the same.
 
-    The interval of the average UAR is that of the mean of the corpora's resamples, which are independent; None if a
-    corpus has a single clip. Arguments and errors are those of `score`.
+    A score that is not defined on a corpus is averaged over the others. `without_uar` names the corpora that have no
+    UAR, where there are some. The interval of the average UAR is that of the mean of the corpora's resamples, which are
+    independent; None if a corpus has a single clip. Arguments and errors are those of `score`.
     """
     tables = _checked(predictions, class_names).groupby("corpus", sort=False)
-    entries, samples, units = zip(*(_scored(str(corpus), rows, class_names) for corpus, rows in tables), strict=True)
+    scored = {str(corpus): _scored(str(corpus), rows, class_names) for corpus, rows in tables}
+    entries = [entry for entry, *_ in scored.values()]
     averaged = (*METRICS, "ece", *(f"{dimension}_uar" for dimension in DIMENSIONS))
-    means = {name: float(np.mean([entry[name] for entry in entries])) for name in averaged if name in entries[0]}
-    return {"uar": means["uar"], "uar_interval": interval(np.stack(samples), units), **means}
+    means = {name: mean([entry[name] for entry in entries]) for name in averaged if name in entries[0]}
+    with_uar = [each for each in scored.values() if each[0]["uar"] is not None]
+    uar_interval = interval([samples for _, samples, _ in with_uar], [units for *_, units in with_uar])
+    without = [corpus for corpus, (entry, *_) in scored.items() if entry["uar"] is None]
+    found = {"uar": means["uar"], "uar_interval": uar_interval, **means}
+    return found | ({"without_uar": without} if without else {})
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """The mean of the scores that are defined; None where none is."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
 
 
 def groups(predictions: pandas.DataFrame, class_names: Sequence[str]) -> dict[str, dict[str, dict[str, Any]]]:
@@ -103,24 +116,27 @@ def compare(predictions: Mapping[str, pandas.DataFrame], class_names: Sequence[s
             what = "{} for one and {} for the other".format(*references)
             raise ValueError(f"{a} and {b} were scored with other references: {corpus}/{file_name} is {what}")
         both = tables[a].assign(other_prediction=other["prediction"].to_numpy())
-        corpora, samples, units = {}, [], []
+        corpora: dict[str, dict[str, Any]] = {}
+        samples, units = [], []
         for corpus, rows in both.groupby("corpus", sort=False):
             drawn = _draw(str(corpus), rows, class_names, ("prediction", "other_prediction"))
             uars = scores_of(drawn.matrices)["uar"]
-            samples.append(uars[1] - uars[0])
-            units.append(drawn.units)
+            differences = uars[1] - uars[0]
             before, after = scores_of(drawn.whole)["uar"]
             corpora[str(corpus)] = {
-                "difference": float(after - before),
-                "interval": interval(samples[-1], drawn.units),
+                "difference": defined(after - before),
+                "interval": interval(differences, drawn.units),
                 "interval_by": drawn.by,
-                "p": p_value(samples[-1], drawn.units),
+                "p": p_value(differences, drawn.units),
                 "clips": len(rows),
             }
+            if corpora[str(corpus)]["difference"] is not None:
+                samples.append(differences)
+                units.append(drawn.units)
         overall = {
-            "difference": float(np.mean([found["difference"] for found in corpora.values()])),
-            "interval": interval(np.stack(samples), units),
-            "p": p_value(np.stack(samples), units),
+            "difference": mean([found["difference"] for found in corpora.values()]),
+            "interval": interval(samples, units),
+            "p": p_value(samples, units),
         }
         pairs.append({"models": [a, b], "corpora": corpora, "average": overall})
     return {"pairs": pairs}
@@ -159,7 +175,7 @@ def _scored(name: str, rows: pandas.DataFrame, class_names: Sequence[str]) -> tu
     points, sampled = scores_of(drawn.whole[0]), scores_of(drawn.matrices[0])
     entry: dict[str, Any] = {"clips": len(rows), "speakers": drawn.speakers}
     for metric in METRICS:
-        entry[metric], entry[f"{metric}_interval"] = float(points[metric]), interval(sampled[metric], drawn.units)
+        entry[metric], entry[f"{metric}_interval"] = defined(points[metric]), interval(sampled[metric], drawn.units)
     entry |= {"interval_by": drawn.by, "recall": {}, "recall_interval": {}}
     for index, class_name in enumerate(class_names):
         if np.isfinite(points["recall"][index]):

@@ -111,6 +111,7 @@ def run_facts(
     text = fill_template(
         TEMPLATE,
         results=results_tables(results),
+        one_class=", ".join(plain(corpus) for corpus, scores in results["corpora"].items() if scores["uar"] is None),
         command=measuring_command(name, results, recipe),
         pictures=[(plain(title), quote(file)) for file, title in pictures_in(folder, results).items()],
         corpora=corpora_table(corpora, entries),
@@ -319,6 +320,7 @@ def _eval_results(
         )
         for corpus, scores in results["corpora"].items()
         for key, (metric, title) in METRICS.items()
+        if scores[key] is not None
     ]
 
 

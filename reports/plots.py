@@ -170,7 +170,7 @@ def plot_uars(
         if guessed is not None:
             handles["chance"] = axes.vlines(100 * guessed, row - 0.45, row + 0.45, "black", "dashed", linewidth=1)
         for number, (name, scores) in enumerate(systems.items()):
-            if corpus not in scores:
+            if scores.get(corpus, {}).get("uar") is None:
                 continue
             y, style = row - 0.4 + (number + 0.5) * step, line_style(number)
             interval = scores[corpus].get("uar_interval")
@@ -202,7 +202,7 @@ def plot_heat_map(
         trained_on: name of the run -> its training corpora, where they are known.
     """
     corpora = list(dict.fromkeys(corpus for known in uars.values() for corpus in known))
-    values = np.array([[known.get(corpus, np.nan) for corpus in corpora] for known in uars.values()])
+    values = np.array([[known.get(corpus) for corpus in corpora] for known in uars.values()], dtype=float)
     labels = []
     for name in uars:
         training = some(list(trained_on[name]), 2) if name in trained_on else "unknown corpora"

@@ -81,10 +81,13 @@ def write_report(
         plots.plot_runs(directory / "curves_of_runs.png", curves, guesses)
         parts += section("Training", picture_link("Validation UAR over updates", "curves_of_runs.png"))
     tested = {name: results["robustness"] for name, results in systems.items() if results.get("robustness")}
-    conditions = {
+    averages = {
         name: {condition: scores[tables.AVERAGE] for condition, scores in tested[name].items()}
         for name in tables.with_all_corpora(systems)
         if name in tested
+    }
+    conditions = {
+        name: known for name, known in averages.items() if all(scores["uar"] is not None for scores in known.values())
     }
     if conditions:
         chance = tables.mean(list(tables.chances(systems).values()))
@@ -122,7 +125,7 @@ def uars_and_cautions(directory: Path, systems: tables.Systems, uars: Mapping[st
 
 def cautions(systems: tables.Systems) -> str:
     """What a reader of the intervals and averages should know about the corpora."""
-    few, by_clip, lacking = {}, {}, {}
+    few, by_clip, lacking, alone = {}, {}, {}, {}
     classes = {name: results["classes"] for name, results in systems.items()}
     alike = len(set(map(frozenset, classes.values()))) == 1
     different = {} if alike else {name: f"{name} ({', '.join(known)})" for name, known in classes.items()}
@@ -133,7 +136,9 @@ def cautions(systems: tables.Systems) -> str:
             if scores["interval_by"] == "clip":
                 by_clip[corpus] = corpus if scores["speakers"] else f"{corpus} (speakers unknown)"
             absent = [name for name in results["classes"] if name not in scores["recall"]]
-            if absent:
+            if scores["uar"] is None:
+                alone[corpus] = f"{corpus} ({', '.join(scores['recall'])})"
+            elif absent:
                 said = f"{corpus} ({', '.join(absent)})"
                 lacking[said] = said
     lines = [
@@ -141,6 +146,7 @@ def cautions(systems: tables.Systems) -> str:
         (f"Fewer than {tables.FEW_SPEAKERS} speakers", few, "Such scores say little about other speakers."),
         ("Intervals by clip", by_clip, "They leave out how much speakers differ."),
         ("No clip of a class", lacking, "UAR is over the other classes."),
+        ("Clips of one class only", alone, "UAR is not defined there; averages are over the other corpora."),
     ]
     return "\n".join(f"- **{what}**: {', '.join(found.values())}. {so}" for what, found, so in lines if found)
 

@@ -32,7 +32,7 @@ def uar_table(
 
     Each system is a row; with more than ten corpora each is a column, as in the paper. The best on a corpus is bold,
     with all that are printed the same, if two or more are known. The average is over all corpora of the table, and
-    unknown for a system that lacks one.
+    unknown for a system that lacks one; a corpus of a single class, whose UAR is not defined, is left out of it.
 
     Args:
         uars: display name -> corpus -> UAR, from 0 to 1.
@@ -44,7 +44,8 @@ def uar_table(
     guessed = [] if chance is None else [chance]
     lines = [(corpus, [known.get(corpus) for known in (*guessed, *uars.values())]) for corpus in corpora]
     if len(corpora) > 1:
-        lines.append((AVERAGE, [mean(column) for column in zip(*(values for _, values in lines), strict=True)]))
+        scored = [values for _, values in lines if any(value is not None for value in values[len(guessed) :])]
+        lines.append((AVERAGE, [mean(column) for column in zip(*scored, strict=True)]))
     grid = [["UAR in %", *(["chance"] if guessed else []), *uars]]
     for name, values in lines:
         printed = [percent(value) for value in values]
@@ -123,7 +124,8 @@ def robustness_table(systems: Systems) -> str:
     conditions = dict.fromkeys(condition for results in tested.values() for condition in results[AVERAGE])
 
     def cells(uars: Scores) -> dict[str, str]:
-        differences = {name: f" ({points(uar - uars['clean'])})" for name, uar in uars.items() if name != "clean"}
+        known = {name: uar for name, uar in uars.items() if name != "clean" and uar is not None}
+        differences = {name: f" ({points(uar - uars['clean'])})" for name, uar in known.items()}
         return {name: percent(uars.get(name)) + differences.get(name, "") for name in conditions}
 
     return _corpus_table(tested, cells)
@@ -210,11 +212,15 @@ def robustness_of(systems: Systems) -> Systems:
 
 
 def chances(systems: Systems) -> dict[str, float | None]:
-    """The UAR of guessing on each corpus: one by the number of classes that occur; None where systems differ in it."""
+    """The UAR of guessing on each corpus: one by the number of classes that occur; None where systems differ in it.
+
+    A corpus of a single class, on which UAR is not defined, is left out.
+    """
     guesses = {}
     for corpus in corpora_of(systems):
         counts = {len(r["corpora"][corpus]["recall"]) for r in systems.values() if corpus in r["corpora"]}
-        guesses[corpus] = 1 / max(counts) if len(counts) == 1 else None
+        if counts != {1}:
+            guesses[corpus] = 1 / max(counts) if len(counts) == 1 else None
     return guesses
 
 

@@ -367,7 +367,7 @@ def test_other_forms_of_metadata_are_checked_as_well(corpus, form):
         ),
         ("metadata.jsonl", b"{", "cannot be read"),
         ("metadata.parquet", b"PAR", "cannot be read"),
-        ("other.csv", b"", "no metadata.csv, metadata.jsonl, metadata.parquet there"),
+        ("other.csv", b"", "no metadata.csv, metadata.jsonl, metadata.parquet, metadata.tsv there"),
     ],
 )
 def test_metadata_that_cannot_be_read_is_a_plain_error(tmp_path, name, content, message):

@@ -13,6 +13,7 @@ import pytest
 from exhubert.configuration_exhubert import SIX_CLASSES
 from exhubert.corpora.labels import load_label_map, map_labels
 from exhubert.corpora.load import load_corpora
+from exhubert.corpora.registry import find_corpus
 
 
 def edit(folder, change) -> None:
@@ -64,6 +65,49 @@ def test_bad_label_files_are_explained(tmp_path, text, message):
 def test_an_unknown_label_is_named_with_the_nearest_and_the_remedy():
     with pytest.raises(ValueError, match=r"corpus 'emo': label 'hapiness' \(2 clips\).*'happiness'.*label_file"):
         map_labels(["anger", "hapiness", "hapiness"], "emo", load_label_map())
+
+
+@pytest.mark.parametrize(
+    ("corpus", "code", "place"),
+    [
+        *((None, code, "high/negative") for code in ("ang", "FRU", "fea")),
+        *((None, code, "low/negative") for code in ("SAD", "dis")),
+        *((None, code, "high/positive") for code in ("hap", "exc")),
+        *((None, code, place) for code, place in (("NEU", "low/neutral"), ("sur", "high/neutral"))),
+        *((corpus, code, None) for corpus in (None, "iemocap") for code in ("oth", "xxx", "other")),
+        ("ravdess", "05", "high/negative"),
+        ("baved", "1", "low/neutral"),
+        ("baved", "0", None),
+        ("emodb", "W", "high/negative"),
+        ("emofilm", "dis", "low/negative"),
+        ("msp_improv", "X", None),
+    ],
+)
+def test_codes_are_known_or_known_to_be_unknown(corpus, code, place):
+    (index,) = map_labels([code], "corpus", load_label_map(corpus=corpus))
+    assert (None if index is None else SIX_CLASSES[index]) == place
+
+
+def test_what_a_code_of_a_corpus_means_wins_and_the_users_file_over_it(tmp_path):
+    assert find_corpus("emofilm").label_codes["dis"] == "contempt"
+    own = tmp_path / "own.yaml"
+    own.write_text("contempt: {arousal: high, valence: neutral}\n")
+    assert SIX_CLASSES[load_label_map(own, "emofilm")["dis"]] == "high/neutral"
+    assert SIX_CLASSES[load_label_map(own)["dis"]] == "low/negative"
+    own.write_text("dis: {arousal: high, valence: neutral}\n")
+    assert SIX_CLASSES[load_label_map(own, "emofilm")["dis"]] == "high/neutral"
+
+
+@pytest.mark.parametrize("label", ["05", "smug", "bor"])
+def test_a_hint_leaves_the_value_open(label):
+    with pytest.raises(ValueError) as six:
+        map_labels([label], "mine", load_label_map())
+    assert f"`{label}: {{arousal: <low or high>, valence: <negative, neutral or positive>}}`" in str(six.value)
+    names = ["joy", "anger"]
+    with pytest.raises(ValueError) as native:
+        map_labels([label], "mine", {name: index for index, name in enumerate(names)}, names)
+    assert f"`{label}: <class>` (null leaves such clips out)" in str(native.value)
+    assert ("nearest" in str(six.value)) == (label == "bor")
 
 
 def test_an_own_exception_alone_keeps_the_shipped_place(tmp_path):

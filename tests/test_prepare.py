@@ -24,7 +24,7 @@ from exhubert.corpora.distribution import VIDEO_SUFFIXES
 from exhubert.corpora.labels import load_label_map, map_labels
 from exhubert.corpora.load import load_corpora
 from exhubert.corpora.readers import check_audio, read_corpus
-from exhubert.corpora.splits import overlap, split_corpus
+from exhubert.corpora.splits import assign_splits, overlap, split_corpus
 
 TREES = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in (ROOT / "tests/trees").glob("*.yaml")}
 
@@ -337,12 +337,12 @@ def test_an_interruption_leaves_nothing_behind(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["raw"]
 
 
-# Split by speaker with seed 0: the same on every machine.
+# Test speakers by `speakers`, and by `speaker_balanced`, which `auto` takes, with seed 0: the same on every machine.
 TEST_SPEAKERS = {
-    "emodb": ["10", "14"],
-    "cremad": ["1006"],
-    "nemo": ["KD0"],
-    "ravdess_speech": ["11", "12", "15", "23"],
+    "emodb": (["10", "14"], ["11", "12"]),
+    "cremad": (["1006"], ["1007"]),
+    "nemo": (["KD0"], ["KD0"]),
+    "ravdess_speech": (["11", "12", "15", "23"], ["13", "15", "16", "23"]),
 }
 
 
@@ -351,7 +351,7 @@ TEST_SPEAKERS = {
 )
 def test_real_corpora_are_prepared(shared, tmp_path, name, key):
     source = shared / "corpora" / name
-    assert prepare(key, source, tmp_path / "out") == 0
+    assert prepare(key, source, tmp_path / "out", "--protocol", "speakers") == 0
     rows = {Path(file).name: row for file, row in read_rows(tmp_path / "out").items()}
     with (source / "metadata.csv").open(newline="", encoding="utf-8") as file:
         given = {Path(row["file_name"]).name: row for row in csv.DictReader(file)}
@@ -363,6 +363,12 @@ def test_real_corpora_are_prepared(shared, tmp_path, name, key):
     for file, row in rows.items():
         assert words[row["label"]] == words[given[file]["label"]]
         assert abs(float(row["duration_seconds"]) - float(extra[file]["duration_s"])) < 1e-3
-    columns = {column: [row[column] for row in rows.values()] for column in ("split", "speaker", "content_hash")}
+    names = ("split", "speaker", "content_hash", "label", "file_name")
+    columns = {column: [row[column] for row in rows.values()] for column in names}
     assert overlap(columns["split"], columns["speaker"], columns["content_hash"]) is None
-    assert sorted({row["speaker"] for row in rows.values() if row["split"] == "test"}) == TEST_SPEAKERS[name]
+    auto = assign_splits({column: columns[column] for column in names if column != "split"}, key)
+    tested = [
+        sorted({speaker for speaker, split in zip(columns["speaker"], splits, strict=True) if split == "test"})
+        for splits in (columns["split"], auto)
+    ]
+    assert tuple(tested) == TEST_SPEAKERS[name]

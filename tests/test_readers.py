@@ -96,7 +96,7 @@ def test_a_plain_csv_needs_no_speakers(make_corpus):
     table[["file_name"]].to_csv(folder / "mine.csv", index=False)
     with pytest.raises(ValueError, match=r"mine\.csv: no column label or emotion; it has file_name"):
         read_corpus(folder / "mine.csv")
-    with pytest.raises(ValueError, match=r"a folder or a file \.csv, \.jsonl or \.parquet is needed"):
+    with pytest.raises(ValueError, match=r"a folder or a file \.csv, \.tsv, \.jsonl or \.parquet is needed"):
         read_corpus(folder / "audio" / "01_anger_0.wav")
 
 
@@ -155,7 +155,7 @@ def test_broken_metadata_is_explained(tmp_path, name, content, message):
 def test_missing_folders_are_named(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"nowhere: no such corpus folder"):
         read_corpus(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"no metadata\.csv, metadata\.jsonl, metadata\.parquet there"):
+    with pytest.raises(ValueError, match=r"no metadata\.csv, metadata\.jsonl, metadata\.parquet, metadata\.tsv there"):
         read_corpus(tmp_path)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "corpora").mkdir()

@@ -48,7 +48,10 @@ def test_the_split_does_not_depend_on_the_order_of_rows():
 def test_the_split_is_the_same_on_every_machine():
     """Pinned: a change here moves clips between the parts of everybody's corpora."""
     columns = rows(12)
-    assert parts(columns, assign_splits(columns, "corpus"))[1:] == [{"04", "10"}, {"06", "11"}]
+    assert parts(columns, assign_splits(columns, "corpus"))[1:] == [{"10", "11"}, {"03", "05"}]
+    assert assign_splits(columns, "corpus", "speaker_balanced") == assign_splits(columns, "corpus")
+    # The rule before, by which published splits can be named.
+    assert parts(columns, assign_splits(columns, "corpus", "speakers"))[1:] == [{"04", "10"}, {"06", "11"}]
     columns["speaker"] = [""] * len(columns["speaker"])
     by_file = parts(columns, assign_splits(columns, "corpus"), "file_name")
     assert sorted(by_file[2])[:3] == ["01_anger_1.wav", "03_sadness_0.wav", "04_neutral_0.wav"]
@@ -65,6 +68,30 @@ def test_speakers_are_chosen_so_that_labels_are_spread():
     columns = {name: [values[index] for index in kept] for name, values in columns.items()}
     found = Counter(zip(assign_splits(columns, "corpus"), columns["label"], strict=True))
     assert all(found[split, "fear"] for split in SPLITS)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("sizes", "held_out"),
+    [
+        ((13, 49, 58), (13, 49)),  # of three speakers
+        ((150, *[9] * 27, 7), range(57, 64)),  # of 29; by number of speakers alone a part would have 36 clips
+        ((40, 40, *[4] * 80), (60,)),
+    ],
+)
+def test_parts_have_their_share_of_clips_and_labels_and_the_largest_speaker_trains(sizes, held_out, seed):
+    speakers = [f"{number:02d}" for number, size in enumerate(sizes) for _ in range(size)]
+    labels = [("anger", "anger", "joy", "fear")[clip % 4] for clip in range(len(speakers))]
+    columns = {"file_name": [f"{clip}.wav" for clip in range(len(speakers))], "label": labels, "speaker": speakers}
+    assigned = assign_splits(columns, "corpus", seed=seed)
+    assert overlap(assigned, speakers, [""] * len(speakers)) is None
+    assert assigned[speakers.index(f"{sizes.index(max(sizes)):02d}")] == "train"
+    counts = Counter(assigned)
+    assert {counts["validation"], counts["test"]} <= set(held_out)
+    if len(sizes) > 3:
+        for (split, label), count in Counter(zip(assigned, labels, strict=True)).items():
+            share = 0.7 if split == "train" else 0.15
+            assert count == pytest.approx(share * labels.count(label), abs=6), (split, label)
 
 
 def test_one_dominant_speaker_stays_in_train():
@@ -93,8 +120,9 @@ def test_with_two_speakers_or_none_the_split_is_by_file_and_says_so(capsys):
     assert assign_splits({**columns, "split": assigned}, "corpus") == assigned  # as `prepare` has written it
     assign_splits({**columns, "speaker": [""] * 60}, "corpus")
     assert "no speaker(s) known; 10 % + 10 %" in capsys.readouterr().out
-    with pytest.raises(ValueError, match=r"has 2 speaker\(s\) \(00, 01\).*at least 3"):
-        assign_splits(columns, "corpus", "speakers")
+    for protocol in ("speakers", "speaker_balanced"):
+        with pytest.raises(ValueError, match=r"has 2 speaker\(s\) \(00, 01\).*at least 3"):
+            assign_splits(columns, "corpus", protocol)
     with pytest.raises(ValueError, match="1 of 60 clips have no speaker"):
         assign_splits({**columns, "speaker": ["", *columns["speaker"][1:]]}, "corpus")
 

@@ -23,6 +23,7 @@ from transformers.integrations.integration_utils import (
     get_available_reporting_integrations,
 )
 
+from exhubert.corpora.registry import folder_name
 from exhubert.evaluation.metrics import METRICS
 from exhubert.training.augmentation import Augmentation
 from exhubert.training.lora import Lora
@@ -335,7 +336,7 @@ def training_arguments(recipe: Recipe, training: dict[str, Any]) -> TrainingArgu
     values.setdefault("use_cpu", not torch.accelerator.is_available())
     values["save_steps"] = values.get("save_steps") or (min(every, UPDATES_PER_SAVE) if every >= 1 else every)
     metric = str(values["metric_for_best_model"]).removeprefix("eval_")
-    corpora = [Path(corpus).name.removesuffix(".csv") for corpus in recipe.corpora]
+    corpora = [folder_name(corpus) for corpus in recipe.corpora]
     known = [f"{name}_{score}" for name in ("average", *corpora) for score in METRICS]
     known += [f"{name}_loss" for name in corpora]
     check_names([metric], known, "metric_for_best_model: there is no")

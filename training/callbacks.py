@@ -109,5 +109,6 @@ class RoundProgress(ProgressCallback):
         shown = {name: self.last[name] for name in ("loss", "average") if name in self.last}
         self.training_bar.set_postfix({"UAR" if name == "average" else name: f"{v:.3f}" for name, v in shown.items()})
         if "average" in uars:
-            scores = ", ".join(f"{name} {100 * self.last[name]:.1f}" for name in (*self.corpora, "average"))
+            known = [name for name in (*self.corpora, "average") if name in self.last]  # over one class there is none
+            scores = ", ".join(f"{name} {100 * self.last[name]:.1f}" for name in known)
             self.training_bar.write(f"update {state.global_step}: validation UAR in %: {scores}")

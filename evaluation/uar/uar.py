@@ -5,22 +5,24 @@ import evaluate
 import numpy as np
 from sklearn.metrics import confusion_matrix
 
+NO_CLASS = -100  # what torch's losses and transformers leave out
 _DESCRIPTION = """\
 Unweighted average recall (UAR): the mean of the recalls of the classes that occur among the references. Also known
 as balanced accuracy or macro recall, and the usual metric of speech emotion recognition, where classes are rarely
-balanced. A class that is predicted but never occurs among the references has no recall and does not count.
+balanced. A class that is predicted but never occurs among the references has no recall and does not count. The mean
+over a single class is no UAR. The reference -100 marks what has no class, and does not count.
 """
 
 _KWARGS_DESCRIPTION = """
 Args:
     predictions (`list` of `int`): predicted classes.
-    references (`list` of `int`): true classes, in the same order; at least one.
+    references (`list` of `int`): true classes, in the same order, at least two different ones; -100 is left out.
 
 Returns:
     uar (`float`): from 0 to 1.
 
 Raises:
-    ValueError: if there are no references, or not as many predictions as references.
+    ValueError: if there are no references, all are of one class, or there are not as many predictions as references.
 
 Examples:
 
@@ -55,12 +57,12 @@ def uar_and_recalls(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns UARs and recalls of confusion matrices `(..., classes, classes)` with the references in rows.
 
     Returns:
-        UARs `(...)`, over the classes that occur among the references, and the recall of each class `(..., classes)`,
-        which is NaN where the class does not occur.
+        UARs `(...)`, over the classes that occur among the references, NaN where fewer than two do; and the recall of
+        each class `(..., classes)`, NaN where the class does not occur.
     """
     hits, occurring = np.diagonal(matrices, axis1=-2, axis2=-1), matrices.sum(axis=-1)
     recalls = np.divide(hits, occurring, out=np.full(hits.shape, np.nan), where=occurring > 0)
-    return np.nanmean(recalls, axis=-1), recalls
+    return np.where((occurring > 0).sum(axis=-1) > 1, np.nanmean(recalls, axis=-1), np.nan), recalls
 
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
@@ -77,7 +79,13 @@ class UAR(evaluate.Metric):
         )
 
     def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
-        if not references:
+        counted = np.asarray(references) != NO_CLASS
+        if not counted.any():
             raise ValueError("there are no references to compute a UAR of; at least one is needed")
-        uar, _ = uar_and_recalls(confusion_matrix(references, predictions))
+        truth, answers = np.asarray(references)[counted], np.asarray(predictions)[counted]
+        if (truth == truth[0]).all():
+            raise ValueError(
+                f"all {len(truth)} references are of the class {truth[0]}; a UAR over one class is not defined"
+            )
+        uar, _ = uar_and_recalls(confusion_matrix(truth, answers))
         return {"uar": float(uar)}
