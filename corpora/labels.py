@@ -87,10 +87,9 @@ def label_table(
         writer.writerow(["word", "arousal", "valence", "class", "source", "aliases", "disputed", "note"])
         for word, entry in entries.items():
             number = classes[word]
-            place = ("", "", "") if number is None else (*SIX_CLASSES[number].split("/"), number)
-            aliases = ", ".join(entry.get("aliases") or [])
-            disputed = "yes" if entry.get("disputed") else "no"
-            writer.writerow([word, *place, entry.get("source", ""), aliases, disputed, entry.get("note", "")])
+            cells: tuple[object, ...] = ("", "", "") if number is None else (*SIX_CLASSES[number].split("/"), number)
+            cells += (entry.get("source", ""), ", ".join(entry.get("aliases") or []))
+            writer.writerow([word, *cells, "yes" if entry.get("disputed") else "no", entry.get("note", "")])
         return text.getvalue().rstrip("\n")
     width = shutil.get_terminal_size((100, 24)).columns
     lines: list[str] = []

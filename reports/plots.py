@@ -252,8 +252,8 @@ def plot_robustness(
             if interval:
                 axes.vlines(place, 100 * interval[0], 100 * interval[1], style["color"], linewidth=1.5)
             same = condition != "clean" and clean and interval and interval[1] >= clean[0] and interval[0] <= clean[1]
-            fill = {"markerfacecolor": "white"} if same else {}
-            axes.plot(place, 100 * scores["uar"], linestyle="", markersize=6, zorder=3, **style, **fill)
+            point = {**style, "markerfacecolor": "white" if same else style["color"]}
+            axes.plot(place, 100 * scores["uar"], linestyle="", markersize=6, zorder=3, **point)
         line = [condition for condition in known if condition == "clean" or re.search(r"\d dB$", condition)]
         values = [100 * known[condition]["uar"] for condition in line]
         axes.plot([conditions.index(each) + shift for each in line], values, linewidth=1.2, color=style["color"])
