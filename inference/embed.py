@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
@@ -60,16 +61,9 @@ def run_embed(
         OSError: if there is no such model, or the output cannot be written.
         ImportError: if what parquet or `vad` needs is not installed.
     """
-    suffix = Path(output).suffix.lower()
-    if suffix != ".parquet":
-        numpy = "; numpy.stack(pandas.read_parquet(FILE)['embedding']) is the array" if suffix == ".npz" else ""
-        raise ValueError(f"{output}: embeddings are written to .parquet{numpy}")
-    if layer not in ("last", "weighted") and not layer.isdecimal():
-        raise ValueError(f"--layer is {layer!r}; it must be last, weighted or a number from 0")
-    try:
-        import pyarrow
-    except ImportError as error:
-        raise ImportError("parquet needs pyarrow: pip install pyarrow") from error
+    check_arguments(output, layer)
+    import pyarrow
+
     path = output_file(output)
     files = find_audio(audio, files_from)
     embeddings = int(layer) if layer.isdecimal() else layer == "last" or layer
@@ -87,15 +81,13 @@ def run_embed(
             return [(0.0, result["windows"][-1]["end"], result["embedding"])]
         return [(window["start"], window["end"], window["embedding"]) for window in windows]
 
-    columns = {"file": pyarrow.string(), "start": pyarrow.float64(), "end": pyarrow.float64()}
-    columns["embedding"] = pyarrow.list_(pyarrow.float32())
-    schema = pyarrow.schema(columns, metadata={SETTINGS: json.dumps(settings).encode()})
+    schema = row_schema(settings)
     unfinished = path.with_name(f"{path.name}.unfinished")
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path):
         done: set[str] = set()
-        for table in (*read_parquet(path, ["file"]), *read_parts(unfinished)):
+        for table in itertools.chain(read_parquet(path, ["file"]), read_parts(unfinished)):
             check_schema(output, table.schema, settings)
             done |= {os.path.abspath(name) for name in table["file"].to_pylist() if name != STANDARD_INPUT}
         left = [name for name in files if os.path.abspath(as_text(name)) not in done]
@@ -114,6 +106,29 @@ def run_embed(
             print(f"{write_parquet(path, schema, unfinished):,} rows written to {output}", file=sys.stderr)
         unfinished.unlink()
     return code
+
+
+def check_arguments(output: str, layer: str) -> None:
+    """Raises ValueError for an output that is no parquet or an illegal layer, ImportError if pyarrow is missing."""
+    suffix = Path(output).suffix.lower()
+    if suffix != ".parquet":
+        numpy = "; numpy.stack(pandas.read_parquet(FILE)['embedding']) is the array" if suffix == ".npz" else ""
+        raise ValueError(f"{output}: embeddings are written to .parquet{numpy}")
+    if layer not in ("last", "weighted") and not layer.isdecimal():
+        raise ValueError(f"--layer is {layer!r}; it must be last, weighted or a number from 0")
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError as error:
+        raise ImportError("parquet needs pyarrow: pip install pyarrow") from error
+
+
+def row_schema(settings: dict[str, Any]) -> pyarrow.Schema:
+    """The columns of the rows, with what these depend on."""
+    import pyarrow
+
+    columns = {"file": pyarrow.string(), "start": pyarrow.float64(), "end": pyarrow.float64()}
+    columns["embedding"] = pyarrow.list_(pyarrow.float32())
+    return pyarrow.schema(columns, metadata={SETTINGS: json.dumps(settings).encode()})
 
 
 def check_schema(output: str, schema: pyarrow.Schema, settings: dict[str, Any]) -> None:

@@ -55,14 +55,7 @@ def run_predict(
         OSError: if there is no such model, or an output cannot be written.
         ImportError: if what `vad` or `timeline` need is not installed.
     """
-    if output is None:
-        style = style or "table"
-    else:
-        style = style or Path(output).suffix[1:].lower()
-        if style not in FORMATS[1:]:
-            raise ValueError(f"{output}: rows are written to .jsonl or .csv; or give --format jsonl or csv")
-    if per == "window" and style == "table":
-        raise ValueError("rows of windows are written as jsonl or csv; give --format or --output")
+    style = row_style(style, output, per)
     files = find_audio(audio, files_from)
     plot: Any = None
     pictures: dict[str, Path] = {}
@@ -103,6 +96,19 @@ def run_predict(
             return classify_file(pipeline, sound, on_progress, vad, **options)
 
         return process_files(files, classify, write_row, skipped)
+
+
+def row_style(style: str | None, output: str | None, per: str) -> str:
+    """The format of the rows; raises ValueError for one that cannot be written to `output`, or not `per` window."""
+    if output is None:
+        style = style or "table"
+    else:
+        style = style or Path(output).suffix[1:].lower()
+        if style not in FORMATS[1:]:
+            raise ValueError(f"{output}: rows are written to .jsonl or .csv; or give --format jsonl or csv")
+    if per == "window" and style == "table":
+        raise ValueError("rows of windows are written as jsonl or csv; give --format or --output")
+    return style
 
 
 def picture_paths(folder: str, files: Sequence[str]) -> dict[str, Path]:
