@@ -29,46 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, (_, help_) in SCRIPTS.items():
         commands.add_parser(name, help=help_)
-
-    convert = commands.add_parser("convert", help="make a model folder of a checkpoint")
-    kinds = convert.add_subparsers(required=True, metavar="KIND")
-    hubert = kinds.add_parser(
-        "hubert",
-        help="expand a HuBERT",
-        description="Expands a HuBERT checkpoint and checks that the result computes the same, bit for bit.",
-    )
-    hubert.add_argument("--num-copies", type=int, default=1, help="copies of each encoder layer (default: 1)")
-    published = kinds.add_parser(
-        "published",
-        help="take over the published ExHuBERT",
-        description="Converts a checkpoint of the published ExHuBERT code, or one fine-tuned with it.",
-    )
-    contract = kinds.add_parser(
-        "contract",
-        help="get the plain HuBERT back",
-        description="Drops the copies of an expanded model; of a trained one the head as well.",
-    )
-    for kind in (hubert, published, contract):
-        kind.add_argument("source", metavar="SRC", help="Hub id or folder of the checkpoint")
-        kind.add_argument("destination", metavar="DST", help="folder to write; must not exist")
-        kind.add_argument("--revision", help="commit, branch or tag of the Hub repo")
-    hubert.set_defaults(run="convert.hubert:convert_hubert")
-    published.set_defaults(run="convert.published:convert_published")
-    contract.set_defaults(run="convert.contract:convert_contract")
-
-    onnx = kinds.add_parser(
-        "onnx",
-        help="export to ONNX",
-        description="Exports an audio-classification model to ONNX and checks that it computes what torch computes.",
-    )
-    onnx.add_argument("source", metavar="SRC", help="Hub id or folder of the model")
-    onnx.add_argument("destination", metavar="DST", help="folder to write; must not exist")
-    onnx.add_argument("--int8", action="store_true", help="quantise the matrices: a quarter of the size, and faster")
-    compared = "corpora, to compare on their test splits"
-    onnx.add_argument("--check", dest="corpora", metavar="DIR", nargs="+", default=[], help=compared)
-    _add_trust(onnx)
-    onnx.set_defaults(run="convert.onnx:convert_onnx")
-
+    _add_convert(commands)
     _add_corpora(commands)
     _add_inference(commands)
 
@@ -120,6 +81,48 @@ def entry_point() -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without the corpora's accents
     return run_with_one_line_errors(main)
+
+
+def _add_convert(commands: Any) -> None:
+    """The parsers of `exhubert convert ...`."""
+    convert = commands.add_parser("convert", help="make a model folder of a checkpoint")
+    kinds = convert.add_subparsers(required=True, metavar="KIND")
+    hubert = kinds.add_parser(
+        "hubert",
+        help="expand a HuBERT",
+        description="Expands a HuBERT checkpoint and checks that the result computes the same, bit for bit.",
+    )
+    hubert.add_argument("--num-copies", type=int, default=1, help="copies of each encoder layer (default: 1)")
+    published = kinds.add_parser(
+        "published",
+        help="take over the published ExHuBERT",
+        description="Converts a checkpoint of the published ExHuBERT code, or one fine-tuned with it.",
+    )
+    contract = kinds.add_parser(
+        "contract",
+        help="get the plain HuBERT back",
+        description="Drops the copies of an expanded model; of a trained one the head as well.",
+    )
+    for kind in (hubert, published, contract):
+        kind.add_argument("source", metavar="SRC", help="Hub id or folder of the checkpoint")
+        kind.add_argument("destination", metavar="DST", help="folder to write; must not exist")
+        kind.add_argument("--revision", help="commit, branch or tag of the Hub repo")
+    hubert.set_defaults(run="convert.hubert:convert_hubert")
+    published.set_defaults(run="convert.published:convert_published")
+    contract.set_defaults(run="convert.contract:convert_contract")
+
+    onnx = kinds.add_parser(
+        "onnx",
+        help="export to ONNX",
+        description="Exports an audio-classification model to ONNX and checks that it computes what torch computes.",
+    )
+    onnx.add_argument("source", metavar="SRC", help="Hub id or folder of the model")
+    onnx.add_argument("destination", metavar="DST", help="folder to write; must not exist")
+    onnx.add_argument("--int8", action="store_true", help="quantise the matrices: a quarter of the size, and faster")
+    compared = "corpora, to compare on their test splits"
+    onnx.add_argument("--check", dest="corpora", metavar="DIR", nargs="+", default=[], help=compared)
+    _add_trust(onnx)
+    onnx.set_defaults(run="convert.onnx:convert_onnx")
 
 
 def _add_corpora(commands: Any) -> None:

@@ -53,8 +53,7 @@ def prepare_corpus(
         seed: of a split that is made here.
 
     Returns:
-        The exit code: 2 if clips were left out because something is wrong with them, or if for 30 % of the audio or
-        more the file's name or the corpus's tables say nothing.
+        The exit code: 2 if clips were left out as something is wrong with them, or 30 % of the audio as unknown.
 
     Raises:
         ValueError: for an unknown key, a tree or table that is not as it should be, or an `output` that exists.
@@ -104,10 +103,9 @@ def prepare_corpus(
         counts = f"{len(part)} clips, {len({row.get('speaker') for row in part} - {'', None}) or 'unknown'} speakers"
         print(f"  {split}: {counts}" if split else f"{output}: {counts}, {hours:.2f} hours, {len(labels)} labels")
     print(words_without_class([row["label"] for row in rows], name), end="")
-    missed = clips.missed
-    named = len(missed | {row["path"] for row in clips.rows})
-    if many := len(missed) >= MOST_MISSED * named:
-        share = f"{len(missed):,} of {named:,} audio files ({len(missed) / named:.0%})"
+    missed, named = len(clips.missed), len(clips.missed | {row["path"] for row in clips.rows})
+    if many := missed >= MOST_MISSED * named:
+        share = f"{missed:,} of {named:,} audio files ({missed / named:.0%})"
         print(f"{share} did not become clips; if they belong to the corpus, give a table of them: --table labels.csv")
     return 2 if many or any(clips.bad.values()) else 0
 

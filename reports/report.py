@@ -77,30 +77,34 @@ def write_report(
         parts += section("Training and test corpora", picture_link("UAR", "heat_map.png"))
     if curves and any(curves.values()):  # a run that was never validated has none
         guesses = tables.chances(systems)
-        guesses[tables.AVERAGE] = tables.mean(list(guesses.values()))
+        if guesses:
+            guesses[tables.AVERAGE] = tables.mean(list(guesses.values()))
         plots.plot_runs(directory / "curves_of_runs.png", curves, guesses)
         parts += section("Training", picture_link("Validation UAR over updates", "curves_of_runs.png"))
-    tested = {name: results["robustness"] for name, results in systems.items() if results.get("robustness")}
-    averages = {
-        name: {condition: scores[tables.AVERAGE] for condition, scores in tested[name].items()}
-        for name in tables.with_all_corpora(systems)
-        if name in tested
-    }
-    conditions = {
-        name: known for name, known in averages.items() if all(scores["uar"] is not None for scores in known.values())
-    }
-    if conditions:
-        chance = tables.mean(list(tables.chances(systems).values()))
-        clips = max(sum(scores["clips"] for scores in results["corpora"].values()) for results in systems.values())
-        plots.plot_robustness(directory / "robustness.png", conditions, chance, f"average over {on}, {clips:,} clips")
-    picture = picture_link("Average UAR under each condition", "robustness.png") if conditions else ""
-    parts += section("Robustness", picture, folded(tables.robustness_table(systems)))
+    parts += section("Robustness", *robustness_parts(directory, systems, on))
     reliability = own_pictures(directory, folders or {}, ["reliability.png"])
     table = tables.calibration_table(systems)
     parts += section("Calibration", *([TEXTS["temperature"], table] if table else []), *reliability)
     path = directory / "report.md"
     write_text(path, "\n\n".join(part for part in parts if part) + "\n")
     return path
+
+
+def robustness_parts(directory: Path, systems: tables.Systems, on: str) -> list[str]:
+    """A picture of the average UAR under each condition, with the table; of systems whose averages are defined."""
+    averages = {
+        name: {condition: scores[tables.AVERAGE] for condition, scores in results["robustness"].items()}
+        for name, results in tables.with_all_corpora(systems).items()
+        if results.get("robustness")
+    }
+    defined = {name: known for name, known in averages.items() if all(s["uar"] is not None for s in known.values())}
+    picture = ""
+    if defined:
+        chance = tables.mean(list(tables.chances(systems).values()))
+        clips = max(sum(scores["clips"] for scores in results["corpora"].values()) for results in systems.values())
+        plots.plot_robustness(directory / "robustness.png", defined, chance, f"average over {on}, {clips:,} clips")
+        picture = picture_link("Average UAR under each condition", "robustness.png")
+    return [picture, folded(tables.robustness_table(systems))]
 
 
 def uars_and_cautions(directory: Path, systems: tables.Systems, uars: Mapping[str, Mapping[str, float]]) -> list[str]:

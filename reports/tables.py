@@ -225,9 +225,9 @@ def chances(systems: Systems) -> dict[str, float | None]:
 
 
 def mean(values: Sequence[float | None]) -> float | None:
-    """The mean; None if a value is."""
+    """The mean; None if a value is, or if there is none."""
     known = [value for value in values if value is not None]
-    return sum(known) / len(known) if len(known) == len(values) else None
+    return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
 def _bracketed(value: float | None, interval: Sequence[float] | None, text: Callable[[float | None], str]) -> str:

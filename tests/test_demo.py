@@ -31,7 +31,7 @@ def demo(tmp_path_factory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("fresh")
     for name in ("train_hf.py", "evaluate_hf.py", "recipes", "demo"):
         (folder / name).symlink_to(ROOT / name)
-    done = run([sys.executable, "demo/run.py", "--rounds", "1", "--limit", "40"], folder)
+    done = run([sys.executable, "demo/run.py", "--rounds", "1", "--limit", "60"], folder)
     return folder, done.stdout
 
 

@@ -86,7 +86,7 @@ def test_a_child_that_outlives_its_parent_holds_nothing(tmp_path):
     """As data workers do for some seconds."""
     script = HOLD.replace(
         "    time.sleep(600)",
-        "    import os\n    if os.fork() == 0:\n        time.sleep(60)\n    os.kill(os.getpid(), 9)",
+        "    import os\n    if os.fork() == 0:\n        time.sleep(60)\n    time.sleep(2)\n    os.kill(os.getpid(), 9)",
     )
     parent = subprocess.run([sys.executable, "-c", script, str(tmp_path / "run")], stdout=subprocess.DEVNULL)
     assert parent.returncode == -signal.SIGKILL

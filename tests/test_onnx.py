@@ -261,7 +261,7 @@ def test_another_function_is_not_written(tmp_path, capsys, monkeypatch, fault, m
 
 def test_what_cannot_be_exported_is_said_at_once(tmp_path, capsys, exported, make_hubert):
     for source, destination, message in (
-        ("nowhere", "out", "nowhere: no such folder, and no such model on the Hub"),
+        ("nowhere", "out", "nowhere: no such folder or cached model, and the Hub could not be asked for one"),
         (tmp_path, "out", "is no model folder"),
         (make_hubert(head="none", name="headless"), "out", "has no trained classifier: it lacks"),
         (exported, "out", "is an ONNX model already"),

@@ -65,7 +65,7 @@ def test_a_row_a_window(clips, classifier_folder, capsys):
     assert rows == expected and len(rows) == 5
     assert main([*command, "csv"]) == 2
     *of_csv, bad = csv.DictReader(io.StringIO(capsys.readouterr().out))
-    assert [{name: str(value) for name, value in row.items()} | {"error": ""} for row in rows] == of_csv
+    assert [{name: str(value) for name, value in row.items()} | {"warning": "", "error": ""} for row in rows] == of_csv
     assert (bad["file"], bad["label"], bad["error"]) == ("gone.wav", "", "no such audio file")
 
 

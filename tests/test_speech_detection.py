@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas
@@ -70,6 +71,7 @@ def test_windows_of_speech_alone_make_the_answer(clips, classifier_folder, spoke
     command = ["embed", classifier_folder, "pauses.wav", "--output", "out.parquet", "--vad"]
     assert main([*command, "--per", "window"]) == 0
     assert pandas.read_parquet("out.parquet")["start"].tolist() == heard
+    Path("out.parquet").unlink()
     assert main(command) == 0
     (embedding,) = pandas.read_parquet("out.parquet")["embedding"]
     assert np.allclose(embedding, np.mean([every[start]["embedding"] for start in heard], axis=0), atol=1e-6)
