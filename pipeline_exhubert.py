@@ -194,6 +194,7 @@ class ExHuBERTPipeline(Pipeline):
     _load_image_processor = False
     _load_feature_extractor = None  # where there is none
     _load_tokenizer = False
+    modelcard = None  # which transformers 5.0 asks for when it saves a pipeline
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -187,8 +187,12 @@ def test_compiled_it_computes_the_same(compiles_whole, kind, masked, weighted, o
 
 @pytest.mark.parametrize(
     ("kind", "masked", "weighted"),
-    [("base", False, False), ("base", True, True), ("large", True, False), ("large", False, True)],
-    ids=["post-norm", "post-norm, mask, weighted sum", "pre-norm, mask", "pre-norm, weighted sum"],
+    [
+        pytest.param("base", False, False, marks=pytest.mark.heavy, id="post-norm"),
+        pytest.param("base", True, True, id="post-norm, mask, weighted sum"),
+        pytest.param("large", True, False, marks=pytest.mark.heavy, id="pre-norm, mask"),
+        pytest.param("large", False, True, id="pre-norm, weighted sum"),
+    ],
 )
 def test_exported_it_computes_the_same(kind, masked, weighted):
     model = make_model(kind, **STANDARD_CNN, use_weighted_layer_sum=weighted)

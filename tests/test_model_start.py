@@ -138,6 +138,7 @@ def test_what_a_checkpoint_lacks_is_initialised(tmp_path, poisoned_memory, posit
                 assert torch.equal(tensor, whole[name]), name
 
 
+@pytest.mark.slow
 def test_what_a_checkpoint_lacks_is_initialised_by_the_code_that_it_carries(tmp_path):
     """transformers initialises classes from the Hub by other rules than those of an installed package."""
     make_model(**GATED).save_pretrained(tmp_path / "ex")

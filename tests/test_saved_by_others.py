@@ -146,6 +146,7 @@ def test_what_push_to_hub_sends_loads_by_revision_without_the_package(tmp_path):
         assert set(CODE_FILES) <= set(hub.files("user/again"))
 
 
+@pytest.mark.slow
 def test_repair_makes_a_loadable_folder_whole(tmp_path, capsys, make_hubert, model_folder):
     plain = tmp_path / "plain"  # another class, which does not carry our code
     model = AutoModelForAudioClassification.from_pretrained(make_hubert())

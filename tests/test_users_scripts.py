@@ -104,6 +104,7 @@ print(json.dumps([output.tolist(), list(probabilities.values())]))
     assert output[0] == pytest.approx(probabilities, abs=0.0051)  # the card rounds
 
 
+@pytest.mark.slow
 def test_the_transfer_script_trains_copies_and_its_own_head_which_survives_a_save(hub):
     report = """
 frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
@@ -126,6 +127,7 @@ print(json.dumps({
     assert got["labels"] == 7
 
 
+@pytest.mark.slow
 def test_hidden_states_can_be_asked_for_on_loading(hub):
     script = """
 import json, torch
