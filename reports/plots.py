@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import confusion_matrix
 
 from exhubert.reports.tables import AVERAGE, some
@@ -89,10 +90,11 @@ def plot_curves(
         if chosen is not None:
             handles["chosen checkpoint"] = axes.axvline(chosen, color=VERMILION, linestyle="dotted", linewidth=1.5)
         axes.set_xlabel("updates")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
     left.set(ylabel="validation UAR in %", ylim=(0, 100))
     right.set_ylabel("loss, of training and validation")
-    right.set_ylim(bottom=0)
+    right.set_ylim(0, 1.05 * max((value for points in losses.values() for _, value in points), default=1.0))
     shown = [name for name in names if name in handles]
     add_legend(figure, [handles[name] for name in shown], shown)
     save_figure(figure, path)
@@ -134,6 +136,7 @@ def plot_runs(
         axes.tick_params(labelbottom=True)
         axes.grid(alpha=0.3)
         axes.set_ylim(0, 100)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in every[len(panels) :]:
         axes.set_axis_off()
     figure.supxlabel("updates", fontsize=10)
