@@ -639,6 +639,9 @@ class ExHuBERTFeatureExtractor(Wav2Vec2FeatureExtractor):
         Raises:
             ValueError: for a clip of several channels, or without samples.
         """
+        first = raw_speech[0] if isinstance(raw_speech, list) and raw_speech else None
+        if isinstance(first, list | tuple) and len(first) <= MOST_CHANNELS < len(raw_speech):
+            raw_speech = np.asarray(raw_speech, dtype=np.float32)  # samples, each a list of channels
         if isinstance(raw_speech, np.ndarray) or hasattr(raw_speech, "detach"):
             count, length = raw_speech.shape if raw_speech.ndim == 2 else (1, 1)
             several = count > 1 and not length <= MOST_CHANNELS < count

@@ -29,7 +29,7 @@ CUSTOM_PIPELINES: dict[str, dict[str, Any]] = {
     }
 }
 CODE_FILES = ("configuration_exhubert.py", "modeling_exhubert.py", "audio_exhubert.py", "pipeline_exhubert.py")
-_LARGEST = {"num_hidden_layers": 10_000, "num_labels": 10_000}  # of more, building the model does not end
+LARGEST = {"num_hidden_layers": 10_000, "num_labels": 10_000}  # of more, building the model does not end
 _LABEL_FIELDS = {"num_labels", "id2label", "label2id"}
 
 
@@ -83,8 +83,8 @@ class ExHuBERTConfig(HubertConfig):
             "num_labels": 1 if kwargs.get("num_labels") is None else kwargs["num_labels"],
         }
         for name, value in sizes.items():
-            if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= _LARGEST.get(name, 2**31):
-                most = f", at most {_LARGEST[name]:,}" if name in _LARGEST else ""
+            if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= LARGEST.get(name, 2**31):
+                most = f", at most {LARGEST[name]:,}" if name in LARGEST else ""
                 raise ValueError(f"{name} is {value!r}; it must be a whole number above 0{most}")
         for name, value in {"gate_original_layers": gate_original_layers, "conv_bias": conv_bias}.items():
             if not isinstance(value, bool):

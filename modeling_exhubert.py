@@ -200,7 +200,7 @@ class ExHuBERTPreTrainedModel(HubertPreTrainedModel):
             values, _ = HubertConfig.get_config_dict(name_or_path, **hub_options)
         except OSError as error:
             reason = str(error).strip().splitlines()[0]
-            raise OSError(f"{name_or_path}: no such folder, and no such model on the Hub ({reason})") from error
+            raise OSError(f"{name_or_path}: no such folder, and not to be had from the Hub ({reason})") from error
         if values.get("model_type") != "hubert":
             remedy = ": it is expanded already, use from_pretrained" if values.get("model_type") == "exhubert" else ""
             raise ValueError(f"{name_or_path}: model_type is {values.get('model_type')!r}, not 'hubert'{remedy}")

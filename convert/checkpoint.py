@@ -23,7 +23,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from exhubert.audio_exhubert import WINDOW_SECONDS
 from exhubert.configuration_exhubert import ExHuBERTConfig
-from exhubert.model_folder.load import check_config
+from exhubert.model_folder.load import check_config, not_found
 from exhubert.modeling_exhubert import ExHuBERTForSequenceClassification, expanded_weight, misfit
 from exhubert.utils.command import named_errors
 from exhubert.utils.files import read_table
@@ -95,8 +95,7 @@ class Checkpoint:
                 try:
                     self.directory = Path(snapshot_download(self.source, revision=revision, allow_patterns=patterns))
                 except (OSError, ValueError) as error:
-                    reason = first_line(error)
-                    raise OSError(f"{source}: no such folder, and no such model on the Hub ({reason})") from error
+                    raise not_found(self.source, error) from error
             if (self.directory / weights).is_file():
                 files = [self.directory / weights]
                 break

@@ -26,11 +26,11 @@ from exhubert.corpora.metadata import (
     find_problems,
     shown_columns,
 )
-from exhubert.corpora.readers import locate_clip, read_corpus, read_table, rows_at_once
+from exhubert.corpora.readers import locate_clip, read_corpus, rows_at_once, table_of_files
 from exhubert.corpora.registry import corpus_key, folder_name
 from exhubert.corpora.splits import SPLIT_NAMES, SPLITS
 from exhubert.utils.files import is_audio, visible_files, whole_file
-from exhubert.utils.text import printable
+from exhubert.utils.text import printable, spreadsheet_cell
 
 SHORTEST_SECONDS = 0.1
 LONGEST_SECONDS = 60.0
@@ -75,7 +75,9 @@ def run_check(
         print("nothing found")
     if output is not None:
         with whole_file(output) as unfinished:
-            findings.to_csv(unfinished, index=False)
+            findings.map(lambda cell: spreadsheet_cell(cell) if isinstance(cell, str) else cell).to_csv(
+                unfinished, index=False
+            )
         print(f"all findings: {output}")
     errors = int((findings["severity"] == ERROR).sum())
     numbers = {ERROR: errors, WARNING: len(findings) - errors}
@@ -108,7 +110,7 @@ def find_all(
     Raises:
         ValueError: if there is no such corpus, or its metadata cannot be read, is empty, or has no `file_name`.
     """
-    of_files, dataset = read_table(Path(directory)), None
+    of_files, dataset = table_of_files(Path(directory)), None
     if of_files is None:
         dataset = read_corpus(directory)  # which refuses what is wrong with its table
         wanted = {"file_name", "label", "speaker", "split", "corpus", *SEGMENT_COLUMNS}

@@ -45,8 +45,9 @@ def read_separated(path: Path) -> pandas.DataFrame:
     with path.open("rb") as begin:
         encoding = "utf-16" if begin.read(2) in UTF_16 else "utf-8-sig"
     with path.open(encoding=encoding) as file:
-        header = next((line for line in file if line.strip()), "").strip("\r\n")
-    given = re.fullmatch(r"\"?sep=(.)\"?", header, re.IGNORECASE)
+        number, line = next(((n, line) for n, line in enumerate(file, start=1) if line.strip()), (0, ""))
+    header = line.strip("\r\n")
+    given = re.fullmatch(r"\"?sep=(.)\"?[,;\t|]*", header, re.IGNORECASE)  # a sheet saved again is filled up
     known = {name for names in COLUMN_NAMES.values() for name in names}
 
     def names_found(separator: str) -> tuple[int, int]:
@@ -55,7 +56,7 @@ def read_separated(path: Path) -> pandas.DataFrame:
 
     separator = given[1] if given else max(SEPARATORS, key=names_found)
     options: dict[str, Any] = {"dtype": str, "keep_default_na": False, "encoding": encoding, "sep": separator}
-    table = pandas.read_csv(path, skiprows=1 if given else 0, **options)
+    table = pandas.read_csv(path, skiprows=number if given else 0, **options)
     if separator != ",":
         for column in set(SEGMENT_COLUMNS) & set(table.columns):
             table[column] = table[column].str.replace(r"^\s*(\d+),(\d+)\s*$", r"\1.\2", regex=True)

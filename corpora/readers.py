@@ -63,7 +63,7 @@ def read_corpus(source: str | os.PathLike[str]) -> Dataset:
         ValueError: for whatever is wrong with the source; says what was found.
     """
     path = Path(source)
-    table = read_table(path)
+    table = table_of_files(path)
     if table is not None:
         return _dataset_of(*table)
     if path.is_dir():
@@ -98,7 +98,7 @@ def read_corpus(source: str | os.PathLike[str]) -> Dataset:
     return _dataset_of_parts(str(source), loaded)
 
 
-def read_table(path: Path) -> tuple[Path, pandas.DataFrame, Path] | None:
+def table_of_files(path: Path) -> tuple[Path, pandas.DataFrame, Path] | None:
     """Returns the table of a corpus of files, as it stands, the file that it is in, and the folder that it is of.
 
     None where `path` is no such corpus: no folder with metadata, no plain table, no audformat database.

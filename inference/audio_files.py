@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import glob
 import os
@@ -70,8 +71,9 @@ def listed_files(name: str) -> list[str]:
         content = b"" if sys.stdin is None else sys.stdin.buffer.read()
     else:
         content = Path(name).read_bytes()
-    names = content.split(b"\0") if b"\0" in content else content.splitlines()
-    return [os.fsdecode(each) for each in names if each]
+    content = content.removeprefix(codecs.BOM_UTF8)
+    names = [os.fsdecode(each) for each in (content.split(b"\0") if b"\0" in content else content.splitlines()) if each]
+    return [os.path.join(".", each) if each == STANDARD_INPUT else each for each in names]
 
 
 @contextlib.contextmanager

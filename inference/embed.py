@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import sys
@@ -84,12 +83,12 @@ def run_embed(
     schema = row_schema(settings)
     unfinished = path.with_name(f"{path.name}.unfinished")
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path):
         done: set[str] = set()
-        for table in itertools.chain(read_parquet(path, ["file"]), read_parts(unfinished)):
-            check_schema(output, table.schema, settings)
-            done |= {os.path.abspath(name) for name in table["file"].to_pylist() if name != STANDARD_INPUT}
+        for place, tables in ((path, read_parquet(path, ["file"])), (unfinished, read_parts(unfinished))):
+            for table in tables:
+                check_schema(str(place), table.schema, settings)
+                done |= {os.path.abspath(name) for name in table["file"].to_pylist() if name != STANDARD_INPUT}
         left = [name for name in files if os.path.abspath(as_text(name)) not in done]
         with unfinished.open("ab") as file:
 
@@ -103,7 +102,9 @@ def run_embed(
 
             code = process_files(left, embed, write_rows, len(files) - len(left))
         if unfinished.stat().st_size:
-            print(f"{write_parquet(path, schema, unfinished):,} rows written to {output}", file=sys.stderr)
+            replaced = [STANDARD_INPUT] if STANDARD_INPUT in left else []  # another recording each time
+            rows = write_parquet(path, schema, unfinished, replaced)
+            print(f"{rows:,} rows written to {output}", file=sys.stderr)
         unfinished.unlink()
     return code
 
@@ -171,14 +172,15 @@ def read_parts(unfinished: Path) -> Iterator[pyarrow.Table]:
             file.truncate(end)
 
 
-def write_parquet(path: Path, schema: pyarrow.Schema, unfinished: Path) -> int:
-    """Writes the rows that are there and those of a run; returns their number."""
+def write_parquet(path: Path, schema: pyarrow.Schema, unfinished: Path, replaced: Sequence[str] = ()) -> int:
+    """Writes the rows that are there, but for those of `replaced` files, and those of a run; returns their number."""
     import pyarrow
-    from pyarrow import parquet
+    from pyarrow import dataset, parquet
 
     rows, held = 0, []
     with whole_file(path) as whole, parquet.ParquetWriter(whole, schema) as writer:
-        for tables in (read_parquet(path), read_parts(unfinished)):
+        before = (table.filter(~dataset.field("file").isin(replaced)) for table in read_parquet(path))
+        for tables in (before, read_parts(unfinished)):
             for table in tables:
                 held.append(table)
                 if sum(map(len, held)) >= ROWS_AT_ONCE:

@@ -159,7 +159,8 @@ def read_rows(path: Path, layout: Layout) -> Iterator[Row]:
             else:
                 reader = csv.reader(lines)
                 columns = len(next(reader, []))
-                without = layout.header().count(",") + 1 - columns  # warning, which older releases did not write
+                # Older releases did not write the warning.
+                without = len(next(csv.reader([layout.header()]))) - columns
                 for values in reader:
                     if len(values) == columns:  # less: cut off within a quoted name
                         windows = int(values[1] or 1) if of_windows else 1

@@ -21,6 +21,7 @@ from transformers import (
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 
 from exhubert.audio_exhubert import SAMPLING_RATE, WINDOW_SECONDS, ExHuBERTFeatureExtractor
+from exhubert.configuration_exhubert import LARGEST
 from exhubert.model_folder.onnx_model import load_onnx
 from exhubert.modeling_exhubert import misfit
 from exhubert.modeling_wav2vec2_emotion import Wav2Vec2EmotionForSequenceClassification
@@ -28,7 +29,6 @@ from exhubert.pipeline_exhubert import ExHuBERTPipeline
 from exhubert.utils.command import named_errors
 from exhubert.utils.text import first_line
 
-MOST = {"num_hidden_layers": 10_000, "num_labels": 10_000}  # of more, building the model has no end
 ATTENTION = ("eager", "sdpa", "flex_attention")  # that torch has; all else may be fetched from the Hub
 
 
@@ -117,7 +117,7 @@ def read_config(name_or_path: str, trust_remote_code: bool = False) -> dict[str,
 
 def check_config(values: Mapping[str, Any], where: str, trust_remote_code: bool = False) -> None:
     """Raises ValueError, which begins with `where`, for what must not get as far as building a model."""
-    for name, most in MOST.items():
+    for name, most in LARGEST.items():
         if isinstance(values.get(name), int | float) and values[name] > most:
             raise ValueError(f"{where}: {name} is {values[name]!r}; at most {most:,} are possible")
     for name, value in values.items():
@@ -139,7 +139,7 @@ def loading(name_or_path: str, problem: str) -> Iterator[None]:
         with named_errors(f"{name_or_path}: {problem}", "get the model anew, or mend that"):
             yield
     except OSError as error:
-        raise _not_found(name_or_path, error) from error
+        raise not_found(name_or_path, error) from error
     except ValueError as error:
         if "trust_remote_code" not in str(error.__cause__):
             raise
@@ -149,10 +149,11 @@ def loading(name_or_path: str, problem: str) -> Iterator[None]:
         ) from error
 
 
-def _not_found(name_or_path: str, error: OSError) -> OSError:
+def not_found(name_or_path: str, error: Exception) -> OSError:
+    """The error of a name that is neither a folder nor to be had from the Hub; it tells "no" from "not asked"."""
     if Path(name_or_path).is_dir():
         return OSError(f"{name_or_path} is no model folder ({first_line(error)})")
-    if isinstance(error.__cause__, LocalEntryNotFoundError):
+    if isinstance(error, LocalEntryNotFoundError) or isinstance(error.__cause__, LocalEntryNotFoundError):
         return OSError(f"{name_or_path}: no such folder or cached model, and the Hub could not be asked for one")
     return OSError(f"{name_or_path}: no such folder, and no such model on the Hub ({first_line(error)})")
 

@@ -126,7 +126,7 @@ def check_model_folder(directory: str | os.PathLike[str]) -> Path:
     exported = (directory / ONNX_FILE).is_file()
     for name in ("config.json", "preprocessor_config.json", *(() if exported else CODE_FILES)):
         if not (directory / name).is_file():
-            remedy = "" if name == "config.json" else f"; `exhubert repair {directory}` adds it"
+            remedy = "" if exported or name == "config.json" else f"; `exhubert repair {directory}` adds it"
             raise ValueError(f"{directory} is not a model folder: it lacks {name}{remedy}")
     if not exported and not any(directory.glob("*.safetensors")):
         raise ValueError(f"{directory} is not a model folder: it lacks weights (*.safetensors)")
@@ -156,8 +156,9 @@ def repair_model_folder(directory: str | os.PathLike[str]) -> list[str]:
             with whole_file(directory / name) as unfinished:
                 shutil.copyfile(Path(__file__).parent.parent / name, unfinished)
     values = json.loads(config_file.read_text(encoding="utf-8"))
-    named = {"custom_pipelines": CUSTOM_PIPELINES, "auto_map": AUTO_MAPS.get(config.model_type)}
-    whole = values | {name: value for name, value in named.items() if value}
+    named: dict[str, dict[str, Any]] = {"custom_pipelines": CUSTOM_PIPELINES}
+    named["auto_map"] = AUTO_MAPS.get(config.model_type, {})
+    whole = values | {name: {**ours, **(values.get(name) or {})} for name, ours in named.items() if ours}
     if whole != values:
         write_text(config_file, json.dumps(whole, indent=2, sort_keys=True) + "\n")
     if "preprocessor_config.json" not in before:

@@ -178,7 +178,9 @@ def model_files(directory: Path) -> tuple[list[str], list[str]]:
     names = known | {name for name in weights if name in files and SHARD.fullmatch(name)}
     needed = {*CONFIGS, CARD, *code_files, *weights}
     if lacking := [name for name in sorted(needed) if not (directory / name).is_file()]:
-        raise ValueError(f"{directory} is not a whole model folder: it lacks {', '.join(lacking)}")
+        added = {*CODE_FILES, CARD, CONFIGS[1]} & set(lacking)
+        remedy = f"; `exhubert repair {directory}` adds {', '.join(sorted(added))}" if added else ""
+        raise ValueError(f"{directory} is not a whole model folder: it lacks {', '.join(lacking)}{remedy}")
     if foreign := sorted(needed - names):
         raise ValueError(
             f"{directory}: the model needs {', '.join(foreign)}, which a push leaves out: links, and names that no "

@@ -396,7 +396,9 @@ def test_a_folder_that_is_not_there_is_named(tmp_path, make_hubert, capsys, monk
     monkeypatch.chdir(tmp_path)
     for kind in ("hubert", "published", "contract"):
         assert run_with_one_line_errors(lambda kind=kind: main(["convert", kind, "nowhere", "expanded"])) == 1
-        assert capsys.readouterr().err.startswith("error: nowhere: no such folder, and no such model on the Hub")
+        assert capsys.readouterr().err.startswith(
+            "error: nowhere: no such folder or cached model, and the Hub could not be asked"
+        )
     assert run_with_one_line_errors(lambda: main(["convert", "hubert"])) == 1  # 2 would mean that some files were bad
 
 

@@ -98,7 +98,7 @@ def test_a_run_that_was_stopped_goes_on(clips, classifier_folder, capsys, monkey
     monkeypatch.setattr(embed, "classify_file", process)
     with open("out.parquet.unfinished", "rb+") as file:  # killed within a file's rows
         file.truncate(file.seek(0, os.SEEK_END) - 20)
-    with pytest.raises(ValueError, match=r"out\.parquet was begun with layer 'last', now it is '1'"):
+    with pytest.raises(ValueError, match=r"out\.parquet\.unfinished was begun with layer 'last', now it is '1'"):
         main([*command, "out.parquet", "--layer", "1"])
     capsys.readouterr()
     assert main([*command, "out.parquet"]) == 0

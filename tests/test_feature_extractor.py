@@ -27,9 +27,10 @@ ONE_CLIP = {
     "tensor (samples, 1)": torch.from_numpy(CLIP)[:, None],
     "tensor with a graph": torch.from_numpy(CLIP).requires_grad_(),
     "list": CLIP.tolist(),
+    "list of lists of one sample": CLIP[:, None].tolist(),
 }
 EMPTY = [np.zeros(0), np.zeros((1, 0)), torch.zeros(0), []]
-STEREO = [np.zeros((16_000, 2)), torch.zeros(16_000, 2)]
+STEREO = [np.zeros((16_000, 2)), torch.zeros(16_000, 2), np.zeros((16_000, 2)).tolist()]
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +71,7 @@ def test_several_channels_are_refused_with_the_remedy(classify, audio):
         with pytest.raises(ValueError, match=message):
             take()
     with pytest.raises(ValueError, match=r"2 channels are averaged by audio\.mean\(0\)"):
-        prepare_input(audio.T)
+        prepare_input(np.transpose(audio))
 
 
 @pytest.mark.parametrize("audio", EMPTY)

@@ -359,3 +359,16 @@ def test_the_line_of_the_likeliest_class_is_seen_on_every_colour(tmp_path):
     line = black[(black > dark_blue[0]) & (black < dark_blue[-1])]
     assert len(line)
     assert all(column[end].sum() > 600 for end in (line[0] - 3, line[-1] + 3))  # white beside it
+
+
+def test_going_on_keeps_rows_of_classes_with_commas(clips, model_folder):
+    config = model_folder / "config.json"
+    labels = {str(index): f"class {index}, or so" for index in range(6)}
+    values = json.loads(config.read_text()) | {"id2label": labels, "label2id": {v: int(k) for k, v in labels.items()}}
+    config.write_text(json.dumps(values))
+    command = ["predict", str(model_folder), "clips", "--output", "rows.csv"]
+    assert main(command) == 0
+    rows = Path("rows.csv").read_text()
+    for _ in range(2):
+        assert main(command) == 0
+        assert Path("rows.csv").read_text() == rows

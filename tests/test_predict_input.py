@@ -12,6 +12,7 @@ import os
 import sys
 
 import numpy as np
+import pandas
 import pytest
 import soundfile
 
@@ -95,3 +96,19 @@ def test_long_windows_and_averaged_channels_are_said_once(clips, classifier_fold
     os.remove("clips/stereo1.wav")
     assert main(["predict", classifier_folder, "clips", "--window", "3"]) == 0
     assert "note:" not in capsys.readouterr().err
+
+
+def test_embeddings_of_standard_input_are_those_of_the_last_recording(clips, classifier_folder, monkeypatch):
+    command = ["embed", classifier_folder, "--output", "out.parquet"]
+    for file in ("clips/a.flac", "clips/b.wav"):
+        give(monkeypatch, (clips / file).read_bytes())
+        assert main([*command, "-", "clips/a.flac"]) == 0
+    rows = pandas.read_parquet("out.parquet").set_index("file")
+    assert rows["end"].to_dict() == {"clips/a.flac": 1.0, "-": pytest.approx(5.2)}
+
+
+def test_a_list_of_windows_notepad_and_a_dash_in_it(clips, classifier_folder, capsys):
+    (clips / "list.txt").write_bytes("\ufeffclips/a.flac\r\n-\r\n".encode())
+    assert main(["predict", classifier_folder, "--files-from", "list.txt", "--format", "jsonl"]) == 2
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["file"] for row in rows] == ["clips/a.flac", "./-"]

@@ -180,5 +180,16 @@ def test_repair_makes_a_loadable_folder_whole(tmp_path, capsys, make_hubert, mod
     assert repair_model_folder(model_folder) == ["audio_exhubert.py", "config.json", "pipeline_exhubert.py"]
     assert {path.name: path.read_bytes() for path in model_folder.iterdir()} == before
 
+    config["custom_pipelines"] = {"mine": {"impl": "mine.Pipeline"}}
+    (model_folder / "config.json").write_text(json.dumps(config))
+    assert repair_model_folder(model_folder) == ["config.json"]
+    assert set(json.loads((model_folder / "config.json").read_text())["custom_pipelines"]) == {
+        "mine",
+        *CUSTOM_PIPELINES,
+    }
+    (model_folder / "README.md").unlink()
+    line = refused(capsys, main, "push", model_folder, "user/model", "--dry-run")
+    assert f"it lacks README.md; `exhubert repair {model_folder}` adds README.md" in line
+
     (model_folder / "model.safetensors").unlink()
     assert "lacks config.json or weights" in refused(capsys, main, "repair", model_folder)

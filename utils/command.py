@@ -62,7 +62,7 @@ def named_errors(what: str, remedy: str = "") -> Iterator[None]:
     except (OSError, ImportError, AssertionError):
         raise
     except pickle.UnpicklingError as error:
-        reason = "its pickle holds more than tensors, which could run code: not loaded"
+        reason = "its pickle is damaged, or holds more than tensors, which could run code: not loaded"
         raise ValueError(f"{what} ({reason}); use safetensors") from error
     except Exception as error:
         reason = textwrap.shorten(one_line(error), LONGEST_REASON)
