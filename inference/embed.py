@@ -179,7 +179,8 @@ def write_parquet(path: Path, schema: pyarrow.Schema, unfinished: Path, replaced
 
     rows, held = 0, []
     with whole_file(path) as whole, parquet.ParquetWriter(whole, schema) as writer:
-        before = (table.filter(~dataset.field("file").isin(replaced)) for table in read_parquet(path))
+        others = ~dataset.field("file").isin(pyarrow.array(replaced, pyarrow.string()))
+        before = (table.filter(others) for table in read_parquet(path))
         for tables in (before, read_parts(unfinished)):
             for table in tables:
                 held.append(table)
