@@ -32,6 +32,9 @@ PINNED := $(patsubst transformers==%,%,$(filter transformers==%,$(file < constra
 # What leans on transformers: the model, what saves and loads it, its pipeline, users' scripts, a training with a resume.
 RELEASE_TESTS := $(patsubst %,tests/test_%.py,model model_modes model_start model_inputs model_folder published \
 	pipeline saved_by_others users_scripts training_releases)
+# Of the releases between the first and the last, unless SLOW=1: loading and training.
+BETWEEN := 5.0.0 5.10.4
+BETWEEN_TESTS := $(patsubst %,tests/test_%.py,model model_folder saved_by_others training_releases)
 SLOW ?=
 RELEASE_PYTHON = env HF_HOME="$(CURDIR)/.releases/$*/cache" HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 \
 	PYTHONDONTWRITEBYTECODE= .releases/$*/bin/python
@@ -59,7 +62,8 @@ test-releases: $(READY)
 
 $(RELEASES:%=test-%): test-%: .releases/%/.ready
 	$(RELEASE_PYTHON) -m pytest -q -m "not heavy$(if $(SLOW),, and not slow)" -p no:cacheprovider \
-		--junitxml=.releases/$*/tests.xml tests/release_logits.py $(if $(filter $(PINNED),$*),,$(RELEASE_TESTS))
+		--junitxml=.releases/$*/tests.xml tests/release_logits.py $(if $(filter $(PINNED),$*),,\
+		$(if $(SLOW),$(RELEASE_TESTS),$(if $(filter $(BETWEEN),$*),$(BETWEEN_TESTS),$(RELEASE_TESTS))))
 
 # An environment of its own whose packages come before those of $(VENV).
 .releases/%/.ready: tests/releases/%.txt $(READY)

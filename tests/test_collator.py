@@ -185,9 +185,8 @@ MEMORY = """
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("rows", "rounds"), [(4_000, 3), pytest.param(20_000, 30, marks=pytest.mark.heavy)])
-def test_memory_does_not_grow_with_the_number_of_clips(tmp_path, make_hubert, rows, rounds):
+@pytest.mark.heavy
+def test_memory_does_not_grow_with_the_number_of_clips(tmp_path, make_hubert, rows=20_000, rounds=30):
     """20,000 rows are a table of some MB in Arrow and a permutation; a Python object a clip would be counted."""
     model, found = make_hubert(num_labels=6), {}
     for many in (200, rows):

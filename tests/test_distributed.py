@@ -180,7 +180,8 @@ def test_accelerate_launch_with_the_file_for_two_cpu_processes_trains_in_two(tmp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [(), pytest.param(("bf16",), marks=pytest.mark.heavy)])
+@pytest.mark.heavy
+@pytest.mark.parametrize("more", [("bf16",)])
 def test_fsdp2_of_an_expanded_model_follows_one_process_and_leaves_model_folders(tmp_path, more):
     """On a CPU, which accelerate must be talked into: what it cannot show is a GPU's memory and mixed precision."""
     recipe = str(write_recipe(tmp_path, use_cpu=True))

@@ -121,9 +121,9 @@ def test_nothing_heavy_is_imported_before_it_is_needed(code, absent):
 @pytest.mark.parametrize(
     "first",
     [
-        "from transformers import AutoConfig\nimport exhubert",
+        pytest.param("from transformers import AutoConfig\nimport exhubert", marks=pytest.mark.heavy),
         "from exhubert import ExHuBERTConfig",
-        "import exhubert.model_folder.load",
+        pytest.param("import exhubert.model_folder.load", marks=pytest.mark.heavy),
     ],
 )
 def test_the_auto_classes_know_the_models_of_the_package(first):

@@ -174,8 +174,10 @@ def compiles_whole():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "masked", "weighted", "output_hidden_states"),
-    [("base", False, False, True), ("large", True, True, False)],
-    ids=["post-norm, hidden states", "pre-norm, mask, weighted sum"],
+    [
+        pytest.param("base", False, False, True, marks=pytest.mark.heavy, id="post-norm, hidden states"),
+        pytest.param("large", True, True, False, id="pre-norm, mask, weighted sum"),
+    ],
 )
 def test_compiled_it_computes_the_same(compiles_whole, kind, masked, weighted, output_hidden_states):
     model = make_model(kind, **STANDARD_CNN, use_weighted_layer_sum=weighted)

@@ -160,7 +160,7 @@ def test_a_second_ctrl_c_ends_at_once():
     assert signal.getsignal(signal.SIGINT) is before
 
 
-@pytest.mark.parametrize("kind", ["lora", "ast"])
+@pytest.mark.parametrize("kind", ["lora", pytest.param("ast", marks=pytest.mark.heavy)])
 def test_a_model_that_is_not_saved_as_it_is_in_memory(folder, live, kind):
     """LoRA is merged into the weights of a checkpoint; transformers renames those of an AST as it saves them."""
     small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
