@@ -3,7 +3,7 @@
 # make test-slow      the heaviest: kills and memory in their whole form
 # make test-avx2      the numeric tests, held to what most laptops' processors can do
 # make test-releases  the model's tests, and a training, on several releases of transformers, and how far their logits
-#                     differ; SLOW=1 adds the slow ones
+#                     differ; SLOW=1 runs all on each, with the slow ones
 # make test-peers     transformers' own common tests on our classes, HuBERT's as the control
 PYTHON ?= python3
 VENV := .venv
