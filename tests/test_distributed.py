@@ -163,7 +163,7 @@ def test_gradient_checkpointing_changes_no_gradient(tmp_path, options):
         assert all(torch.allclose(got[name], gradient, rtol=0, atol=1e-6) for name, gradient in expected.items())
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_accelerate_launch_with_the_file_for_two_cpu_processes_trains_in_two(tmp_path):
     recipe = str(write_recipe(tmp_path))
     options = ["--rounds", "1", "--output", str(tmp_path / "run"), "--use_cpu"]
