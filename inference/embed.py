@@ -84,11 +84,7 @@ def run_embed(
     unfinished = path.with_name(f"{path.name}.unfinished")
 
     with locked(path):
-        done: set[str] = set()
-        for place, tables in ((path, read_parquet(path, ["file"])), (unfinished, read_parts(unfinished))):
-            for table in tables:
-                check_schema(str(place), table.schema, settings)
-                done |= {os.path.abspath(name) for name in table["file"].to_pylist() if name != STANDARD_INPUT}
+        done = files_with_rows(path, unfinished, settings)
         left = [name for name in files if os.path.abspath(as_text(name)) not in done]
         with unfinished.open("ab") as file:
 
@@ -130,6 +126,16 @@ def row_schema(settings: dict[str, Any]) -> pyarrow.Schema:
     columns = {"file": pyarrow.string(), "start": pyarrow.float64(), "end": pyarrow.float64()}
     columns["embedding"] = pyarrow.list_(pyarrow.float32())
     return pyarrow.schema(columns, metadata={SETTINGS: json.dumps(settings).encode()})
+
+
+def files_with_rows(path: Path, unfinished: Path, settings: dict[str, Any]) -> set[str]:
+    """The absolute paths of the audio files that have rows; raises ValueError as `check_schema`."""
+    done: set[str] = set()
+    for place, tables in ((path, read_parquet(path, ["file"])), (unfinished, read_parts(unfinished))):
+        for table in tables:
+            check_schema(str(place), table.schema, settings)
+            done |= {os.path.abspath(name) for name in table["file"].to_pylist() if name != STANDARD_INPUT}
+    return done
 
 
 def check_schema(output: str, schema: pyarrow.Schema, settings: dict[str, Any]) -> None:
