@@ -57,7 +57,8 @@ test-avx2: $(READY)
 test-releases: $(READY)
 	rm -f .releases/*/tests.xml
 	failed=0; \
-	$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target $(RELEASES:%=test-%) || failed=1; \
+	$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target \
+		$(patsubst %,test-%,$(filter-out $(BETWEEN),$(RELEASES)) $(BETWEEN)) || failed=1; \
 	$(BIN)/python tests/release_logits.py $(RELEASES:%=.releases/%) && exit $$failed
 
 $(RELEASES:%=test-%): test-%: .releases/%/.ready
