@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import sys
@@ -113,10 +114,8 @@ def check_arguments(output: str, layer: str) -> None:
         raise ValueError(f"{output}: embeddings are written to .parquet{numpy}")
     if layer not in ("last", "weighted") and not layer.isdecimal():
         raise ValueError(f"--layer is {layer!r}; it must be last, weighted or a number from 0")
-    try:
-        import pyarrow  # noqa: F401
-    except ImportError as error:
-        raise ImportError("parquet needs pyarrow: pip install pyarrow") from error
+    if importlib.util.find_spec("pyarrow") is None:
+        raise ImportError("parquet needs pyarrow: pip install pyarrow")
 
 
 def row_schema(settings: dict[str, Any]) -> pyarrow.Schema:
