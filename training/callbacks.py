@@ -107,7 +107,9 @@ class RoundProgress(ProgressCallback):
         elif logs and "loss" in logs:
             self.last["loss"] = logs["loss"]
         shown = {name: self.last[name] for name in ("loss", "average") if name in self.last}
-        self.training_bar.set_postfix({"UAR" if name == "average" else name: f"{v:.3f}" for name, v in shown.items()})
+        self.training_bar.set_postfix(
+            {"UAR" if name == "average" else name: f"{v:.3f}" for name, v in shown.items()}, refresh=False
+        )
         if "average" in uars:
             known = [name for name in (*self.corpora, "average") if name in self.last]  # over one class there is none
             scores = ", ".join(f"{name} {100 * self.last[name]:.1f}" for name in known)
