@@ -27,6 +27,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from torch.nn.utils import parametrize
+from torch.overrides import TorchFunctionMode
 from transformers import (
     AutoConfig,
     AutoFeatureExtractor,
@@ -36,10 +37,13 @@ from transformers import (
     HubertForSequenceClassification,
     HubertModel,
 )
+from transformers.activations import GELUActivation
 from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput
 from transformers.models.hubert.modeling_hubert import (
+    HubertAttention,
     HubertEncoderLayer,
     HubertEncoderLayerStableLayerNorm,
+    HubertFeatureEncoder,
     HubertPreTrainedModel,
     _compute_mask_indices,
 )
@@ -125,6 +129,31 @@ class ExHuBERTPreTrainedModel(HubertPreTrainedModel):
     def freeze_feature_encoder(self) -> None:
         """Freezes the CNN feature encoder (paper, section 4.1); it is then computed without a graph."""
         self.base_model.feature_extractor._freeze_parameters()
+
+    def set_fast_path(self, enabled: bool = True) -> None:
+        """Computes the same faster, in float32 on the CPU; elsewhere nothing changes. Not saved with the model.
+
+        Matrix products are oneDNN's instead of MKL's. A frozen CNN is computed channels last, so that its convolutions
+        are matrix products without copies. Logits differ by less than 1e-5. In training, dropout draws four of its
+        decisions from one random number, and keeps a byte of each; from the same seed it draws others.
+        """
+        for module in self.modules():
+            for plain, fast in FAST_PATH.items():
+                if type(module) is (plain if enabled else fast):
+                    module.__class__ = fast if enabled else plain
+
+    def compile_layers(self, **kwargs: Any) -> None:
+        """Compiles the encoder layers: one graph for the originals and one for the copies, whatever their number.
+
+        Shapes are static: an input of another batch size or length is compiled anew. Attentions are not returned any
+        more. Not saved with the model, and not undone.
+
+        Args:
+            kwargs: for `torch.compile`, such as `mode`.
+        """
+        for layer in self.base_model.encoder.layers:
+            layer.attention._forward_hooks.clear()  # which would collect attentions, and cannot be compiled
+            layer.forward = torch.compile(layer.forward, **{"fullgraph": True, "dynamic": False, **kwargs})
 
     def print_trainable_parameters(self) -> None:
         """Prints how many parameters are trained, of how many; a method of the published model."""
@@ -301,6 +330,9 @@ class ExHuBERTModel(ExHuBERTPreTrainedModel, HubertModel):
             kwargs: what clients of text models pass without having it: `input_ids=None`, `inputs_embeds=None`,
                 `num_items_in_batch`.
 
+        On a GPU nothing waits for it: the values of input, mask and labels are checked on the CPU only. SpecAugment
+        draws on the CPU, and needs the mask's lengths there; `mask_time_indices` spares that.
+
         Returns:
             `last_hidden_state` `(batch, frames, hidden_size)`; `hidden_states`, if asked for, one tensor more
             than there are layers: the first layer's input, then the state after each layer, the last one being
@@ -339,6 +371,24 @@ class ExHuBERTModel(ExHuBERTPreTrainedModel, HubertModel):
         if outputs.hidden_states is not None:
             outputs.hidden_states = (*outputs.hidden_states[:-1], outputs.last_hidden_state)
         return outputs if return_dict else outputs.to_tuple()
+
+    def _mask_hidden_states(
+        self, hidden_states: torch.Tensor, mask_time_indices: torch.Tensor | None = None, **kwargs: Any
+    ) -> torch.Tensor:
+        # HubertModel assigns by a boolean mask, which reads the mask from the device.
+        if mask_time_indices is not None and self.config.apply_spec_augment:
+            shape, needed = tuple(mask_time_indices.shape), tuple(hidden_states.shape[:2])
+            if shape != needed or mask_time_indices.dtype != torch.bool:
+                given = f"{mask_time_indices.dtype} of shape {shape}"
+                raise ValueError(f"mask_time_indices is {given}; torch.bool of shape {needed}, a frame each, is needed")
+            vector = self.masked_spec_embed.to(hidden_states.dtype)
+            hidden_states = torch.where(mask_time_indices[..., None], vector, hidden_states)
+        if not (self.training and self.config.apply_spec_augment and self.config.mask_feature_prob > 0):
+            return hidden_states
+        batch, _, features = hidden_states.shape
+        length, least = self.config.mask_feature_length, self.config.mask_feature_min_masks
+        drawn = _compute_mask_indices((batch, features), self.config.mask_feature_prob, length, min_masks=least)
+        return hidden_states.masked_fill(torch.from_numpy(drawn)[:, None].to(hidden_states.device), 0.0)
 
     def _check_kernels(self, device: torch.device) -> None:
         """Refuses what torch is known to compute wrongly, and silently, on some processors."""
@@ -416,13 +466,14 @@ class ExHuBERTForSequenceClassification(ExHuBERTPreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         labels: torch.Tensor | None = None,
+        mask_time_indices: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> SequenceClassifierOutput | tuple[torch.Tensor, ...]:
         """Classifies audio.
 
         Args:
-            input_values, attention_mask, output_attentions, output_hidden_states, return_dict, kwargs: as in
-                [`ExHuBERTModel`].
+            input_values, attention_mask, output_attentions, output_hidden_states, return_dict, mask_time_indices,
+                kwargs: as in [`ExHuBERTModel`].
             labels: class indices `(batch,)` or `(batch, 1)` for cross-entropy, -100 leaving a clip out; with
                 `problem_type="regression"` targets `(batch, num_labels)` for the mean squared error.
 
@@ -440,6 +491,7 @@ class ExHuBERTForSequenceClassification(ExHuBERTPreTrainedModel):
         outputs = self.hubert(
             input_values,
             attention_mask=attention_mask,
+            mask_time_indices=mask_time_indices,
             output_attentions=self.config.output_attentions if output_attentions is None else output_attentions,
             output_hidden_states=output_hidden_states or self.config.use_weighted_layer_sum,
             return_dict=True,
@@ -483,7 +535,7 @@ class ExHuBERTForSequenceClassification(ExHuBERTPreTrainedModel):
             return outputs.last_hidden_state
         states = outputs.hidden_states
         weights: torch.Tensor = self.layer_weights
-        if not torch.compiler.is_compiling():
+        if not (self.training or torch.compiler.is_compiling()):
             # Summing zeros would change the order of the additions, and the last bit of the result with it.
             kept = [index for index, weight in enumerate(weights.tolist()) if weight > LEFT_OUT / 2]
             states, weights = tuple(states[index] for index in kept), weights[kept]
@@ -509,7 +561,7 @@ class ExHuBERTForSequenceClassification(ExHuBERTPreTrainedModel):
         if shape != (batch,):
             raise ValueError(f"labels has shape {shape}; one class index for each clip is needed, {(batch,)}")
         labels = labels.long()
-        wrong = labels[(labels != -100) & ((labels < 0) | (labels >= classes))]
+        wrong = labels[(labels != -100) & ((labels < 0) | (labels >= classes))] if labels.device.type == "cpu" else ()
         if len(wrong):
             known = f"the classes are 0 to {classes - 1} (-100 leaves a clip out)"
             raise ValueError(f"labels holds {int(wrong[0])}; {known}")
@@ -639,14 +691,16 @@ def _check_input(input_values: torch.Tensor, attention_mask: torch.Tensor | None
     needed, _ = _frame_samples(config)
     if shape[1] < needed:
         raise ValueError(f"input_values has {shape[1]} samples; at least {needed} are needed (16 kHz)")
+    if attention_mask is not None and tuple(attention_mask.shape) != shape:
+        raise ValueError(
+            f"attention_mask has shape {tuple(attention_mask.shape)}; that of input_values is needed: {shape}"
+        )
+    if input_values.device.type != "cpu":  # each look at a value would wait for the device
+        return
     if not bool(torch.isfinite(input_values).all()):
         raise ValueError("input_values holds NaN or infinite samples; remove or repair such audio first")
     if attention_mask is None:
         return
-    if tuple(attention_mask.shape) != shape:
-        raise ValueError(
-            f"attention_mask has shape {tuple(attention_mask.shape)}; that of input_values is needed: {shape}"
-        )
     if not bool(((attention_mask == 0) | (attention_mask == 1)).all()):
         raise ValueError("attention_mask holds other values than 1, for samples, and 0, for padding")
     mask = attention_mask.long()
@@ -700,6 +754,185 @@ def _draw_time_mask(
         min_masks=config.mask_time_min_masks,
     )
     return (torch.from_numpy(drawn) & valid).to(input_values.device)
+
+
+class FastFeatureEncoder(HubertFeatureEncoder):
+    """HuBERT's CNN, clip by clip and channels last, where no gradient is needed."""
+
+    def forward(self, input_values: torch.Tensor) -> torch.Tensor:
+        trained = torch.is_grad_enabled() and next(self.parameters()).requires_grad
+        if trained or not _in_plain_float32(input_values):
+            return super().forward(input_values)
+        with torch.no_grad():
+            return torch.stack([self.encode_clip(clip) for clip in input_values]).transpose(1, 2)
+
+    def encode_clip(self, samples: torch.Tensor) -> torch.Tensor:
+        """`(samples,)` to `(frames, channels)`."""
+        hidden = samples[:, None]
+        for layer in self.conv_layers:
+            hidden = convolve_channels_last(hidden, layer.conv)
+            norm = getattr(layer, "layer_norm", None)
+            if isinstance(norm, nn.GroupNorm):  # of HuBERT Base's first layer, a group a channel
+                variance, mean = torch.var_mean(hidden, dim=0, correction=0)
+                scale = norm.weight * torch.rsqrt(variance + norm.eps)
+                hidden = torch.addcmul(norm.bias - mean * scale, hidden, scale)
+            elif norm is not None:
+                hidden = norm(hidden)
+            in_place = isinstance(layer.activation, GELUActivation) and layer.activation.act is nn.functional.gelu
+            hidden = torch.ops.aten.gelu_(hidden) if in_place else layer.activation(hidden)
+        return hidden
+
+
+def convolve_channels_last(hidden: torch.Tensor, conv: nn.Conv1d) -> torch.Tensor:
+    """Convolves `(time, channels)`: a product for each `stride` taps, its rows the windows of the input as they lie."""
+    (kernel,), (stride,), channels = conv.kernel_size, conv.stride, conv.in_channels
+    frames = (len(hidden) - kernel) // stride + 1
+    if channels == 1:
+        return nn.functional.linear(hidden.as_strided((frames, kernel), (stride, 1)), conv.weight[:, 0], conv.bias)
+    products = []
+    for tap in range(0, kernel, stride):
+        taps = conv.weight[:, :, tap : tap + stride].transpose(1, 2).flatten(1)
+        begin = hidden.storage_offset() + tap * channels
+        windows = hidden.as_strided((frames, taps.shape[1]), (stride * channels, 1), begin)
+        products.append(_onednn_linear(windows, taps, None if products else conv.bias))
+    return functools.reduce(torch.Tensor.add_, products)
+
+
+class FastLinear(nn.Linear):
+    """A linear layer computed by oneDNN, on some processors twice as fast as what torch takes by itself (MKL)."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if not _in_plain_float32(input):
+            return super().forward(input)
+        if torch.is_grad_enabled():
+            return _Linear.apply(input, self.weight, self.bias)
+        return _onednn_linear(input, self.weight, self.bias)
+
+
+class FastZeroLinear(FastLinear, ZeroLinear):
+    """[`FastLinear`] at the end of a copy."""
+
+
+class FastIdentityLinear(FastLinear, IdentityLinear):
+    """[`FastLinear`] at the end of a gated original."""
+
+
+class FastDropout(nn.Dropout):
+    """Dropout of which a byte a value is kept for the backward pass."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if not self.training or not 0 < self.p < 1 or self.inplace or not _in_plain_float32(input):
+            return super().forward(input)
+        return _Dropout.apply(input, self.p)
+
+
+class FastAttention(HubertAttention):
+    """Attention whose dropout in training is `FastDropout`'s."""
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if not self.training or not _in_plain_float32(hidden_states):
+            return super().forward(hidden_states, *args, **kwargs)
+        with _AttentionMode():
+            return super().forward(hidden_states, *args, **kwargs)
+
+
+class _AttentionMode(TorchFunctionMode):
+    """Takes the place of torch's attention where that has dropout and no mask: on the CPU it is not fused then."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        p = kwargs.get("dropout_p", 0.0)
+        if func is not nn.functional.scaled_dot_product_attention or not 0 < p < 1:
+            return func(*args, **kwargs)
+        if len(args) != 3 or kwargs.get("attn_mask") is not None or kwargs.get("is_causal") or "scale" not in kwargs:
+            return func(*args, **kwargs)
+        return _AttentionWithDropout.apply(*args, kwargs["scale"], p)
+
+
+def _onednn_linear(values: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """`values @ weight.T + bias` of float32, any strides."""
+    if not HAS_ONEDNN_LINEAR:
+        return nn.functional.linear(values, weight, bias)
+    result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(values, weight, bias, "none", [], "")
+    return result
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        of_values, of_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(values if of_weight else None, weight if of_values else None)
+        return _onednn_linear(values, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (values, weight), (of_values, of_weight, of_bias) = ctx.saved_tensors, ctx.needs_input_grad
+        rows = gradient.reshape(-1, gradient.shape[-1])
+        return (
+            _onednn_linear(gradient, weight.t()) if of_values else None,
+            _onednn_linear(rows.t(), values.reshape(-1, values.shape[-1]).t()) if of_weight else None,
+            rows.sum(dim=0) if of_bias else None,
+        )
+
+
+class _Dropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor, p: float) -> torch.Tensor:
+        kept, ctx.scale = _draw_kept(values.shape, p)
+        ctx.save_for_backward(kept)
+        return torch.where(kept, values, 0.0).mul_(ctx.scale)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (kept,) = ctx.saved_tensors
+        return torch.where(kept, gradient, 0.0).mul_(ctx.scale), None
+
+
+class _AttentionWithDropout(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, p: float
+    ) -> torch.Tensor:
+        shares = torch.softmax(torch.matmul(query, key.transpose(2, 3)).mul_(scaling), dim=-1)
+        kept, ctx.scale = _draw_kept(shares.shape, p)
+        ctx.scaling = scaling
+        ctx.save_for_backward(query, key, value, shares, kept)
+        return torch.matmul(torch.where(kept, shares, 0.0).mul_(ctx.scale), value)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        query, key, value, shares, kept = ctx.saved_tensors
+        dropped = torch.where(kept, shares, 0.0).mul_(ctx.scale)
+        of_value = torch.matmul(dropped.transpose(2, 3), gradient)
+        of_shares = torch.where(kept, torch.matmul(gradient, value.transpose(2, 3)), 0.0).mul_(ctx.scale)
+        of_scores = (of_shares - (of_shares * shares).sum(dim=-1, keepdim=True)).mul_(shares).mul_(ctx.scaling)
+        return torch.matmul(of_scores, key), torch.matmul(of_scores.transpose(2, 3), query), of_value, None, None
+
+
+def _draw_kept(shape: torch.Size, p: float) -> tuple[torch.Tensor, float]:
+    """What dropout keeps, boolean, and what that is multiplied by; `p` is rounded to a 65,536th."""
+    count, dropped = shape.numel(), round(p * 2**16)
+    words = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)
+    return (words.view(torch.int16)[:count] >= dropped - 2**15).view(shape), 2**16 / (2**16 - dropped)
+
+
+def _in_plain_float32(values: torch.Tensor) -> bool:
+    """Whether values are float32 on the CPU, and computed with as they are: not traced, compiled or cast."""
+    if values.device.type != "cpu" or values.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+        return False
+    return not (torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export())
+
+
+# What torch's compiler calls on CPUs; there is no public name for it on plain tensors.
+HAS_ONEDNN_LINEAR = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+FAST_PATH: dict[type[nn.Module], type[nn.Module]] = {
+    HubertFeatureEncoder: FastFeatureEncoder,
+    HubertAttention: FastAttention,
+    nn.Dropout: FastDropout,
+    nn.Linear: FastLinear,
+    ZeroLinear: FastZeroLinear,
+    IdentityLinear: FastIdentityLinear,
+}
 
 
 ExHuBERTModel.register_for_auto_class("AutoModel")
