@@ -893,20 +893,25 @@ class _AttentionWithDropout(torch.autograd.Function):
     def forward(
         ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, p: float
     ) -> torch.Tensor:
-        shares = torch.softmax(torch.matmul(query, key.transpose(2, 3)).mul_(scaling), dim=-1)
+        shares = _attention_shares(query, key, scaling)
         kept, ctx.scale = _draw_kept(shares.shape, p)
         ctx.scaling = scaling
-        ctx.save_for_backward(query, key, value, shares, kept)
+        ctx.save_for_backward(query, key, value, kept)  # not the shares: the largest, and soon computed again
         return torch.matmul(torch.where(kept, shares, 0.0).mul_(ctx.scale), value)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        query, key, value, shares, kept = ctx.saved_tensors
+        query, key, value, kept = ctx.saved_tensors
+        shares = _attention_shares(query, key, ctx.scaling)
         dropped = torch.where(kept, shares, 0.0).mul_(ctx.scale)
         of_value = torch.matmul(dropped.transpose(2, 3), gradient)
         of_shares = torch.where(kept, torch.matmul(gradient, value.transpose(2, 3)), 0.0).mul_(ctx.scale)
         of_scores = (of_shares - (of_shares * shares).sum(dim=-1, keepdim=True)).mul_(shares).mul_(ctx.scaling)
         return torch.matmul(of_scores, key), torch.matmul(of_scores.transpose(2, 3), query), of_value, None, None
+
+
+def _attention_shares(query: torch.Tensor, key: torch.Tensor, scaling: float) -> torch.Tensor:
+    return torch.softmax(torch.matmul(query, key.transpose(2, 3)).mul_(scaling), dim=-1)
 
 
 def _draw_kept(shape: torch.Size, p: float) -> tuple[torch.Tensor, float]:
