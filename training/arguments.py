@@ -405,8 +405,8 @@ def resolved(recipe: Recipe, training: TrainingArguments) -> dict[str, Any]:
             and plain
             and spec.name not in DERIVED
             and spec.name not in ("use_cpu", "activation_checkpointing")  # the latter is gradient_checkpointing
+            and (spec.name in (*TRAINING_DEFAULTS, "save_steps") or value not in (spec.default, []))
             and not (spec.name == "save_steps" and recipe.save_minutes)  # read again, it would take its place
-            and (spec.name in TRAINING_DEFAULTS or value not in (spec.default, []))
         ):
             kept[spec.name] = value
     return asdict(recipe) | {"training": kept}
