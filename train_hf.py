@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas
+import torch
 from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedModel, TrainingArguments, set_seed
 
+from exhubert.configuration_exhubert import ExHuBERTConfig
 from exhubert.corpora.load import class_notices, load_corpora, one_class_notices
 from exhubert.corpora.splits import SPLITS
 from exhubert.evaluation.predictions import classify, predictions_table
@@ -35,6 +37,7 @@ from exhubert.training.collator import AudioCollator
 from exhubert.training.interruption import Interrupted
 from exhubert.training.losses import build_loss
 from exhubert.training.models import load_model, parts_table
+from exhubert.training.notices import check_disk, launch_notices, resume_notices
 from exhubert.training.round_robin import MultiCorpus, RoundRobinSampler
 from exhubert.training.trainer import RoundRobinTrainer
 from exhubert.utils.command import quiet_transformers, run_with_one_line_errors
@@ -54,6 +57,8 @@ def train(recipe: Recipe, training: TrainingArguments, resume: bool, trust_remot
     """Runs the stages: corpora, model, trainer, training, test, saving. Returns the exit code."""
     main_process = training.process_index == 0
     say: Callable[[str], None] = print if main_process else lambda message: None
+    for notice in launch_notices(recipe, training):
+        say(notice)
     settings = resolved(recipe, training)
     pushing, training.push_to_hub = training.push_to_hub, False  # `Trainer` would upload its checkpoints
     target = (training.hub_model_id, training.hub_private_repo, training.hub_revision)
@@ -85,12 +90,8 @@ def train(recipe: Recipe, training: TrainingArguments, resume: bool, trust_remot
     clips = run_folder.clips_of(corpora)
     if checkpoint:
         run_folder.check_clips(recipe.output, clips)
-        say(f"going on from {checkpoint}")
-        before = max(1, len(list(Path(checkpoint).glob("rng_state_*.pth"))))  # one for each of several processes
-        if before != training.world_size:
-            say(f"it was saved by {before} processes: the batches stay as they were, dropout's random numbers do not")
-    elif resume:
-        say("there is no checkpoint yet: starting from the beginning")
+    for notice in resume_notices(checkpoint, resume, training.world_size):
+        say(notice)
 
     set_seed(training.seed)
     model = build_model(recipe, class_names, say, trust_remote_code)
@@ -99,6 +100,7 @@ def train(recipe: Recipe, training: TrainingArguments, resume: bool, trust_remot
     extractor = make_feature_extractor(model.config, recipe.window_seconds)
     for notice in class_notices(corpora, class_names):
         say(notice)
+    say(check_disk(recipe.output, training, parameters))
     trainer = build_trainer(recipe, training, model, extractor, corpora, say)
     if main_process:
         run_folder.write_settings(recipe.output, settings, clips, training.seed, corpus_facts(corpora))
@@ -110,6 +112,7 @@ def train(recipe: Recipe, training: TrainingArguments, resume: bool, trust_remot
     try:
         with trainer.signals:
             trainer.train(resume_from_checkpoint=checkpoint)
+            say(f"{100 * trainer.data_wait():.0f} % of the time of the updates went by waiting for data")
             say("evaluating on the test splits")
             batch = training.per_device_eval_batch_size
             logits, clip_of_window = classify(trainer.model, extractor, test, batch, in_step=trainer.in_step)
@@ -169,10 +172,18 @@ def build_trainer(
         training.seed,
         proportional=recipe.sampling == "proportional",
     )
+    mixed = training.bf16 or training.fp16
+    if mixed and training.device.type == "cuda" and training.tf32 is None:  # what is left in float32
+        torch.set_float32_matmul_precision("high")
+    if recipe.fast_path and not mixed and training.device.type == "cpu" and hasattr(model, "set_fast_path"):
+        model.set_fast_path(True)
+    config: Any = model.config
+    masks = config.model_type == ExHuBERTConfig.model_type and config.apply_spec_augment and config.mask_time_prob > 0
     return RoundRobinTrainer(
         sampler=sampler,
-        collator=AudioCollator(extractor, recipe.crop, augment),
+        collator=AudioCollator(extractor, recipe.crop, augment, config if masks else None),
         log_directory=Path(recipe.output) / "logs",
+        save_minutes=recipe.save_minutes if training.save_strategy == "steps" else 0.0,
         model=model,
         args=training,
         train_dataset=MultiCorpus(list(train.values()), training.seed, targets),

@@ -194,9 +194,12 @@ def train_and_record(
     assert trainer.args.world_size == trainer.accelerator.num_processes == processes
     if "ACCELERATE_USE_FSDP" in os.environ:
         assert all(isinstance(weight, DTensor) for weight in trainer.model.parameters())
+        policy = trainer.accelerator.state.fsdp_plugin.mixed_precision_policy
+        assert policy is None or policy.reduce_dtype == torch.float32
     elif processes > 1:
         assert isinstance(trainer.model_wrapped, DistributedDataParallel)
         assert not trainer.model_wrapped.find_unused_parameters
+        assert trainer.model_wrapped.gradient_as_bucket_view
     return {
         "draws": trainer.train_dataset.draws,
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],

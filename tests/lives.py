@@ -32,7 +32,7 @@ from exhubert.utils.command import quiet_transformers, run_with_one_line_errors
 
 PATIENCE_SECONDS = 240  # for a life that takes two on an idle machine
 UPDATES = 12
-NOT_COMPARED = ("_runtime", "_per_second", "epoch")  # the clock's, and the share of all rounds
+NOT_COMPARED = ("_runtime", "_per_second", "data_wait", "epoch")  # the clock's, and the share of all rounds
 
 
 class Life(NamedTuple):
@@ -56,7 +56,7 @@ def write_run(directory: Path) -> Path:
         "rounds": UPDATES // 2,
         "batch_size": 4,
         "window_seconds": 0.5,
-        "training": {"learning_rate": 5.0e-3, "eval_steps": 2, "report_to": "none", "use_cpu": True},
+        "training": {"learning_rate": 5.0e-3, "eval_steps": 2, "save_steps": 2, "report_to": "none", "use_cpu": True},
     }
     (directory / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     return directory / "recipe.yaml"
@@ -207,11 +207,11 @@ def count_moments(arguments: list[str], fatal: int | None = None) -> None:
 
 
 def signal_in_update(arguments: list[str], update: int, number: int, group: bool = False, rank: str = "") -> None:
-    """Sends a signal, to the process or to its group, when the gradients of an update are there."""
+    """Sends a signal, to the process or to its group, when an update is done."""
     check_update = RoundRobinTrainer.check_update
 
     def signalled(self: RoundRobinTrainer) -> None:
-        if self.state.global_step == update - 1 and os.environ.get("RANK", "") == rank:
+        if self.state.global_step == update and os.environ.get("RANK", "") == rank:
             (os.killpg if group else os.kill)(os.getpid(), number)
         check_update(self)
 
@@ -287,7 +287,7 @@ def spoil_clips(arguments: list[str], names: Sequence[str], update: int = 1) -> 
     def counted(self: RoundRobinTrainer) -> None:
         nonlocal updates
         check_update(self)
-        updates = self.state.global_step + 1
+        updates = self.state.global_step
 
     def spoilt(self: AudioCollator, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         batch = collate(self, rows)

@@ -130,8 +130,21 @@ def test_what_would_silently_go_wrong_is_refused(write_keys, changes, message):
 def test_checkpoints_may_be_closer_than_evaluations(write_keys):
     training = parse([write_keys(training={"save_steps": 3, "eval_steps": 8})])[1]
     assert (training.save_steps, training.eval_steps, training.load_best_model_at_end) == (3, 8, True)
-    long = parse([write_keys(rounds=100_000)])[1]
-    assert (long.save_steps, long.eval_steps) == (500, 20_000)
+
+
+def test_checkpoints_go_by_time_unless_updates_are_given(write_keys, tmp_path):
+    """And a resolved recipe, which has all defaults, says the same again."""
+    for options, minutes, steps in (
+        ([], 15.0, 200_000),
+        (["--save_minutes", "2.5"], 2.5, 200_000),
+        (["--save_steps", "500"], 0.0, 500),
+        (["--save_minutes", "0"], 0.0, 20_000),
+    ):
+        recipe, training, _ = parse([write_keys(rounds=100_000), *options])
+        for _ in range(2):
+            assert (recipe.save_minutes, training.save_steps, training.eval_steps) == (minutes, steps, 20_000)
+            (tmp_path / "again.yaml").write_text(yaml.safe_dump(resolved(recipe, training)))
+            recipe, training, _ = parse([str(tmp_path / "again.yaml")])
 
 
 def test_the_best_model_by_a_loss_is_the_one_with_the_lowest(write_keys):

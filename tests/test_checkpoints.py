@@ -178,6 +178,34 @@ def test_a_nan_loss_names_update_corpus_and_files(folder, tmp_path, capsys):
     assert sorted(path.name for path in checkpoints.iterdir()) == ["checkpoint-2", "checkpoint-4"]
 
 
+def test_a_loss_that_is_looked_at_later_is_named_by_its_own_update(folder, tmp_path, capsys):
+    """Where nothing is logged, evaluated or saved, ten losses are read together; those that follow a NaN are NaN."""
+    spoil_clips([], [f"audio/{speaker}_joy_{take}.wav" for speaker in "efg" for take in range(2)], 6)
+    never = [
+        "--eval_strategy",
+        "no",
+        "--load_best_model_at_end",
+        "false",
+        "--save_steps",
+        "99",
+        "--logging_steps",
+        "99",
+    ]
+    seen = []
+    check_losses = RoundRobinTrainer.check_losses
+
+    def counted(self: RoundRobinTrainer) -> None:
+        seen.append(self.state.global_step)
+        check_losses(self)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(RoundRobinTrainer, "check_losses", counted)
+        line = refused(capsys, train_hf.main, folder / "recipe.yaml", "--output", tmp_path / "run", *never)
+    assert seen == [10]
+    assert line.startswith("error: the loss is nan at update 6, on clips of second: audio/")
+    assert line.endswith("there is no checkpoint yet")
+
+
 def test_no_checkpoint_has_weights_that_are_no_numbers(folder, tmp_path, capsys):
     """The loss of the update is fine; what it makes of the weights is not, and the next loss comes after the save."""
     options = ["--output", tmp_path / "run", "--learning_rate", "1e39", "--eval_steps", "1"]

@@ -19,6 +19,7 @@ import yaml
 from torch.utils.data import BatchSampler, DataLoader
 from transformers import WhisperConfig
 
+from exhubert import ExHuBERTConfig
 from exhubert.audio_exhubert import ExHuBERTFeatureExtractor, prepare_input, read_audio
 from exhubert.corpora.load import load_corpora
 from exhubert.model_folder.load import make_feature_extractor
@@ -118,6 +119,25 @@ def test_a_collator_gives_each_model_its_input(ramp):
     assert "input_values" not in batch
 
 
+def test_the_mask_of_time_follows_from_the_draw_alone(ramp):
+    """Not from the batch, nor from everybody's random numbers, which go on as before; evaluation has none."""
+    config = ExHuBERTConfig(mask_time_prob=0.3, mask_time_length=5)
+    collator = AudioCollator(ExHuBERTFeatureExtractor(1.0), time_mask=config)
+    rows = [MultiCorpus([[ramp]])[Draw(0, pass_, 0)] for pass_ in range(6)]
+    np.random.seed(5)
+    expected = np.random.random()
+    np.random.seed(5)
+    together = collator(rows)["mask_time_indices"]
+    assert np.random.random() == expected
+    apart = [collator([row])["mask_time_indices"] for row in reversed(rows)][::-1]
+    assert torch.equal(together, torch.cat(apart))
+    assert (together.dtype, tuple(together.shape)) == (torch.bool, (6, 49))  # as many frames as HuBERT makes of 1 s
+    assert len({mask.numpy().tobytes() for mask in together}) == 6
+    assert 0.1 < together.float().mean() < 0.4
+    assert "mask_time_indices" not in collator([ramp])
+    assert "mask_time_indices" not in AudioCollator(ExHuBERTFeatureExtractor(1.0))(rows)
+
+
 @pytest.mark.parametrize("augmented", [False, True])
 def test_workers_make_the_same_batches(make_corpus, augmented):
     """Crops and augmentation do not depend on which process makes a batch, nor on what it made before."""
@@ -138,8 +158,9 @@ def test_workers_make_the_same_batches(make_corpus, augmented):
     assert len(batches[0]) == 6
     for alone, shared in zip(batches[0], batches[2], strict=True):
         assert set(alone) == {"input_values", "labels", "draws"}
-        assert all(torch.equal(alone[key], shared[key]) for key in alone)
-    assert [tuple(draw) for batch in batches[0] for draw in batch["draws"].tolist()] == list(sampler)
+        assert alone["draws"] == shared["draws"]
+        assert all(torch.equal(alone[key], shared[key]) for key in ("input_values", "labels"))
+    assert [draw for batch in batches[0] for draw in batch["draws"]] == list(sampler)
 
 
 MEMORY = """

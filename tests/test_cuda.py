@@ -47,10 +47,10 @@ def train(folder, device, runs, processes=1):
 @pytest.fixture(scope="module", params=DEVICES)
 def records(request, tmp_path_factory):
     """The device, and what was recorded of a run in each precision, and of one that was left and resumed."""
-    fused = ["--optim", "adamw_torch_fused"]
+    fused, whole = ["--optim", "adamw_torch_fused"], ["--bf16", "false"]
     runs = {
-        "float32": ("float32", ["--optim", "adamw_torch"], None),
-        "fused": ("fused", fused, None),
+        "float32": ("float32", ["--optim", "adamw_torch", *whole], None),
+        "fused": ("fused", [*fused, *whole], None),
         "bf16": ("bf16", ["--bf16", *fused], None),
         "left": ("left", ["--bf16", *fused], STOPPED_AFTER),
         "resumed": ("left", ["--bf16", *fused, "--resume"], None),
@@ -91,7 +91,7 @@ def test_processes_over_nccl_follow_one_gpu_with_the_whole_batch(tmp_path, monke
     for processes in (1, 4 if GPUS >= 4 else 2):
         folder = tmp_path / f"{processes}"
         folder.mkdir()
-        found.append(train(folder, "cuda", {"run": ("run", [], None)}, processes)["run"])
+        found.append(train(folder, "cuda", {"run": ("run", ["--bf16", "false"], None)}, processes)["run"])
     one, many = found
     assert many["losses"] == pytest.approx(one["losses"], rel=0, abs=1e-4)
     for expected, got in zip(one["gradients"], many["gradients"], strict=True):

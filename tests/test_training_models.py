@@ -313,7 +313,7 @@ def test_a_lora_run_is_resumed_exactly(tmp_path, make_model, make_corpus):
     corpus, source = make_corpus(takes=1, speakers=("a", "b", "c")), make_model("hubert")
     recipe = [str(ROOT / "recipes" / "baselines" / "lora.yaml"), "--model", str(source), "--corpora", str(corpus)]
     fast = ["--rounds", "4", "--batch_size", "2", "--window_seconds", "0.5", "--report_to", "none"]
-    fixed = ["--eval_steps", "2", "--load_best_model_at_end", "false", "--learning_rate", "0.01"]
+    fixed = ["--eval_steps", "2", "--save_steps", "2", "--load_best_model_at_end", "false", "--learning_rate", "0.01"]
     for run in ("whole", "halves"):
         train_hf.main([*recipe, *fast, *fixed, "--output", str(tmp_path / run)])
     (tmp_path / "halves" / "checkpoints" / "checkpoint-4").rename(tmp_path / "gone")

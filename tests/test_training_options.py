@@ -159,7 +159,7 @@ def test_an_update_a_round_learns_from_all_its_batches(train):
 def test_early_stopping_counts_evaluations_without_a_better_average(train, tmp_path):
     """With a learning rate of 0 no evaluation after the first is better; an interruption does not reset the count."""
     watched = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 1, "learning_rate": 0.0}
-    watched |= {"save_total_limit": 9, "load_best_model_at_end": True}
+    watched |= {"save_steps": 1, "save_total_limit": 9, "load_best_model_at_end": True}
     stopped = train(callbacks=[EarlyStopping(2)], training=watched, early_stopping=2, rounds=9)
     assert stopped.state.global_step == 3
     evaluations = [entry for entry in stopped.state.log_history if "eval_average_uar" in entry]

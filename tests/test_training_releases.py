@@ -49,7 +49,7 @@ def test_a_run_that_is_ended_and_resumed_ends_as_the_undisturbed_one(
     check_update = RoundRobinTrainer.check_update
 
     def signalled(trainer: RoundRobinTrainer) -> None:
-        if trainer.state.global_step == 2:
+        if trainer.state.global_step == 3:
             signal.raise_signal(signal.SIGTERM)
         check_update(trainer)
 

@@ -75,6 +75,8 @@ class Recipe:
     class_weights: str = "none"  # none or balanced: weights of the classes' losses
     soft_labels: bool = False  # train on the shares of raters' votes (votes_<word>)
     early_stopping: int = 0  # stop after so many evaluations without a better UAR
+    fast_path: bool = True  # in float32 on the CPU, a model that has a faster way of computing takes it
+    save_minutes: float = 15.0  # minutes between checkpoints; 0 or save_steps: by updates
     output: str = ""  # run folder
 
     def check(self) -> None:
@@ -98,7 +100,7 @@ class Recipe:
                 raise ValueError(f"{name} is {value}; it must be above 0, and at most {LARGEST:,}")
         if self.window_seconds < SHORTEST_WINDOW_SECONDS:
             raise ValueError(f"window_seconds is {self.window_seconds}; at least {SHORTEST_WINDOW_SECONDS} are needed")
-        for name in ("expand_copies", "early_stopping"):
+        for name in ("expand_copies", "early_stopping", "save_minutes"):
             if not 0 <= getattr(self, name) <= LARGEST:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more, and at most {LARGEST:,}")
         if self.lora:
@@ -118,9 +120,9 @@ TRAINING_DEFAULTS: dict[str, Any] = FIELDS["defaults"] | {"dataloader_pin_memory
 DERIVED: dict[str, str] = FIELDS["derived"]  # fields that follow from the recipe, and what to set instead
 WITHOUT_USE: dict[str, str] = FIELDS["without use"]  # fields that no speech model or run of ours has a use for, and why
 EVALUATIONS = 10  # over a run, unless `eval_steps` says otherwise
+MOST_WORKERS = 8  # of each process, unless `dataloader_num_workers` says otherwise
 # Of the fields about the Hub those that are used: `Trainer` would upload checkpoints, and keep a token in each.
 HUB_FIELDS = ("push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision")
-UPDATES_PER_SAVE = 500  # at most, unless `save_steps` says otherwise: what a kill can cost
 
 
 def parse(
@@ -311,6 +313,8 @@ def training_arguments(recipe: Recipe, training: dict[str, Any]) -> TrainingArgu
             raise ValueError(f"{name} is {training[name]}; a finite number is needed")
         if isinstance(training[name], int | float) and training[name] > LARGEST and name != "learning_rate":
             raise ValueError(f"{name} is {training[name]}; at most {LARGEST:,} is possible")
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        raise ValueError(f"DeepSpeed cannot be used here: {WITHOUT_USE['deepspeed']}; launch without --use_deepspeed")
     trackers = training.get("report_to") or []
     for tracker in [trackers] if isinstance(trackers, str) else trackers:
         if tracker in INTEGRATION_TO_CALLBACK and tracker not in get_available_reporting_integrations():
@@ -330,11 +334,14 @@ def training_arguments(recipe: Recipe, training: dict[str, Any]) -> TrainingArgu
         raise ValueError("early_stopping needs evaluations; leave eval_strategy out")
     if recipe.early_stopping and values["metric_for_best_model"] != TRAINING_DEFAULTS["metric_for_best_model"]:
         raise ValueError("early_stopping goes by the average UAR; leave metric_for_best_model out")
-    every = values.get("eval_steps") or max(1, steps // EVALUATIONS)  # from below 1 a share of the run
-    values["eval_steps"] = every
+    values["eval_steps"] = values.get("eval_steps") or max(1, steps // EVALUATIONS)  # from below 1 a share of the run
+    if values.get("save_steps"):
+        recipe.save_minutes = 0.0
+    else:  # at the end, and before it by time
+        values["save_steps"] = steps if recipe.save_minutes else values["eval_steps"]
     # Without it each of several processes on CPU would take itself for the only one.
     values.setdefault("use_cpu", not torch.accelerator.is_available())
-    values["save_steps"] = values.get("save_steps") or (min(every, UPDATES_PER_SAVE) if every >= 1 else every)
+    values = for_device(values)
     metric = str(values["metric_for_best_model"]).removeprefix("eval_")
     corpora = [folder_name(corpus) for corpus in recipe.corpora]
     known = [f"{name}_{score}" for name in ("average", *corpora) for score in METRICS]
@@ -371,6 +378,21 @@ def training_arguments(recipe: Recipe, training: dict[str, Any]) -> TrainingArgu
     return arguments
 
 
+def for_device(values: dict[str, Any]) -> dict[str, Any]:
+    """Training arguments with what a GPU wants where they do not say it: bfloat16, workers that decode ahead."""
+    on_gpu = torch.cuda.is_available() and not values["use_cpu"]
+    if on_gpu and not values.get("fp16"):
+        values = {"bf16": torch.cuda.is_bf16_supported(including_emulation=False)} | values
+    if on_gpu:  # a core is left to the process itself
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores //= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        values = {"dataloader_num_workers": max(1, min(MOST_WORKERS, cores - 1))} | values
+    if values.get("dataloader_num_workers"):
+        values = {"dataloader_persistent_workers": True, "dataloader_prefetch_factor": 4} | values
+    # Memory that is pinned is copied to the GPU while that computes.
+    return values | {"accelerator_config": {"non_blocking": on_gpu and values["dataloader_pin_memory"]}}
+
+
 def resolved(recipe: Recipe, training: TrainingArguments) -> dict[str, Any]:
     """The recipe with every default filled in, as it is kept beside the results."""
     kept = {}
@@ -383,7 +405,8 @@ def resolved(recipe: Recipe, training: TrainingArguments) -> dict[str, Any]:
             and plain
             and spec.name not in DERIVED
             and spec.name not in ("use_cpu", "activation_checkpointing")  # the latter is gradient_checkpointing
-            and (spec.name in TRAINING_DEFAULTS or value not in (spec.default, []))
+            and (spec.name in (*TRAINING_DEFAULTS, "save_steps") or value not in (spec.default, []))
+            and not (spec.name == "save_steps" and recipe.save_minutes)  # read again, it would take its place
         ):
             kept[spec.name] = value
     return asdict(recipe) | {"training": kept}

@@ -20,14 +20,8 @@ class Safeguards(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.begin()
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.check_update()
-
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.trainer.ending:
-            control.should_save, control.should_evaluate = True, False
-        if control.should_save or control.should_evaluate:
-            control.should_log = True  # or the losses since the last log would be lost on resuming
+        self.trainer.check_update()
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.trainer.ending:

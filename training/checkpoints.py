@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import errno
+import functools
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,12 +32,20 @@ class CheckpointTrainer(Trainer):
     """
 
     def any_process(self, *flags: bool) -> list[bool]:
-        """For each flag whether it is set on any process; all have to ask."""
+        """For each flag whether it is set on any process; all have to ask. Nobody waits for a GPU."""
         if self.args.world_size == 1:
             return list(flags)
-        together = torch.tensor(flags, dtype=torch.int32, device=self.args.device)
-        torch.distributed.all_reduce(together, torch.distributed.ReduceOp.MAX)
+        together = torch.tensor(flags, dtype=torch.int32)
+        torch.distributed.all_reduce(together, torch.distributed.ReduceOp.MAX, group=self.cpu_group)
         return together.bool().tolist()
+
+    @functools.cached_property
+    def cpu_group(self) -> Any:
+        """The processes, as a group that talks about what is in the CPUs' memory; None if the default one does."""
+        if torch.distributed.get_backend() == "gloo":
+            return None
+        patience = datetime.timedelta(seconds=self.args.ddp_timeout)
+        return torch.distributed.new_group(backend="gloo", timeout=patience)
 
     def checkpoint_path(self, update: int) -> Path:
         """Where the checkpoint after so many updates lies."""
@@ -173,8 +183,22 @@ def load_weights(model: Any, checkpoint: str) -> None:
     load_lora_parts(model, Path(checkpoint))
 
 
-def check_checkpoint(checkpoint: Path) -> None:
-    """Raises ValueError for a checkpoint without all that `Trainer` would silently do without."""
+def check_checkpoint(checkpoint: Path, sharded: bool = False) -> None:
+    """Raises ValueError for a checkpoint without all that `Trainer` would silently do without.
+
+    So for one of the other layout: of a `sharded` training (FSDP) the optimizer's state has another form.
+    """
+    with plain_errors(checkpoint):
+        names = {path.name for path in checkpoint.iterdir()}
+    of_sharded = bool(names & {"optimizer.bin", "optimizer_0"})
+    if of_sharded != sharded and (of_sharded or "optimizer.pt" in names):
+        saved, launcher = "one process, or by DDP", "python, torchrun, or accelerate launch with a file for DDP"
+        if of_sharded:
+            saved, launcher = "FSDP", "accelerate launch --config_file recipes/accelerate/fsdp2_8.yaml"
+        raise ValueError(
+            f"{checkpoint} is whole, and was saved by {saved}, whose states of the optimizer are laid out otherwise; "
+            f"go on with the launcher that the run began with: {launcher}"
+        )
     with plain_errors(checkpoint):
         state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         entries = state.log_history if isinstance(state.log_history, list) else [None]

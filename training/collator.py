@@ -10,8 +10,11 @@ import numpy as np
 import torch
 
 from exhubert.audio_exhubert import audio_seconds, extract_features, read_audio
+from exhubert.configuration_exhubert import ExHuBERTConfig
 from exhubert.corpora.readers import locate_clip
-from exhubert.training.augmentation import Augmentation
+from exhubert.modeling_exhubert import _draw_time_mask as draw_time_mask
+from exhubert.training.augmentation import Augmentation, seeded
+from exhubert.utils.command import silent_c_libraries
 
 
 @dataclass
@@ -27,23 +30,32 @@ class AudioCollator:
         extractor: the model's feature extractor, with its window as `window_seconds`.
         crop: random (the row's `crop`, 0 to 1, says where), start or center; in training.
         augment: changes the cut samples of training rows, before they are padded and normalised.
+        time_mask: the configuration of a model that takes `mask_time_indices`, which are then drawn here, for each
+            training row by its `time_mask_seed`; None for other models, which draw their own.
     """
 
     extractor: Any
     crop: str = "random"
     augment: Augmentation | None = None
+    time_mask: ExHuBERTConfig | None = None
 
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Returns the batch; of training rows with `draws` `(batch, 3)`, the corpus, pass and clip that each is."""
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Returns the batch; of training rows with `draws`, a list, which stays on the CPU when the batch leaves it."""
         inputs = [extract_features(self.samples(row), self.extractor) for row in rows]
-        batch = {self.extractor.model_input_names[0]: torch.from_numpy(np.stack(inputs))}
+        batch: dict[str, Any] = {self.extractor.model_input_names[0]: torch.from_numpy(np.stack(inputs))}
         training = "crop" in rows[0]
         if training and "target" in rows[0]:
             batch["labels"] = torch.from_numpy(np.stack([row["target"] for row in rows]))
         else:
             batch["labels"] = torch.tensor([row["labels"] for row in rows])
+        if training and self.time_mask is not None:
+            masks = []
+            for row, samples in zip(rows, inputs, strict=True):
+                with seeded(row["time_mask_seed"]):
+                    masks.append(draw_time_mask(torch.from_numpy(samples)[None], None, self.time_mask))
+            batch["mask_time_indices"] = torch.cat(masks)
         if training and "draw" in rows[0]:
-            batch["draws"] = torch.tensor([row["draw"] for row in rows])
+            batch["draws"] = [row["draw"] for row in rows]
         return batch
 
     def samples(self, row: dict[str, Any]) -> np.ndarray:
@@ -51,15 +63,16 @@ class AudioCollator:
         window_seconds: float = self.extractor.window_seconds
         training = "crop" in row
         audio, start, duration = locate_clip(row)
-        if training and self.crop != "start":
-            seconds = audio_seconds(audio) - start
-            if duration is not None:
-                seconds = min(seconds, duration)
-            spare = max(0.0, seconds - window_seconds)
-            offset = spare * (0.5 if self.crop == "center" else row["crop"])
-            start, duration = start + offset, None if duration is None else duration - offset
-        window = window_seconds if duration is None else min(duration, window_seconds)
-        samples = read_audio(audio, start, window)
+        with silent_c_libraries():
+            if training and self.crop != "start":
+                seconds = audio_seconds(audio) - start
+                if duration is not None:
+                    seconds = min(seconds, duration)
+                spare = max(0.0, seconds - window_seconds)
+                offset = spare * (0.5 if self.crop == "center" else row["crop"])
+                start, duration = start + offset, None if duration is None else duration - offset
+            window = window_seconds if duration is None else min(duration, window_seconds)
+            samples = read_audio(audio, start, window)
         if training and self.augment is not None:
             samples = self.augment(samples, row["augmentation_seed"])
         return samples

@@ -51,9 +51,10 @@ class ClassificationLoss:
                 if these are all.
         """
         logits = (outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]).float()
-        weights = None if self.class_weights is None else self.class_weights.to(logits.device)
+        if self.class_weights is not None:  # sent once, not with each batch
+            self.class_weights = self.class_weights.to(logits.device)
         total = functional.cross_entropy(
-            logits, labels, weight=weights, label_smoothing=self.label_smoothing, reduction="sum"
+            logits, labels, weight=self.class_weights, label_smoothing=self.label_smoothing, reduction="sum"
         )
         return total / (labels.numel() if num_items_in_batch is None else num_items_in_batch) * labels[0].numel()
 

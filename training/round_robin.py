@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +11,7 @@ from datasets import Dataset
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Sampler
 
-_ORDER, _CROP, _MIX, _AUGMENTATION = range(4)  # what a random stream is for
+_ORDER, _CROP, _MIX, _AUGMENTATION, _TIME_MASK = range(5)  # what a random stream is for
 
 
 class Draw(NamedTuple):
@@ -71,15 +71,50 @@ class RoundRobinSampler(Sampler[Draw]):
                 yield Draw(corpus, pass_, clip)
 
 
+class ValidationClips(TorchDataset):
+    """The clips of several corpora for one loader, whose workers serve them all; it shows one corpus at a time.
+
+    It is indexed by (corpus, clip), as `CorpusSampler` draws them.
+
+    Args:
+        corpora: the rows of each corpus, by its name.
+    """
+
+    def __init__(self, corpora: Mapping[str, Dataset]) -> None:
+        self.corpora = corpora
+        self.shown = next(iter(corpora))
+
+    def __len__(self) -> int:
+        return len(self.corpora[self.shown])
+
+    def __getitem__(self, place: tuple[str, int]) -> dict[str, Any]:
+        corpus, clip = place  # a worker does not know what is shown by now
+        return dict(self.corpora[corpus][clip])
+
+
+class CorpusSampler(Sampler[tuple[str, int]]):
+    """Yields the clips of the corpus that is shown, in order."""
+
+    def __init__(self, clips: ValidationClips) -> None:
+        self.clips = clips
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __iter__(self) -> Iterator[tuple[str, int]]:
+        return ((self.clips.shown, clip) for clip in range(len(self.clips)))
+
+
 class MultiCorpus(TorchDataset):
     """Several corpora as one map-style dataset, indexed by the sampler's draws.
 
-    A sample is the corpus's row with `draw`; `crop`, a number from 0 to 1 that says where a random crop lies, and
-    `augmentation_seed`, both pure functions of (seed, corpus, pass, clip); and `target` where targets are given.
+    A sample is the corpus's row with `draw`; `crop`, a number from 0 to 1 that says where a random crop lies,
+    `augmentation_seed` and `time_mask_seed`, all pure functions of (seed, corpus, pass, clip); and `target` where
+    targets are given.
 
     Args:
         corpora: the rows of each corpus.
-        seed: of crops and augmentation.
+        seed: of crops, augmentation and SpecAugment.
         targets: for each corpus what its clips are to be classified as, `(clips, classes)`, instead of their labels.
     """
 
@@ -96,6 +131,7 @@ class MultiCorpus(TorchDataset):
         row["draw"] = draw
         row["crop"] = generator(self.seed, _CROP, *draw).random()
         row["augmentation_seed"] = int(generator(self.seed, _AUGMENTATION, *draw).integers(2**32))
+        row["time_mask_seed"] = int(generator(self.seed, _TIME_MASK, *draw).integers(2**32))
         if self.targets is not None:
             row["target"] = self.targets[draw.corpus][draw.clip]
         return row

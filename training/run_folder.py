@@ -26,7 +26,7 @@ SETTINGS, ENVIRONMENT = "recipe.yaml", "environment.json"
 # (The corpora are compared by name and by their clips, wherever they lie and however they came to be chosen.)
 FREE = (
     *("output", "corpora_root", "corpora", "label_file", "skip_bad_audio"),
-    *("micro_batches", "rounds", "early_stopping"),
+    *("micro_batches", "rounds", "early_stopping", "save_minutes"),
 )
 FREE_TRAINING = (  # beginnings of names
     *("logging_", "log_", "report_to", "run_name", "disable_tqdm", "hub_", "push_to_hub", "eval_", "per_device_eval_"),

@@ -2,18 +2,22 @@
 
 What an interrupted run needs to end as the undisturbed one does is `Trainer`'s own work: it keeps model, optimizer,
 scheduler, random state and log, and skips the batches that were done by their indices, without decoding them. Added
-here: signals and NaN losses are agreed on by all processes; an evaluation draws no random numbers, and one that was cut
-short is made up for. Its checkpoints are those of checkpoints.py.
+here: signals, saves by time and NaN losses are agreed on by all processes; an evaluation draws no random numbers, and
+one that was cut short is made up for. No update waits for the GPU, unless a number is shown or checked. Its checkpoints
+are those of checkpoints.py.
 """
 
 from __future__ import annotations
 
 import shutil
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from torch.utils.data import DataLoader
 from transformers import ProgressCallback
 from transformers.integrations import TensorBoardCallback
 
@@ -22,13 +26,14 @@ from exhubert.training.callbacks import EarlyStopping, RoundProgress, Safeguards
 from exhubert.training.checkpoints import CheckpointTrainer, check_checkpoint
 from exhubert.training.collator import AudioCollator
 from exhubert.training.interruption import EvaluationCutShort, Interrupted, Signals
-from exhubert.training.round_robin import Draw, RoundRobinSampler
+from exhubert.training.round_robin import CorpusSampler, Draw, RoundRobinSampler, ValidationClips
 from exhubert.training.run_folder import whole_checkpoints
 from exhubert.utils.text import first_line
 
 AVERAGE = "eval_average_uar"
 LOST_PROCESS = ("Connection", "gloo", "NCCL", "Timed out")  # in the errors of collectives
 NAMED_FILES = 3  # of a batch whose loss is not finite, for each corpus
+CHECKED_TOGETHER = 10  # losses of so many updates are looked at together, at most
 
 
 class StoppedEarly(Exception):
@@ -42,15 +47,26 @@ class RoundRobinTrainer(CheckpointTrainer):
         sampler: the order of the training samples; `train_dataset` is indexed by its draws.
         collator: makes batches; its feature extractor goes into the checkpoints.
         log_directory: where TensorBoard's files go, if `report_to` names it.
+        save_minutes: how long it may be until the next checkpoint; 0 if only updates and evaluations decide.
         kwargs: as for `Trainer`, by name. `eval_dataset` is a dict of one dataset a corpus.
     """
 
-    def __init__(self, sampler: RoundRobinSampler, collator: AudioCollator, log_directory: Path, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        sampler: RoundRobinSampler,
+        collator: AudioCollator,
+        log_directory: Path,
+        save_minutes: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(
             data_collator=collator, compute_metrics=compute_metrics, preprocess_logits_for_metrics=only_logits, **kwargs
         )
-        if self.is_fsdp_enabled:  # FSDP2 asks for them, and transformers' audio models raise
-            self.model.get_input_embeddings = lambda: None
+        if self.is_fsdp_enabled:
+            self.model.get_input_embeddings = lambda: None  # FSDP2 asks for them, and transformers' audio models raise
+            plugin = self.accelerator.state.fsdp_plugin
+            if plugin.mixed_precision_policy is not None:  # as DDP adds up gradients: in half precision small ones go
+                plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, reduce_dtype=torch.float32)
         self.sampler = sampler
         # A HuBERT's forward takes **kwargs, which `Trainer` reads as "divides its own loss"; no model here does.
         self.model_accepts_loss_kwargs = False
@@ -62,9 +78,16 @@ class RoundRobinTrainer(CheckpointTrainer):
             from torch.utils.tensorboard import SummaryWriter
 
             self.add_callback(TensorBoardCallback(SummaryWriter(log_dir=str(log_directory))))
+        self.validation_loader: Any = None
         self.signals = Signals()
         self.ending = False  # on all processes, after the update in hand
-        self.losses: list[tuple[torch.Tensor, torch.Tensor]] = []  # of the update in hand, each with its draws
+        self.save_seconds, self.saved_at = 60 * save_minutes, time.monotonic()
+        # Of the updates whose losses were not looked at: the number, the loss and the draws of each part.
+        self.unchecked: list[tuple[int, torch.Tensor, list[Draw]]] = []
+        self.last_draws: list[Draw] = []
+        # Since the start and at the last log: how long updates took, and how much of that went by until data was there.
+        self.update_seconds = self.wait_seconds = 0.0
+        self.logged_seconds = (0.0, 0.0)
         self.add_callback(Safeguards(self))
 
     def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
@@ -78,7 +101,7 @@ class RoundRobinTrainer(CheckpointTrainer):
         if self.args.should_save:  # what killed runs have left
             shutil.rmtree(self.staging, ignore_errors=True)
         if resume_from_checkpoint is not None:
-            check_checkpoint(Path(resume_from_checkpoint))
+            check_checkpoint(Path(resume_from_checkpoint), self.is_fsdp_enabled)
         try:
             result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
             if self.any_process(self.signals.received)[0]:  # during the last save
@@ -104,23 +127,94 @@ class RoundRobinTrainer(CheckpointTrainer):
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> RoundRobinSampler:
         return self.sampler
 
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        if isinstance(eval_dataset, ValidationClips):
+            return CorpusSampler(eval_dataset)
+        return super()._get_eval_sampler(eval_dataset)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """As `Trainer.get_eval_dataloader`; of the corpora, which go by their names, one loader gives the batches."""
+        if not isinstance(eval_dataset, str):
+            return super().get_eval_dataloader(eval_dataset)
+        if self.validation_loader is None:
+            self.validation_loader = super().get_eval_dataloader(ValidationClips(self.eval_dataset))
+        self.validation_loader.dataset.shown = eval_dataset
+        return self.validation_loader
+
+    # Before transformers 5 `_wrap_model` sets the options of DDP, later ones keep what it finds.
+    def _wrap_model(self, *args: Any, **kwargs: Any) -> Any:
+        model = super()._wrap_model(*args, **kwargs)
+        if self.accelerator.ddp_handler is not None:
+            self.accelerator.ddp_handler.gradient_as_bucket_view = True  # else DDP keeps the gradients twice
+        return model
+
+    # Where gradients are not clipped some releases clip them to infinity, to log the norm.
+    def _get_grad_norm(self, *args: Any, grad_norm: Any = None, **kwargs: Any) -> Any:
+        return grad_norm
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """0: `Trainer` would count the model's parameters with every batch, for a sum that nobody reads."""
+        return 0
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """As `Trainer.get_batch_samples`, the beginning of an update; takes the time."""
+        self.update_began = time.perf_counter()
+        batches = super().get_batch_samples(*args, **kwargs)
+        self.wait_seconds += time.perf_counter() - self.update_began
+        return batches
+
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        """As `Trainer.training_step`; remembers the loss of the draws."""
+        """As `Trainer.training_step`; remembers the loss of the draws, which it does not read."""
         draws = inputs.pop("draws")
         loss = super().training_step(model, inputs, *args, **kwargs)
-        self.losses.append((loss, draws))
+        self.unchecked.append((self.state.global_step + 1, loss, draws))
         return loss
 
     def check_update(self) -> None:
-        """Before an update, raises ValueError on all processes if the loss of one is not finite; asks for signals."""
-        bad = [(loss, draws) for loss, draws in self.losses if not torch.isfinite(loss)]
-        self.update_draws = [draws for _, draws in bad or self.losses]
-        self.losses = []
-        not_finite, self.ending = self.any_process(bool(bad), self.signals.received)
-        if not_finite:
-            found = gather_object([(float(bad[0][0]), self.update_clips())] if bad else [])
-            clips = "; ".join(clips for _, clips in found)
-            raise self.not_finite(f"the loss is {found[0][0]}", self.state.global_step + 1, clips)
+        """After an update, agrees with the other processes on ending and on saving, and on that losses are finite.
+
+        Reading a loss waits for the GPU: they are looked at together, where the next value is read anyway (a log, an
+        evaluation, a checkpoint), or after `CHECKED_TOGETHER` updates.
+
+        Raises:
+            ValueError: on all processes, if a loss of one was not finite; names the first such update.
+        """
+        control, now = self.control, time.monotonic()
+        overdue = 0 < self.save_seconds <= now - self.saved_at
+        self.ending, by_time = self.any_process(self.signals.received, overdue)
+        control.should_save |= self.ending or by_time
+        control.should_evaluate &= not self.ending
+        # A save or an evaluation is logged, or the losses since the last log would be lost on resuming.
+        control.should_log |= control.should_save or control.should_evaluate
+        if control.should_log or control.should_training_stop or self.state.global_step % CHECKED_TOGETHER == 0:
+            self.check_losses()
+        self.update_seconds += time.perf_counter() - self.update_began
+
+    def check_losses(self) -> None:
+        """Raises ValueError on all processes if a loss since the last look was not finite."""
+        finite = torch.isfinite(torch.stack([loss for _, loss, _ in self.unchecked])).tolist()
+        bad = [part for part, fine in zip(self.unchecked, finite, strict=True) if not fine]
+        last = self.unchecked[-1][0]
+        self.last_draws = [draw for update, _, draws in self.unchecked if update == last for draw in draws]
+        self.unchecked = []
+        if self.any_process(bool(bad))[0]:
+            first = bad[0][0] if bad else None
+            draws = [draw for update, _, draws in bad if update == first for draw in draws]
+            found = gather_object([(first, float(bad[0][1]), self.clips_text(draws))] if bad else [])
+            update, loss, _ = min(found)
+            clips = "; ".join(clips for number, _, clips in found if number == update)
+            raise self.not_finite(f"the loss is {loss}", update, clips)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """As `Trainer.log`; beside a loss stands the share of the time in which updates waited for data."""
+        if "loss" in logs:
+            logs["data_wait"] = round(self.data_wait(*self.logged_seconds), 3)
+            self.logged_seconds = self.update_seconds, self.wait_seconds
+        super().log(logs, *args, **kwargs)
+
+    def data_wait(self, update_seconds: float = 0.0, wait_seconds: float = 0.0) -> float:
+        """The share, 0 to 1, of this process's updates in which it waited for data, after what is given."""
+        return (self.wait_seconds - wait_seconds) / max(self.update_seconds - update_seconds, 1e-9)
 
     # No public hook comes before a checkpoint is written.
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
@@ -129,8 +223,10 @@ class RoundRobinTrainer(CheckpointTrainer):
         # Of a weight that is spread over processes (FSDP) each looks at its own part.
         parts = [weight.to_local() if hasattr(weight, "to_local") else weight for weight in weights]
         if self.any_process(not torch.stack([torch.isfinite(part).all() for part in parts]).all())[0]:
-            raise self.not_finite("weights have become NaN or infinite", self.state.global_step, self.update_clips())
+            clips = self.clips_text(self.last_draws)
+            raise self.not_finite("weights have become NaN or infinite", self.state.global_step, clips)
         super()._save_checkpoint(*args, **kwargs)
+        self.saved_at = time.monotonic()
 
     def not_finite(self, what: str, update: int, clips: str) -> ValueError:
         """The error that ends a run of which something is no number."""
@@ -138,9 +234,8 @@ class RoundRobinTrainer(CheckpointTrainer):
         kept = f"the last good checkpoint is {whole[-1]}" if whole else "there is no checkpoint yet"
         return ValueError(f"{what} at update {update}, on clips of {clips}; {kept}")
 
-    def update_clips(self) -> str:
-        """The corpora of this process's share of the last update, with their first files."""
-        draws = [Draw(*draw) for batch in self.update_draws for draw in batch.tolist()]
+    def clips_text(self, draws: list[Draw]) -> str:
+        """The corpora of what was drawn, with the first files of each."""
         corpora = list(self.eval_dataset)
         parts = []
         for corpus in sorted({draw.corpus for draw in draws}):
@@ -181,6 +276,7 @@ class RoundRobinTrainer(CheckpointTrainer):
     def begin(self) -> None:
         """Sets right what a checkpoint cannot know: where it lies now, and how often to log, evaluate and save."""
         state = self.state
+        self.saved_at, self.unchecked = time.monotonic(), []
         state.compute_steps(self.args, state.max_steps)
         if state.best_global_step is not None and self.args.load_best_model_at_end:
             best = self.checkpoint_path(state.best_global_step)

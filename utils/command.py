@@ -90,6 +90,27 @@ def with_hyphens(arguments: Sequence[str]) -> list[str]:
     return [*written, *arguments[len(options) :]]
 
 
+@contextlib.contextmanager
+def silent_c_libraries() -> Iterator[None]:
+    """What C libraries write to standard error meanwhile goes nowhere; what other threads write there does too.
+
+    libmpg123 writes a line for many a seek in an MP3, of frames that it does not use.
+    """
+    try:
+        terminal = os.dup(2)
+    except OSError:  # there is none
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    try:
+        yield
+    finally:
+        os.dup2(terminal, 2)
+        os.close(terminal)
+
+
 class _Lines:
     """Where a bar goes that no terminal shows: each of its states is a line."""
 
