@@ -359,7 +359,7 @@ class ExHuBERTModel(ExHuBERTPreTrainedModel, HubertModel):
             )
         augment = self.training and self.config.apply_spec_augment and self.config.mask_time_prob > 0
         if mask_time_indices is None and augment:
-            mask_time_indices = _draw_time_mask(input_values, attention_mask, self.config)
+            mask_time_indices = draw_time_mask(input_values, attention_mask, self.config)
         outputs = super().forward(
             input_values,
             attention_mask=attention_mask,
@@ -732,7 +732,7 @@ def _frame_samples(config: ExHuBERTConfig) -> tuple[int, int]:
     return first, more
 
 
-def _draw_time_mask(
+def draw_time_mask(
     input_values: torch.Tensor, attention_mask: torch.Tensor | None, config: ExHuBERTConfig
 ) -> torch.Tensor:
     """Frames for SpecAugment to replace, `(batch, frames)`: no padding, and none of a clip shorter than one span.

@@ -177,6 +177,9 @@ def build_trainer(
         torch.set_float32_matmul_precision("high")
     if recipe.fast_path and not mixed and training.device.type == "cpu" and hasattr(model, "set_fast_path"):
         model.set_fast_path(True)
+    if training.torch_compile and hasattr(model, "compile_layers"):  # `Trainer` would compile all layers as one graph
+        model.compile_layers(backend=training.torch_compile_backend, mode=training.torch_compile_mode)
+        training.torch_compile, training.torch_compile_backend = False, "no"
     config: Any = model.config
     masks = config.model_type == ExHuBERTConfig.model_type and config.apply_spec_augment and config.mask_time_prob > 0
     return RoundRobinTrainer(

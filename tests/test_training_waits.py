@@ -87,8 +87,7 @@ def test_an_update_reads_no_value_of_the_device(monkeypatch, build, update):
     """On the meta device, which has no values, `Trainer` takes whole updates: whoever reads one raises."""
     device = TrainingArguments.device.fget
     monkeypatch.setattr(TrainingArguments, "device", property(lambda self: device(self) and torch.device("meta")))
-    monkeypatch.setattr(modeling_exhubert, "_check_input", lambda *_: None, raising=False)
-    model = make_classifier(**HUBERT_KINDS["large"], num_labels=6, mask_time_prob=0.0)
+    model = make_classifier(**HUBERT_KINDS["large"], num_labels=6)
     model.freeze_feature_encoder()
     plain = {**QUIET, "logging_steps": 100, "save_strategy": "no", "optim": "adamw_torch"}
     trainer = build(model, plain, rounds=50, update=update, class_weights="balanced")
@@ -100,6 +99,19 @@ def test_an_update_reads_no_value_of_the_device(monkeypatch, build, update):
     assert {loss.device.type for _, loss, _ in trainer.unchecked} == {"meta"}
     with pytest.raises((NotImplementedError, RuntimeError)):  # so does the check, where it is due
         trainer.check_losses()
+
+
+def test_compiled_layers_train_as_plain_ones_do(build):
+    plain = {**QUIET, "logging_steps": 1, "save_strategy": "no"}
+    found = []
+    for changes in ({}, {"torch_compile": True, "torch_compile_backend": "eager"}):
+        model = make_classifier(**HUBERT_KINDS["large"], num_labels=6, hidden_dropout=0.0, attention_dropout=0.0)
+        trainer = build(model, {**plain, **changes}, fast_path=False)
+        trainer.train()
+        found.append([entry["loss"] for entry in losses(trainer)])
+    assert type(trainer.model_wrapped) is type(model)  # not compiled as a whole
+    assert "forward" in vars(model.hubert.encoder.layers[0])
+    assert found[1] == pytest.approx(found[0], abs=1e-6)
 
 
 def test_what_is_read_at_times_only_is_logged_as_before(build):

@@ -12,7 +12,7 @@ import torch
 from exhubert.audio_exhubert import audio_seconds, extract_features, read_audio
 from exhubert.configuration_exhubert import ExHuBERTConfig
 from exhubert.corpora.readers import locate_clip
-from exhubert.modeling_exhubert import _draw_time_mask as draw_time_mask
+from exhubert.modeling_exhubert import draw_time_mask
 from exhubert.training.augmentation import Augmentation, seeded
 from exhubert.utils.command import silent_c_libraries
 
