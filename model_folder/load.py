@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import (
     ASTFeatureExtractor,
@@ -32,6 +34,9 @@ from exhubert.utils.text import first_line
 ATTENTION = ("eager", "sdpa", "flex_attention")  # that torch has; all else may be fetched from the Hub
 
 
+DTYPES = ("float32", "bfloat16", "float16")
+
+
 def load_pipeline(name_or_path: str, trust_remote_code: bool = False) -> ExHuBERTPipeline:
     """Loads any audio-classification model, Hub id or folder, ready to classify audio of any length.
 
@@ -40,6 +45,78 @@ def load_pipeline(name_or_path: str, trust_remote_code: bool = False) -> ExHuBER
     """
     model, extractor = load_trained(name_or_path, trust_remote_code)
     return ExHuBERTPipeline(model=model, feature_extractor=extractor)
+
+
+def choose_device(device: str | None = None, dtype: str = "float32") -> torch.device:
+    """Returns the device to compute on; of several processes that a launcher started, each gets a GPU of its own.
+
+    Args:
+        device: as torch calls it: cpu, cuda, cuda:1, ...; None is a GPU where there is one, else the CPU.
+        dtype: one of `DTYPES`.
+
+    Raises:
+        ValueError: if there is no such device, or torch does not compute in that type on it.
+    """
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+        if device == "cuda":
+            chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.empty(1, device=chosen).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        there = ", ".join(["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))])
+        raise ValueError(f"--device {device} cannot be used ({first_line(error)}); there are {there}") from error
+    try:
+        values = torch.zeros(1, 8, 8, device=chosen, dtype=getattr(torch, dtype))
+        torch.nn.functional.layer_norm(torch.nn.functional.conv1d(values @ values, values), (1,))
+    except RuntimeError as error:
+        raise ValueError(f"--dtype {dtype} is not possible on {chosen} ({first_line(error)})") from error
+    return chosen
+
+
+def load_for_answers(
+    name_or_path: str,
+    device: torch.device,
+    dtype: str = "float32",
+    exact: bool = False,
+    trust_remote_code: bool = False,
+) -> tuple[Any, SequenceFeatureExtractor]:
+    """As `load_trained`, on a device and in a type, as fast as that gives the same answers.
+
+    In float32 on the CPU a model that has a faster forward, whose logits differ by 1e-5 at most, uses it. On a GPU
+    float32 is float32: TF32, with 10 bits of precision, is for the other types' float32 parts alone.
+
+    Args:
+        name_or_path, trust_remote_code: as for `load_trained`.
+        device: of `choose_device`.
+        dtype: one of `DTYPES`.
+        exact: use the plain forward.
+
+    Raises:
+        ValueError: as `load_trained`, and for an ONNX model on another device or in another type than its own.
+    """
+    model, extractor = load_trained(name_or_path, trust_remote_code, dtype=getattr(torch, dtype))
+    if next(model.parameters(), None) is None:
+        if device.type != "cpu" or dtype != "float32":
+            raise ValueError(
+                f"{name_or_path} is an ONNX model, which computes on the CPU, its own way: leave --dtype out"
+            )
+        return model, extractor
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = dtype != "float32"
+    if device.type == "cpu" and dtype == "float32" and not exact and hasattr(model, "set_fast_path"):
+        model.set_fast_path()
+    return model.to(device), extractor
+
+
+def precision_note(device: torch.device, dtype: str) -> str:
+    """A line for a GPU that computes in float32 although it has a faster type; else nothing."""
+    if device.type != "cuda" or dtype != "float32":
+        return ""
+    faster = "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float16"
+    name = torch.cuda.get_device_name(device)
+    return f"note: float32 on {name}; --dtype {faster} is faster there, and less exact (docs/inference.md)"
 
 
 def load_trained(
