@@ -94,10 +94,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "evaluate_hf.py") -
         )
         return corpora
 
-    device = choose_device(options.device, options.dtype)
-    state = PartialState(cpu=device.type == "cpu")
-    if state.is_main_process and (note := precision_note(device, options.dtype)):
-        print(note, file=sys.stderr)
+    state = PartialState(cpu=choose_device(options.device, options.dtype).type == "cpu")
     systems: dict[str, dict[str, Any]] = {}
     tables: dict[str, pandas.DataFrame] = {}
     with locked(options.output) if state.is_main_process else contextlib.nullcontext():
@@ -126,7 +123,7 @@ def check(options: argparse.Namespace) -> dict[str, tuple[str, Path]]:
     if options.output.exists() and not options.output.is_dir():
         raise ValueError(f"{options.output} is a file; give --output a folder")
     if options.batch_size < 1:
-        raise ValueError(f"--batch-size is {options.batch_size}; it must be above 0")
+        raise ValueError(f"batch_size is {options.batch_size}; it must be above 0")
     if len(set(options.model)) < len(options.model):
         raise ValueError(f"--model names a model twice: {' '.join(options.model)}")
     if options.names and len(options.names) != len(options.model):
@@ -165,8 +162,10 @@ def evaluate(
         ValueError: if the model's checkpoint has no classification head, or a corpus is not as it should be.
     """
     state = PartialState()
-    device = choose_device(options.device, options.dtype)
-    model, extractor = load_for_answers(name_or_path, device, options.dtype, options.exact, options.trust_remote_code)
+    how = (options.device, options.dtype, options.exact, options.trust_remote_code)
+    model, extractor = load_for_answers(name_or_path, *how)
+    if state.is_main_process and (note := precision_note(model.device, options.dtype)):
+        print(note, file=sys.stderr)
     class_names = [model.config.id2label[index] for index in range(model.config.num_labels)]
     parameters = {"total": model.num_parameters(), "trainable": model.num_parameters(only_trainable=True)}
     recipe, results_of_run = recipe_of(name_or_path), Path(name_or_path).parent / RESULTS

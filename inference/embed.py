@@ -64,10 +64,9 @@ def run_embed(
     """
     heard = Options(**options)
     with team() as processes, contextlib.ExitStack() as stack:
-        processes.from_leader(lambda: check_arguments(output, layer))
+        path = processes.from_leader(lambda: checked_output(output, layer))
         import pyarrow
 
-        path = processes.from_leader(lambda: output_file(output))
         files = processes.from_leader(lambda: files_of_team(processes, audio, files_from, output))
         embeddings = int(layer) if layer.isdecimal() else layer == "last" or layer
         pipeline = processes.leader_first(lambda: open_pipeline(model, heard, embeddings))
@@ -131,8 +130,8 @@ def in_order(parts: Sequence[Path], paths: Mapping[str, int]) -> Iterator[pyarro
     return heapq.merge(*map(read_parts, parts), key=number)
 
 
-def check_arguments(output: str, layer: str) -> None:
-    """Raises ValueError for an output that is no parquet or an illegal layer, ImportError if pyarrow is missing."""
+def checked_output(output: str, layer: str) -> Path:
+    """As `output_file`; raises ValueError for an illegal layer or no parquet, ImportError if pyarrow is missing."""
     suffix = Path(output).suffix.lower()
     if suffix != ".parquet":
         numpy = "; numpy.stack(pandas.read_parquet(FILE)['embedding']) is the array" if suffix == ".npz" else ""
@@ -141,6 +140,7 @@ def check_arguments(output: str, layer: str) -> None:
         raise ValueError(f"--layer is {layer!r}; it must be last, weighted or a number from 0")
     if importlib.util.find_spec("pyarrow") is None:
         raise ImportError("parquet needs pyarrow: pip install pyarrow")
+    return output_file(output)
 
 
 def row_schema(settings: dict[str, Any]) -> pyarrow.Schema:

@@ -56,14 +56,8 @@ def run_predict(
     with team() as processes, contextlib.ExitStack() as stack:
         style = processes.from_leader(lambda: row_style(style, output, per))
         files = processes.from_leader(lambda: files_of_team(processes, audio, files_from, output))
-        plot: Any = None
-        pictures: dict[str, Path] = {}
-        if timeline is not None:
-            try:
-                from exhubert.inference.timeline import plot_timeline
-            except ImportError as error:
-                raise ImportError("timelines need matplotlib: pip install matplotlib") from error
-            plot, pictures = plot_timeline, picture_paths(timeline, files)
+        plot = None if timeline is None else find_plot()
+        pictures = picture_paths(timeline, files) if timeline is not None else {}
         pipeline = processes.leader_first(lambda: open_pipeline(model, heard))
         widest = max(len(printable(name)) for name in files)
         layout = Layout(style, pipeline.class_names, pipeline.quadrant, widest, per)
@@ -130,6 +124,15 @@ def row_style(style: str | None, output: str | None, per: str) -> str:
     if per == "window" and style == "table":
         raise ValueError("rows of windows are written as jsonl or csv; give --format or --output")
     return style
+
+
+def find_plot() -> Callable[..., None]:
+    """The function that draws; raises ImportError without matplotlib."""
+    try:
+        from exhubert.inference.timeline import plot_timeline
+    except ImportError as error:
+        raise ImportError("timelines need matplotlib: pip install matplotlib") from error
+    return plot_timeline
 
 
 def picture_paths(folder: str, files: Sequence[str]) -> dict[str, Path]:

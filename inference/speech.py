@@ -17,7 +17,7 @@ import numpy as np
 from exhubert.audio_exhubert import SAMPLING_RATE, AudioFile, audio_name, iter_audio
 from exhubert.evaluation.engine import classify_clips
 from exhubert.inference.audio_files import STANDARD_INPUT, channels_of, standard_input
-from exhubert.model_folder.load import choose_device, load_for_answers, precision_note
+from exhubert.model_folder.load import load_for_answers, precision_note
 from exhubert.pipeline_exhubert import Answers, ExHuBERTPipeline, Window, make_windows
 
 FRAME = 512  # samples; what the detector judges at once
@@ -72,8 +72,7 @@ class Options(NamedTuple):
     Attributes:
         window_seconds, hop_seconds: length and distance of windows; the model's and half a window by default.
         vad: leave out windows without speech.
-        device: as `choose_device` takes it.
-        dtype: float32, bfloat16 or float16.
+        device, dtype: as `choose_device` takes them.
         batch_size: windows in a forward, at most.
         exact: do without a faster forward, whose logits may be 1e-5 off.
         trust_remote_code: whether code that the model brings may run.
@@ -103,12 +102,12 @@ def open_pipeline(model: str, options: Options, embeddings: bool | int | str = F
         ImportError: if speech detection is needed and not installed.
     """
     if options.batch_size < 1:
-        raise ValueError(f"--batch-size is {options.batch_size}; it must be above 0")
+        raise ValueError(f"batch_size is {options.batch_size}; it must be above 0")
     silence = np.zeros(SAMPLING_RATE // 10, np.float32)
     if options.vad:
         speech_seconds(silence)
-    device = choose_device(options.device, options.dtype)
-    classifier, extractor = load_for_answers(model, device, options.dtype, options.exact, options.trust_remote_code)
+    how = (options.device, options.dtype, options.exact, options.trust_remote_code)
+    classifier, extractor = load_for_answers(model, *how)
     pipeline = ExHuBERTPipeline(model=classifier, feature_extractor=extractor, device=classifier.device)
     trained = getattr(extractor, "window_seconds", None)
     if trained and (options.window_seconds or 0) > trained:

@@ -31,10 +31,8 @@ from exhubert.pipeline_exhubert import ExHuBERTPipeline
 from exhubert.utils.command import named_errors
 from exhubert.utils.text import first_line
 
-ATTENTION = ("eager", "sdpa", "flex_attention")  # that torch has; all else may be fetched from the Hub
-
-
 DTYPES = ("float32", "bfloat16", "float16")
+ATTENTION = ("eager", "sdpa", "flex_attention")  # that torch has; all else may be fetched from the Hub
 
 
 def load_pipeline(name_or_path: str, trust_remote_code: bool = False) -> ExHuBERTPipeline:
@@ -57,27 +55,28 @@ def choose_device(device: str | None = None, dtype: str = "float32") -> torch.de
     Raises:
         ValueError: if there is no such device, or torch does not compute in that type on it.
     """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}; it must be {', '.join(DTYPES)}")
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device == "cuda" else device
     try:
-        chosen = torch.device(device)
-        if device == "cuda":
-            chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        chosen = torch.device(name)
         torch.empty(1, device=chosen).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError) as error:
         there = ", ".join(["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))])
-        raise ValueError(f"--device {device} cannot be used ({first_line(error)}); there are {there}") from error
+        raise ValueError(f"device is {device!r}; there is {there}") from error
     try:
         values = torch.zeros(1, 8, 8, device=chosen, dtype=getattr(torch, dtype))
-        torch.nn.functional.layer_norm(torch.nn.functional.conv1d(values @ values, values), (1,))
+        torch.nn.functional.conv1d(values @ values, values)
     except RuntimeError as error:
-        raise ValueError(f"--dtype {dtype} is not possible on {chosen} ({first_line(error)})") from error
+        raise ValueError(f"dtype is {dtype!r}, in which torch does not compute on {name}") from error
     return chosen
 
 
 def load_for_answers(
     name_or_path: str,
-    device: torch.device,
+    device: str | None = None,
     dtype: str = "float32",
     exact: bool = False,
     trust_remote_code: bool = False,
@@ -89,25 +88,23 @@ def load_for_answers(
 
     Args:
         name_or_path, trust_remote_code: as for `load_trained`.
-        device: of `choose_device`.
-        dtype: one of `DTYPES`.
+        device, dtype: as for `choose_device`.
         exact: use the plain forward.
 
     Raises:
-        ValueError: as `load_trained`, and for an ONNX model on another device or in another type than its own.
+        ValueError: as `load_trained` and `choose_device`, and for an ONNX model in another type or on another device.
     """
+    chosen = choose_device(device, dtype)
     model, extractor = load_trained(name_or_path, trust_remote_code, dtype=getattr(torch, dtype))
     if next(model.parameters(), None) is None:
-        if device.type != "cpu" or dtype != "float32":
-            raise ValueError(
-                f"{name_or_path} is an ONNX model, which computes on the CPU, its own way: leave --dtype out"
-            )
+        if device not in (None, "cpu") or dtype != "float32":
+            raise ValueError(f"{name_or_path} is an ONNX model, which takes float32 on the CPU alone")
         return model, extractor
-    if device.type == "cuda":
+    if chosen.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = dtype != "float32"
-    if device.type == "cpu" and dtype == "float32" and not exact and hasattr(model, "set_fast_path"):
+    if chosen.type == "cpu" and dtype == "float32" and not exact and hasattr(model, "set_fast_path"):
         model.set_fast_path()
-    return model.to(device), extractor
+    return model.to(chosen), extractor
 
 
 def precision_note(device: torch.device, dtype: str) -> str:
