@@ -10,7 +10,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -100,7 +100,7 @@ def output_file(name: str | Path) -> Path:
 
 def process_files(
     files: Sequence[str],
-    process: Callable[[Sequence[str], Callable[[float], None]], Iterator[tuple[Any, Any]]],
+    process: Callable[[Sequence[str], Callable[[float], None]], Generator[tuple[Any, Any], None, None]],
     write: Callable[[str, Any, str], str],
     skipped: int = 0,
     processes: Team = ALONE,
@@ -127,7 +127,8 @@ def process_files(
         return f"{seconds / max(time.perf_counter() - begin, 1e-9):.1f} times real time"
 
     mine = files[processes.rank :: processes.size]
-    with progress_bar(total=len(mine), unit="file", disable=not processes.leads) as bar:
+    with contextlib.ExitStack() as stack:
+        bar = stack.enter_context(progress_bar(total=len(mine), unit="file", disable=not processes.leads))
 
         def on_progress(more: float) -> None:
             nonlocal seconds
@@ -135,7 +136,8 @@ def process_files(
             bar.set_postfix_str(f"{len(bad)} bad, {speed()}", refresh=False)
             bar.update(0)
 
-        for number, (name, (recording, result)) in enumerate(zip(mine, process(mine, on_progress), strict=True)):
+        results = stack.enter_context(contextlib.closing(process(mine, on_progress)))
+        for number, (name, (recording, result)) in enumerate(zip(mine, results, strict=True)):
             problem = ""
             if isinstance(result, Exception):
                 problem = as_text(str(result).removeprefix(f"{audio_name(recording.audio)}: "))

@@ -18,7 +18,7 @@ from exhubert.inference.audio_files import STANDARD_INPUT, output_file, process_
 from exhubert.inference.predict import files_of_team, row_settings
 from exhubert.inference.prediction_rows import check_settings
 from exhubert.inference.processes import new_part, parts_of, team
-from exhubert.inference.speech import Options, Recording, classify_files, open_pipeline
+from exhubert.inference.speech import Classified, Options, classify_files, open_pipeline
 from exhubert.utils.files import locked, whole_file
 from exhubert.utils.text import as_text
 
@@ -84,7 +84,7 @@ def run_embed(
         left, earlier = processes.from_leader(begin)
         mine = unfinished if processes.size == 1 else new_part(path, earlier, processes.rank)
 
-        def embed(names: Sequence[str], on_progress: Callable[[float], None]) -> Iterator[tuple[Recording, Any]]:
+        def embed(names: Sequence[str], on_progress: Callable[[float], None]) -> Classified:
             for recording, result in classify_files(pipeline, names, heard, embeddings, on_progress):
                 yield recording, result if isinstance(result, Exception) else embeddings_of(result, per)
 

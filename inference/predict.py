@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from exhubert.audio_exhubert import longest_input_seconds
 from exhubert.inference.audio_files import STANDARD_INPUT, find_audio, output_file, process_files
 from exhubert.inference.prediction_rows import FORMATS, Layout, open_rows
 from exhubert.inference.processes import Team, new_part, parts_of, team
-from exhubert.inference.speech import Options, Recording, classify_files, open_pipeline
+from exhubert.inference.speech import Classified, Options, classify_files, open_pipeline
 from exhubert.pipeline_exhubert import ExHuBERTPipeline
 from exhubert.utils.text import as_text, printable
 
@@ -92,7 +92,7 @@ def run_predict(
                     return f"no picture: {error}"
             return problem
 
-        def classify(names: Sequence[str], on_progress: Callable[[float], None]) -> Iterator[tuple[Recording, Any]]:
+        def classify(names: Sequence[str], on_progress: Callable[[float], None]) -> Classified:
             return classify_files(pipeline, names, heard, on_progress=on_progress)
 
         code = process_files(left, classify, write_row, len(files) - len(left), processes)

@@ -8,7 +8,7 @@ import importlib.util
 import itertools
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -167,13 +167,16 @@ class Recording:
         return result
 
 
+Classified = Generator[tuple[Recording, Any], None, None]  # of each file what it is, or the error that makes it bad
+
+
 def classify_files(
     pipeline: ExHuBERTPipeline,
     files: Iterable[str],
     options: Options,
     embeddings: bool | int | str = False,
     on_progress: Callable[[float], None] | None = None,
-) -> Iterator[tuple[Recording, dict[str, Any] | Exception]]:
+) -> Classified:
     """Classifies audio files, many windows at once; yields what is said of each, or why nothing is, in their order.
 
     With speech detection a window with less than a quarter of a second of it is not classified: its values are None,
