@@ -22,6 +22,7 @@ from exhubert.pipeline_exhubert import Answers, Window, answer_batch, batch_wind
 WINDOWS_AT_A_TIME = 8  # are made of a clip
 WINDOWS_AHEAD = 64  # are made before the model asks for them
 MOST_READERS = 8  # threads
+BATCHES_AHEAD = 2  # are under way for each thread that runs the model: one runs, one waits
 PATIENCE_SECONDS = 1.0  # for which windows wait for those of the next clip
 
 Rows = Sequence[tuple[torch.Tensor, ...] | Exception]  # of a batch: what the model said of each window, or why not
@@ -187,7 +188,7 @@ def answer_all(
         for batch in batches:
             if batch:
                 under_way.append((batch, pool.submit(answer, batch)))
-            while len(under_way) > (threads if batch else 0):
+            while len(under_way) > (BATCHES_AHEAD * threads if batch else 0):
                 oldest, future = under_way.popleft()
                 yield oldest, future.result()
             if not batch:
