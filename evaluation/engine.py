@@ -46,12 +46,13 @@ def classify_clips(
     Args:
         model: an audio-classification model, in the mode and on the device that it shall work in.
         extractor: its feature extractor.
-        clips: of each the name, for errors, and the windows, numbered as its: 0 and so on. They are made in a thread;
-            a ValueError or OSError that this raises is the clip's.
+        clips: of each the name, for errors, and the windows, which say its number: 0 and so on. They are made in a
+            thread; a ValueError or OSError that this raises is the clip's.
         batch_size: windows in a forward, at most. On the CPU they are dealt to the cores, which each run a part.
         masked, embeddings: as for `answer_batch`.
         in_step: called before each batch with whether this process has one, and returns whether any process has one;
-            a process that has none repeats its last. None lets each process go at its own pace.
+            a process that has none repeats its last, and what a model raises is raised. None lets each process go at
+            its own pace.
         on_progress: called with the seconds of audio that were read.
     """
     waiting: dict[int, Answers] = {}  # the clips that are under way, in order
@@ -81,9 +82,10 @@ def classify_clips(
         try:
             return answer_batch(model, extractor, batch, masked, embeddings)
         except (ValueError, RuntimeError) as error:
+            if in_step is not None:  # the other processes would wait for this one
+                raise
             # Each alone: what is wrong with one, or with their number, is not the others' fault.
-            alone = len(batch) == 1 or in_step is not None
-            return [error] * len(batch) if alone else [row for window in batch for row in answer([window])]
+            return [error] if len(batch) == 1 else [row for window in batch for row in answer([window])]
 
     threads = model_threads(model, extractor, batch_size)
     batches = batch_windows(windows(), -(-batch_size // threads), masked)
@@ -128,12 +130,14 @@ def read_ahead(clips: Iterable[tuple[str, Iterator[Window]]], most: int) -> Iter
         except (ValueError, OSError) as error:
             return error
 
-    def count(future: Future[Any]) -> int:
-        made = future.result() if future.done() else ()
-        return WINDOWS_AT_A_TIME if not future.done() else 1 if isinstance(made, Exception) else max(1, len(made))
+    def count(future: Future[list[Window] | Exception]) -> int:
+        if not future.done():
+            return WINDOWS_AT_A_TIME
+        made = future.result()
+        return len(made) if isinstance(made, list) and made else 1
 
     numbered = enumerate(clips)
-    ahead: deque[tuple[int, str, Iterator[Window], Future[Any]]] = deque()
+    ahead: deque[tuple[int, str, Iterator[Window], Future[list[Window] | Exception]]] = deque()
     pool = ThreadPoolExecutor(min(MOST_READERS, os.cpu_count() or 1))
     try:
         while True:
@@ -164,10 +168,9 @@ def model_threads(model: Any, extractor: Any, batch_size: int) -> int:
     and transformers' models of spectrograms are not all made for several threads. On a GPU the next batch is sent
     while one is computed.
     """
-    if model.device.type != "cpu":
-        return 2
-    several = next(model.parameters(), None) is not None and isinstance(extractor, Wav2Vec2FeatureExtractor)
-    return min(torch.get_num_threads(), batch_size) if several else 1
+    if model.device.type == "cpu" and isinstance(extractor, Wav2Vec2FeatureExtractor):
+        return min(torch.get_num_threads(), batch_size) if next(model.parameters(), None) is not None else 1
+    return 2 if model.device.type == "cuda" else 1
 
 
 def answer_all(
