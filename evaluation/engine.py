@@ -89,6 +89,7 @@ def classify_clips(
 
     threads = model_threads(model, extractor, batch_size)
     batches = batch_windows(windows(), -(-batch_size // threads), masked)
+    answered: Iterator[tuple[list[Window], Rows]]
     if in_step is not None:
         answered = ((batch, answer(batch)) for batch in repeat_last(filter(None, batches), in_step))
     else:

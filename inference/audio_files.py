@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import soundfile
 from tqdm import tqdm
 
-from exhubert.audio_exhubert import audio_name
+from exhubert.audio_exhubert import AudioFile, audio_name
 from exhubert.inference.processes import ALONE, Team
 from exhubert.utils.command import progress_bar
 from exhubert.utils.files import AUDIO_SUFFIXES, VIDEO_SUFFIXES, is_audio, visible_files
@@ -171,10 +171,10 @@ def process_files(
     return 2 if done + skipped else 1
 
 
-def channels_of(audio: str | BinaryIO) -> int:
+def channels_of(audio: AudioFile) -> int:
     """How many channels a file has, as far as its header says so to libsndfile; else 1."""
     try:
-        if not isinstance(audio, str):
+        if not isinstance(audio, str | os.PathLike):
             audio.seek(0)
         return int(soundfile.info(audio).channels)
     except (OSError, RuntimeError, ValueError):

@@ -44,7 +44,8 @@ class Team(NamedTuple):
             distributed.broadcast_object_list(outcome, src=0)
         if not outcome[0]:
             raise SystemExit(1)
-        return outcome[1]  # type: ignore[no-any-return]
+        result: T = outcome[1]
+        return result
 
     def leader_first(self, function: Callable[[], T]) -> T:
         """Calls a function in process 0, and then, without a word on standard error, in the others."""

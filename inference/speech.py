@@ -115,7 +115,7 @@ def open_pipeline(model: str, options: Options, embeddings: bool | int | str = F
         print(f"note: --window {options.window_seconds:g} {longer}", file=sys.stderr)
     if note := precision_note(classifier.device, options.dtype):
         print(note, file=sys.stderr)
-    windows = {"window_seconds": options.window_seconds, "hop_seconds": options.hop_seconds}
+    windows: dict[str, Any] = {"window_seconds": options.window_seconds, "hop_seconds": options.hop_seconds}
     try:
         list(pipeline.stream([silence], embeddings=embeddings, **windows))
     except ValueError as error:
