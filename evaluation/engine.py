@@ -22,7 +22,6 @@ from exhubert.pipeline_exhubert import Answers, Window, answer_batch, batch_wind
 WINDOWS_AT_A_TIME = 8  # are made of a clip
 WINDOWS_AHEAD = 64  # are made before the model asks for them
 MOST_READERS = 8  # threads
-BATCHES_AHEAD = 2  # are under way for each thread that runs the model: one runs, one waits
 PATIENCE_SECONDS = 1.0  # for which windows wait for those of the next clip
 
 Rows = Sequence[tuple[torch.Tensor, ...] | Exception]  # of a batch: what the model said of each window, or why not
@@ -165,7 +164,7 @@ def model_threads(model: Any, extractor: Any, batch_size: int) -> int:
     """How many threads run a model at once.
 
     On the CPU small batches, one a core, are faster than a larger one on all cores, as most steps of a forward are too
-    small to be shared: by 40 % with a small model, by 3 % with a large one. ONNX models share their cores themselves,
+    small to be shared: by 28 % with a small model, by 3 % with a large one. ONNX models share their cores themselves,
     and transformers' models of spectrograms are not all made for several threads. On a GPU the next batch is sent
     while one is computed.
     """
@@ -192,7 +191,7 @@ def answer_all(
         for batch in batches:
             if batch:
                 under_way.append((batch, pool.submit(answer, batch)))
-            while len(under_way) > (BATCHES_AHEAD * threads if batch else 0):
+            while len(under_way) > (threads if batch else 0):
                 oldest, future = under_way.popleft()
                 yield oldest, future.result()
             if not batch:
