@@ -237,6 +237,14 @@ def _add_inference(commands: Any) -> None:
             help="from window to window (default: half of one)",
         )
         command.add_argument("--vad", action="store_true", help="leave out windows without speech (silero-vad)")
+        command.add_argument(
+            "--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)"
+        )
+        command.add_argument(
+            "--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="default: float32"
+        )
+        command.add_argument("--batch-size", type=int, default=8, help="windows in a forward, at most (default: 8)")
+        command.add_argument("--exact", action="store_true", help="no faster forward, which may be 1e-5 off")
         _add_trust(command)
 
 

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas
-import torch
 from accelerate import PartialState
 from datasets import Dataset
 
@@ -44,7 +43,7 @@ from exhubert.evaluation.results import (
 )
 from exhubert.evaluation.scores import compare
 from exhubert.model_folder.card import CARD, add_section, card_metadata
-from exhubert.model_folder.load import load_trained
+from exhubert.model_folder.load import DTYPES, choose_device, load_for_answers, precision_note
 from exhubert.publish.run_card import calibration_section
 from exhubert.reports.report import PICTURES, write_report
 from exhubert.reports.tables import chances, uar_table
@@ -71,7 +70,10 @@ def main(arguments: Sequence[str] | None = None, prog: str = "evaluate_hf.py") -
     parser.add_argument("--clips-per-corpus", type=int, help="use a random part of each corpus, always the same")
     parser.add_argument("--protocol", default="auto", help="how each corpus is split; see docs/corpora.md")
     parser.add_argument("--fold", type=int, help="which fold, from 1, of a protocol that has folds")
-    parser.add_argument("--batch-size", type=int, default=8, help="windows in a batch of a process")
+    parser.add_argument("--batch-size", type=int, default=8, help="windows in a forward of a process, at most")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="default: float32")
+    parser.add_argument("--exact", action="store_true", help="no faster forward, which may be 1e-5 off")
     parser.add_argument(
         "--trust-remote-code", action="store_true", help="let code run that a model brings; read it first (default: no)"
     )
@@ -92,7 +94,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "evaluate_hf.py") -
         )
         return corpora
 
-    state = PartialState(cpu=not torch.accelerator.is_available())
+    state = PartialState(cpu=choose_device(options.device, options.dtype).type == "cpu")
     systems: dict[str, dict[str, Any]] = {}
     tables: dict[str, pandas.DataFrame] = {}
     with locked(options.output) if state.is_main_process else contextlib.nullcontext():
@@ -160,7 +162,10 @@ def evaluate(
         ValueError: if the model's checkpoint has no classification head, or a corpus is not as it should be.
     """
     state = PartialState()
-    model, extractor = load_trained(name_or_path, options.trust_remote_code, dtype=torch.float32)
+    how = (options.device, options.dtype, options.exact, options.trust_remote_code)
+    model, extractor = load_for_answers(name_or_path, *how)
+    if state.is_main_process and (note := precision_note(model.device, options.dtype)):
+        print(note, file=sys.stderr)
     class_names = [model.config.id2label[index] for index in range(model.config.num_labels)]
     parameters = {"total": model.num_parameters(), "trainable": model.num_parameters(only_trainable=True)}
     recipe, results_of_run = recipe_of(name_or_path), Path(name_or_path).parent / RESULTS
@@ -175,7 +180,6 @@ def evaluate(
             print(f"note: {name_or_path} was trained with --{option} {value}; else its training clips may be tested")
     corpora = read(tuple(class_names))
     split = {corpus: parts[options.split] for corpus, parts in corpora.items()}
-    model.to(state.device)
 
     temperature, calibration = getattr(model.config, "calibration_temperature", 1.0), {}
     if options.calibrate:
@@ -189,6 +193,7 @@ def evaluate(
     predictions = predictions_table(split, class_names, *logits, temperature)
     described = {"model": name_or_path, "split": options.split, "parameters": parameters}
     described["window_seconds"] = longest_input_seconds(extractor)
+    described["dtype"] = options.dtype
     results = make_results(described, predictions, class_names)
     uncalibrated = None
     if options.calibrate:

@@ -4,7 +4,7 @@ The model saw windows of 3 s in training, so longer audio is cut into overlappin
 probabilities are the mean over its windows. Audio is decoded, cut and classified piece by piece: what is held in
 memory does not grow with the length of a file.
 
-From audio to logits is one way for all of the package: `make_windows`, `batch_windows`, `run_batch`.
+From audio to logits is one way for all of the package: `make_windows`, `batch_windows`, `answer_batch`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from .configuration_exhubert import QUADRANT, SIX_CLASSES, ExHuBERTConfig
 
 logger = logging.get_logger(__name__)
 WINDOWS_PER_FORWARD = 8
-MOST_SHAPES = 64  # of windows that wait for others of their shape
+LONGEST_WAIT = 64  # windows that come while one waits for others of its shape
 SAMPLES_AT_A_TIME = 2**20  # of an array
 SHORTEST = {"window_seconds": SHORTEST_INPUT_SECONDS, "hop_seconds": 0.01}
 INPUTS = "a path, the bytes of a file, a binary file, mono 16 kHz samples, or a dict of 'array' and 'sampling_rate'"
@@ -95,28 +95,39 @@ def make_windows(
         yield Window(clip, index, start / SAMPLING_RATE, (start + len(samples)) / SAMPLING_RATE, features)
 
 
-def batch_windows(windows: Iterable[Window], batch_size: int, masked: bool = False) -> Iterator[list[Window]]:
+def batch_windows(windows: Iterable[Window | None], batch_size: int, masked: bool = False) -> Iterator[list[Window]]:
     """Collects windows of any number of clips in batches, so that no result depends on what else is in its batch.
 
-    Those of a batch have one shape; a model without a window of its own gets shorter ones at the end of a clip. What is
-    held does not grow with the number of windows. Windows without features are left out.
+    Those of a batch have one shape; a model without a window of its own gets shorter ones at the end of a clip. One
+    waits for the next 64 windows at most (or `batch_size`), so what is held does not grow with their number, nor how
+    late a result is.
+    Windows without features are left out.
 
     Args:
-        windows: of `make_windows`.
+        windows: of `make_windows`. None among them lets none wait for what follows.
         batch_size: windows in a batch, at most.
         masked: whether an attention mask will tell shorter windows from their padding; then any make a batch, in order.
+
+    Yields:
+        Batches; for each None one more, an empty one, after those that waited.
     """
-    waiting: dict[Any, list[Window]] = {}
-    for window in windows:
-        if window.features is None:
+    waiting: dict[Any, tuple[int, list[Window]]] = {}  # by shape, the oldest first: when its first came, and all
+    for count, window in enumerate(windows):
+        if window is None:
+            yield from (batch for _, batch in waiting.values())
+            waiting.clear()
+            yield []
             continue
-        shape = None if masked else window.features.shape
-        waiting.setdefault(shape, []).append(window)
-        if len(waiting[shape]) == batch_size:
-            yield waiting.pop(shape)
-        elif len(waiting) > MOST_SHAPES:
-            yield waiting.pop(next(iter(waiting)))
-    yield from waiting.values()
+        if window.features is not None:
+            shape = None if masked else window.features.shape
+            _, batch = waiting.setdefault(shape, (count, []))
+            batch.append(window)
+            if len(batch) == batch_size:
+                yield waiting.pop(shape)[1]
+        oldest = next(iter(waiting), None)
+        if waiting and count - waiting[oldest][0] >= max(LONGEST_WAIT, batch_size):
+            yield waiting.pop(oldest)[1]
+    yield from (batch for _, batch in waiting.values())
 
 
 def run_batch(model: Any, extractor: Any, batch: Sequence[Window], masked: bool = False, **options: Any) -> Any:
@@ -141,6 +152,100 @@ def run_batch(model: Any, extractor: Any, batch: Sequence[Window], masked: bool 
         features = [np.pad(each, (0, longest - len(each))) for each in features]
     inputs[extractor.model_input_names[0]] = torch.from_numpy(np.stack(features)).to(model.device, model.dtype)
     return model(**inputs, **options)
+
+
+def answer_batch(
+    model: Any, extractor: Any, batch: Sequence[Window], masked: bool = False, embeddings: bool | int | str = False
+) -> list[tuple[torch.Tensor, ...]]:
+    """Classifies a batch as `run_batch`, and embeds it.
+
+    Args:
+        model, extractor, batch, masked: as for `run_batch`.
+        embeddings: as the pipeline takes it.
+
+    Returns:
+        For each window the logits `(classes,)` and, where asked for, the embedding `(hidden_size,)`; float32, on the
+        CPU.
+
+    Raises:
+        ValueError, RuntimeError: if the model does not take the batch, or has no such hidden state.
+    """
+    outputs = run_batch(
+        model, extractor, batch, masked, **({"output_hidden_states": True} if embeddings is not False else {})
+    )
+    columns = [outputs.logits]
+    if embeddings is not False:
+        columns.append(mean_states(outputs.hidden_states, embeddings, getattr(model, "layer_weights", None)))
+    return list(zip(*(column.float().cpu() for column in columns), strict=True))
+
+
+def mean_states(states: Any, embeddings: bool | int | str, layer_weights: torch.Tensor | None) -> torch.Tensor:
+    """The mean over the frames of the hidden states that `embeddings` says, `(windows, hidden_size)`."""
+    if states is None:
+        raise ValueError("this model was exported without hidden states, which embeddings need")
+    if isinstance(embeddings, str):
+        if layer_weights is None:
+            raise ValueError("embeddings is 'weighted', but this model has no weighted layer sum; give a number")
+        means = torch.stack([state.mean(dim=1) for state in states])
+        return torch.tensordot(layer_weights.softmax(dim=-1), means, dims=1)
+    index = -1 if embeddings is True else embeddings
+    if not -len(states) <= index < len(states):
+        raise ValueError(f"embeddings is {index}; this model has the hidden states 0 to {len(states) - 1}")
+    return states[index].mean(dim=1)
+
+
+class Answers:
+    """What a model says of one clip, collected window by window.
+
+    Attributes:
+        name: of the clip, for errors.
+        spans: start and end of each window in seconds, by its number.
+        rows: of each window that was classified what `answer_batch` returned of it, by its number.
+        awaited: how many windows are still to be classified.
+        error: why the clip has no answer, or None.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.spans: dict[int, tuple[float, float]] = {}
+        self.rows: dict[int, tuple[torch.Tensor, ...]] = {}
+        self.awaited = 0
+        self.error: Exception | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Where its last window ends."""
+        return next(reversed(self.spans.values()))[1] if self.spans else 0.0
+
+    @property
+    def whole(self) -> bool:
+        """Whether no window waits for the model, or there will be no answer anyway."""
+        return self.error is not None or self.awaited == 0
+
+    def noted(self, windows: Iterable[Window]) -> Iterator[Window]:
+        """Yields the windows of the clip, and remembers them."""
+        for window in windows:
+            self.spans[window.number] = window.start, window.end
+            self.awaited += window.features is not None
+            yield window
+
+    def add(self, window: Window, row: tuple[torch.Tensor, ...] | Exception) -> None:
+        """Takes what a model said of a window, or why it did not."""
+        self.awaited -= 1
+        span = f"from {window.start:.2f} s to {window.end:.2f} s"
+        if isinstance(row, Exception):
+            self.error = self.error or ValueError(f"{self.name}: {span}: {row}")
+        elif not row[0].isfinite().all():
+            self.error = self.error or ValueError(f"{self.name}: the model's answer {span} is not finite")
+        else:
+            self.rows[window.number] = row
+
+    def check(self) -> None:
+        """Raises the error; ValueError for a clip without windows."""
+        if self.error is not None:
+            raise self.error
+        if not self.spans:
+            raise ValueError(f"{self.name}: the audio is empty (0 samples)")
 
 
 def quadrant_of(probabilities: Mapping[str, float]) -> dict[str, float]:
@@ -298,59 +403,31 @@ class ExHuBERTPipeline(Pipeline):
         return {"name": name, "windows": windows, "warning": lambda: "".join(warnings)}
 
     def _forward(self, model_inputs: dict[str, Any], embeddings: bool | int | str = False) -> dict[str, Any]:
-        name, spans = model_inputs["name"], {}
-        indices, probabilities, embedded = [], [], []
-
-        def noted() -> Iterator[Window]:
-            for window in model_inputs["windows"]:
-                spans[window.number] = window.start, window.end
-                yield window
-
-        options = {} if embeddings is False else {"output_hidden_states": True}
-        for batch in batch_windows(noted(), WINDOWS_PER_FORWARD):
+        answers = Answers(model_inputs["name"])
+        for batch in batch_windows(answers.noted(model_inputs["windows"]), WINDOWS_PER_FORWARD):
             try:
-                outputs = run_batch(self.model, self.feature_extractor, batch, **options)
+                rows: Sequence[Any] = answer_batch(self.model, self.feature_extractor, batch, embeddings=embeddings)
             except (ValueError, RuntimeError) as error:
-                raise ValueError(f"{name}: from {batch[0].start:.2f} s to {batch[-1].end:.2f} s: {error}") from error
-            for window, finite in zip(batch, outputs.logits.isfinite().all(dim=-1).tolist(), strict=True):
-                if not finite:
-                    span = f"from {window.start:.2f} s to {window.end:.2f} s"
-                    raise ValueError(f"{name}: the model's answer {span} is not finite")
-                indices.append(window.number)
-            # What `evaluate_hf.py --calibrate` found; a model that was not calibrated has none.
-            logits = outputs.logits.float() / getattr(self.model.config, "calibration_temperature", 1.0)
-            probabilities.append(logits.softmax(dim=-1).cpu())
-            if embeddings is not False:
-                embedded.append(self._embed(outputs.hidden_states, embeddings).float().cpu())
-        if not spans:
-            raise ValueError(f"{name}: the audio is empty (0 samples)")
-        columns = [torch.cat(parts) for parts in (probabilities, embedded) if parts]
-        return {"spans": spans, "indices": indices, "columns": columns, "warning": model_inputs["warning"]()}
-
-    def _embed(self, states: Any, embeddings: bool | int | str) -> torch.Tensor:
-        """Mean over the frames of the states that `embeddings` says, `(windows, hidden_size)`."""
-        if states is None:
-            raise ValueError("this model was exported without hidden states, which embeddings need")
-        if isinstance(embeddings, str):
-            weights = getattr(self.model, "layer_weights", None)
-            if weights is None:
-                raise ValueError("embeddings is 'weighted', but this model has no weighted layer sum; give a number")
-            means = torch.stack([state.mean(dim=1) for state in states])
-            return torch.tensordot(weights.softmax(dim=-1), means, dims=1)
-        index = -1 if embeddings is True else embeddings
-        if not -len(states) <= index < len(states):
-            raise ValueError(f"embeddings is {index}; this model has the hidden states 0 to {len(states) - 1}")
-        return states[index].mean(dim=1)
+                rows = [error] * len(batch)
+            for window, row in zip(batch, rows, strict=True):
+                answers.add(window, row)
+            answers.check()
+        answers.check()
+        return {"answers": answers, "warning": model_inputs["warning"]()}
 
     def postprocess(self, model_outputs: dict[str, Any]) -> dict[str, Any]:
-        """Names classes and averages over the windows."""
-        columns = model_outputs["columns"]
-        rows = zip(model_outputs["indices"], *columns, strict=True)
-        classified = {index: self._named(*row) for index, *row in rows}
+        """Names classes and averages over the windows; `answers` and `warning` are the clip's."""
+        answers = model_outputs["answers"]
+        numbers = sorted(answers.rows)
+        columns = [torch.stack(column) for column in zip(*map(answers.rows.get, numbers), strict=True)]
+        if columns:
+            # What `evaluate_hf.py --calibrate` found; a model that was not calibrated has none.
+            columns[0] = (columns[0] / getattr(self.model.config, "calibration_temperature", 1.0)).softmax(dim=-1)
+        classified = {number: self._named(*row) for number, *row in zip(numbers, *columns, strict=True)}
         nothing = dict.fromkeys(("label", "probabilities", *self.quadrant))
         windows = [
-            {"start": start, "end": end, **classified.get(index, nothing)}
-            for index, (start, end) in model_outputs["spans"].items()
+            {"start": start, "end": end, **classified.get(number, nothing)}
+            for number, (start, end) in answers.spans.items()
         ]
         clip = self._named(*(column.mean(dim=0) for column in columns)) if columns else nothing
         warning = {"warning": model_outputs["warning"]} if model_outputs["warning"] else {}

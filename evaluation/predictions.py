@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,8 @@ from exhubert.audio_exhubert import audio_seconds, read_audio
 from exhubert.corpora.readers import locate_clip
 from exhubert.evaluation.calibration import clip_probabilities
 from exhubert.evaluation.degradations import degrade
-from exhubert.pipeline_exhubert import Window, batch_windows, make_windows, run_batch
+from exhubert.evaluation.engine import classify_clips
+from exhubert.pipeline_exhubert import Window, make_windows
 from exhubert.utils.command import progress_bar
 
 PROBABILITY = "probability_"  # begins the names of the columns that hold the classes' probabilities
@@ -69,44 +70,30 @@ def classify(
         order.sort(key=seconds, reverse=True)
     mine = order[state.process_index :: state.num_processes] or order[:1]
     model.eval()
-    bar = progress_bar(total=len(mine), desc=description, unit="clip", disable=not state.is_main_process)
 
-    def windows() -> Iterator[Window]:
-        for number in mine:
+    def windows(position: int, corpus: str, clip: Mapping[str, Any]) -> Iterator[Window]:
+        audio, start, duration = locate_clip(clip)
+        samples = read_audio(audio, start, duration)
+        if condition is not None:
+            samples = degrade(samples, condition, f"{corpus}/{clip['file_name']}/{start}")
+        yield from make_windows([samples], extractor, clip=position)
+
+    def heard() -> Iterator[tuple[str, Iterator[Window]]]:
+        for position, number in enumerate(mine):
             corpus, dataset, row = clips[number]
             clip = dataset[row]
-            audio, start, duration = locate_clip(clip)
-            samples = read_audio(audio, start, duration)
-            if condition is not None:
-                samples = degrade(samples, condition, f"{corpus}/{clip['file_name']}/{start}")
-            yield from make_windows([samples], extractor, clip=number)
-            bar.update()
+            yield f"{corpus}: {clip['file_name']}", windows(position, corpus, clip)
 
     found: list[tuple[int, int, np.ndarray]] = []
-    batches = batch_windows(windows(), batch_size, masked)
-    with bar, torch.no_grad():
-        for batch in batches if in_step is None else repeat_last(batches, in_step):
-            logits = run_batch(model, extractor, batch, masked).logits
-            for window, row in zip(batch, logits.double().cpu().numpy(), strict=True):
-                if not np.isfinite(row).all():
-                    corpus, dataset, position = clips[window.clip]
-                    file_name = dataset[position]["file_name"]
-                    raise ValueError(f"{corpus}: {file_name}: the model's answer is {row.tolist()}; it is broken")
-                found.append((window.clip, window.number, row))
+    answered = classify_clips(model, extractor, heard(), batch_size, masked, in_step=in_step)
+    with progress_bar(total=len(mine), desc=description, unit="clip", disable=not state.is_main_process) as bar:
+        for number, answers in zip(mine, answered, strict=True):
+            answers.check()
+            found += [(number, window, logits.double().numpy()) for window, (logits,) in answers.rows.items()]
+            bar.update()
     everyones = {(clip, index): row for clip, index, row in gather_object(found)}
     keys = sorted(everyones)
     return np.stack([everyones[key] for key in keys]), np.array([clip for clip, _ in keys])
-
-
-def repeat_last(batches: Iterable[Any], in_step: Callable[[bool], bool]) -> Iterator[Any]:
-    """Yields batches, the last of them again and again for as long as another process has one."""
-    iterator, batch = iter(batches), None
-    while True:
-        following = next(iterator, None)
-        if not in_step(following is not None):
-            return
-        batch = following or batch
-        yield batch
 
 
 def predictions_table(

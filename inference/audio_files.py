@@ -1,4 +1,4 @@
-"""The audio files that a command is given, and one after the other processed: on after bad ones, with progress."""
+"""The audio files that a command is given, and how they are gone through: on after bad ones, with progress."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,7 +18,8 @@ from typing import Any, BinaryIO
 import soundfile
 from tqdm import tqdm
 
-from exhubert.audio_exhubert import audio_name
+from exhubert.audio_exhubert import AudioFile, audio_name
+from exhubert.inference.processes import ALONE, Team
 from exhubert.utils.command import progress_bar
 from exhubert.utils.files import AUDIO_SUFFIXES, VIDEO_SUFFIXES, is_audio, visible_files
 from exhubert.utils.text import as_text, printable
@@ -77,11 +78,8 @@ def listed_files(name: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def open_audio(name: str) -> Iterator[str | BinaryIO]:
-    """Yields what `iter_audio` takes: the name, or what standard input holds, kept on disk meanwhile."""
-    if name != STANDARD_INPUT:
-        yield name
-        return
+def standard_input() -> Iterator[BinaryIO]:
+    """Yields what standard input holds, kept on disk meanwhile, for it cannot be rewound."""
     if sys.stdin is None:  # `<&-`
         raise ValueError("standard input is closed")
     with tempfile.TemporaryFile() as file:
@@ -102,31 +100,35 @@ def output_file(name: str | Path) -> Path:
 
 def process_files(
     files: Sequence[str],
-    process: Callable[[str | BinaryIO, Callable[[float], None]], Any],
+    process: Callable[[Sequence[str], Callable[[float], None]], Generator[tuple[Any, Any], None, None]],
     write: Callable[[str, Any, str], str],
     skipped: int = 0,
+    processes: Team = ALONE,
 ) -> int:
-    """Processes one file after the other; lists the bad ones at the end, all on standard error.
+    """Processes files; lists the bad ones at the end, all on standard error.
 
     Args:
         files: what `find_audio` returned.
-        process: takes an audio file and a function to call with the seconds of audio that have been read; a
-            ValueError or OSError means that the file is bad.
-        write: takes the file's name, and what `process` returned, or None and what is wrong; returns what is wrong,
-            also something that went wrong only there.
+        process: takes files and a function to call with the seconds of audio that have been read; yields for each file
+            its `Recording`, and its result or the error that makes it a bad one.
+        write: takes the file's name, and its result, or None and what is wrong; returns what is wrong, also something
+            that went wrong only there.
         skipped: files that were done by an earlier run.
+        processes: each takes its share of the files, and the first one speaks for all.
 
     Returns:
-        The exit code: 0; 2 if some files are bad; 1 if nothing could be done.
+        The exit code, the same in all processes: 0; 2 if some files are bad; 1 if nothing could be done.
     """
-    bad: list[str] = []
-    mixed = 0
-    processed, seconds, begin = skipped, 0.0, time.perf_counter()
+    bad: list[tuple[int, str]] = []
+    done = mixed = 0
+    seconds, begin = 0.0, time.perf_counter()
 
     def speed() -> str:
         return f"{seconds / max(time.perf_counter() - begin, 1e-9):.1f} times real time"
 
-    with progress_bar(total=len(files), unit="file") as bar:
+    mine = files[processes.rank :: processes.size]
+    with contextlib.ExitStack() as stack:
+        bar = stack.enter_context(progress_bar(total=len(mine), unit="file", disable=not processes.leads))
 
         def on_progress(more: float) -> None:
             nonlocal seconds
@@ -134,44 +136,45 @@ def process_files(
             bar.set_postfix_str(f"{len(bad)} bad, {speed()}", refresh=False)
             bar.update(0)
 
-        for name in files:
-            result, problem = None, ""
-            audio: Any = name
-            try:
-                with open_audio(name) as audio:
-                    result = process(audio, on_progress)
-                    mixed += channels_of(audio) > 1
-                processed += 1
-            except (ValueError, OSError) as error:
-                problem = as_text(str(error).removeprefix(f"{audio_name(audio)}: "))
+        results = stack.enter_context(contextlib.closing(process(mine, on_progress)))
+        for number, (name, (recording, result)) in enumerate(zip(mine, results, strict=True)):
+            problem = ""
+            if isinstance(result, Exception):
+                problem = as_text(str(result).removeprefix(f"{audio_name(recording.audio)}: "))
+            else:
+                done += 1
+                mixed += recording.channels > 1
             with tqdm.external_write_mode():  # rows on the terminal do not run into the bar
-                problem = write(name, result, problem)
+                problem = write(name, None if problem else result, problem)
             if problem:
-                bad.append(f"{name}: {problem}")
+                bad.append((processes.rank + number * processes.size, f"{name}: {problem}"))
             bar.update()
-    for line in bad:
-        print(f"bad: {printable(line)}", file=sys.stderr)
-    if skipped and not files:
-        print(f"nothing to do: {skipped:,} {'file was' if skipped == 1 else 'files were'} done before", file=sys.stderr)
-        return 0
-    elapsed = time.perf_counter() - begin
-    done = f"{len(files):,} files" if len(files) != 1 else "1 file"
-    before = f" ({skipped:,} more were done before)" if skipped else ""
-    print(
-        f"{done}{before}, {len(bad):,} bad; {timedelta(seconds=round(seconds))} of audio in {elapsed:.1f} s, {speed()}",
-        file=sys.stderr,
-    )
-    if mixed:
-        print(f"note: {mixed:,} of them have several channels, which were averaged", file=sys.stderr)
+    everyones = processes.gathered((bad, done, seconds, mixed))
+    bad = sorted(each for found, *_ in everyones for each in found)
+    done, seconds, mixed = (sum(column) for column in list(zip(*everyones, strict=True))[1:])
+    if processes.leads:
+        elapsed = time.perf_counter() - begin
+        for _, line in bad:
+            print(f"bad: {printable(line)}", file=sys.stderr)
+        if skipped and not files:
+            were = "file was" if skipped == 1 else "files were"
+            print(f"nothing to do: {skipped:,} {were} done before", file=sys.stderr)
+        else:
+            count = f"{len(files):,} files" if len(files) != 1 else "1 file"
+            before = f" ({skipped:,} more were done before)" if skipped else ""
+            audio = f"{timedelta(seconds=round(seconds))} of audio in {elapsed:.1f} s, {speed()}"
+            print(f"{count}{before}, {len(bad):,} bad; {audio}", file=sys.stderr)
+        if mixed:
+            print(f"note: {mixed:,} of them have several channels, which were averaged", file=sys.stderr)
     if not bad:
         return 0
-    return 2 if processed else 1
+    return 2 if done + skipped else 1
 
 
-def channels_of(audio: str | BinaryIO) -> int:
+def channels_of(audio: AudioFile) -> int:
     """How many channels a file has, as far as its header says so to libsndfile; else 1."""
     try:
-        if not isinstance(audio, str):
+        if not isinstance(audio, str | os.PathLike):
             audio.seek(0)
         return int(soundfile.info(audio).channels)
     except (OSError, RuntimeError, ValueError):

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import heapq
 import importlib.util
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from exhubert.inference.audio_files import STANDARD_INPUT, find_audio, output_file, process_files
-from exhubert.inference.predict import row_settings
+from exhubert.inference.audio_files import STANDARD_INPUT, output_file, process_files
+from exhubert.inference.predict import files_of_team, row_settings
 from exhubert.inference.prediction_rows import check_settings
-from exhubert.inference.speech import classify_file, open_pipeline
+from exhubert.inference.processes import new_part, parts_of, team
+from exhubert.inference.speech import Classified, Options, classify_files, open_pipeline
 from exhubert.utils.files import locked, whole_file
 from exhubert.utils.text import as_text
 
@@ -32,26 +35,24 @@ def run_embed(
     output: str,
     layer: str = "last",
     per: str = "clip",
-    window_seconds: float | None = None,
-    hop_seconds: float | None = None,
-    vad: bool = False,
-    trust_remote_code: bool = False,
     files_from: str | None = None,
+    **options: Any,
 ) -> int:
     """Writes an embedding for each clip or window; returns the exit code.
 
     Parquet has the columns `file`, `start`, `end` (seconds) and `embedding` (a list of `hidden_size` float32). The file
-    is there when it is complete. Until then rows are kept beside it, in `<name>.unfinished`, as they come: the same
-    command goes on after a stop.
+    is there when it is complete. Until then rows are kept beside it, in `<name>.unfinished`, as they come, and those of
+    several processes in one each: the same command goes on after a stop.
 
     Args:
-        model, window_seconds, hop_seconds, vad, trust_remote_code: as for `run_predict`; windows without speech have no
-            row and no part in their clip's embedding, and a clip without speech counts as bad.
+        model: as for `run_predict`.
         audio, files_from: see `find_audio`.
         output: a .parquet file. Audio files that have a row there are skipped. A link stays, and what it leads to is
             replaced.
         layer: "last", "weighted", or the number of a hidden state, as the pipeline's `embeddings`.
         per: "clip", the mean over a clip's windows, or "window".
+        options: those of `Options`; windows without speech have no row and no part in their clip's embedding, and a
+            clip without speech counts as bad.
 
     Returns:
         0; 2 if some files are bad; 1 if all are, and nothing is written.
@@ -59,35 +60,35 @@ def run_embed(
     Raises:
         ValueError: if an argument is wrong, or `output` was written with other settings.
         OSError: if there is no such model, or the output cannot be written.
-        ImportError: if what parquet or `vad` needs is not installed.
+        ImportError: if what parquet or speech detection needs is not installed.
     """
-    check_arguments(output, layer)
-    import pyarrow
+    heard = Options(**options)
+    with team() as processes, contextlib.ExitStack() as stack:
+        path = processes.from_leader(lambda: checked_output(output, layer))
+        import pyarrow
 
-    path = output_file(output)
-    files = find_audio(audio, files_from)
-    embeddings = int(layer) if layer.isdecimal() else layer == "last" or layer
-    windows_of = {"window_seconds": window_seconds, "hop_seconds": hop_seconds}
-    options = {**windows_of, "embeddings": embeddings}
-    pipeline = open_pipeline(model, vad, trust_remote_code, **options)
-    settings = {"layer": layer, "per": per, **row_settings(model, pipeline, vad, **windows_of)}
+        files = processes.from_leader(lambda: files_of_team(processes, audio, files_from, output))
+        embeddings = int(layer) if layer.isdecimal() else layer == "last" or layer
+        pipeline = processes.leader_first(lambda: open_pipeline(model, heard, embeddings))
+        settings = {"layer": layer, "per": per, **row_settings(model, pipeline, heard)}
+        schema = row_schema(settings)
+        unfinished = path.with_name(f"{path.name}.unfinished")
+        paths = {os.path.abspath(as_text(name)): number for number, name in enumerate(files)}
 
-    def embed(sound: Any, on_progress: Callable[[float], None]) -> list[tuple[float, float, np.ndarray]]:
-        result = classify_file(pipeline, sound, on_progress, vad, **options)
-        windows = [window for window in result["windows"] if "embedding" in window]
-        if not windows:
-            raise ValueError("there is no speech in it")
-        if per == "clip":
-            return [(0.0, result["windows"][-1]["end"], result["embedding"])]
-        return [(window["start"], window["end"], window["embedding"]) for window in windows]
+        def begin() -> tuple[list[str], list[Path]]:
+            stack.enter_context(locked(path))
+            earlier = parts_of(path)
+            done = files_with_rows(path, [unfinished, *earlier], settings)
+            return [name for name in files if os.path.abspath(as_text(name)) not in done], earlier
 
-    schema = row_schema(settings)
-    unfinished = path.with_name(f"{path.name}.unfinished")
+        left, earlier = processes.from_leader(begin)
+        mine = unfinished if processes.size == 1 else new_part(path, earlier, processes.rank)
 
-    with locked(path):
-        done = files_with_rows(path, unfinished, settings)
-        left = [name for name in files if os.path.abspath(as_text(name)) not in done]
-        with unfinished.open("ab") as file:
+        def embed(names: Sequence[str], on_progress: Callable[[float], None]) -> Classified:
+            for recording, result in classify_files(pipeline, names, heard, embeddings, on_progress):
+                yield recording, result if isinstance(result, Exception) else embeddings_of(result, per)
+
+        with mine.open("ab") as file:
 
             def write_rows(name: str, rows: Any, problem: str) -> str:
                 if rows:
@@ -97,17 +98,40 @@ def run_embed(
                     file.flush()
                 return problem
 
-            code = process_files(left, embed, write_rows, len(files) - len(left))
-        if unfinished.stat().st_size:
-            replaced = [STANDARD_INPUT] if STANDARD_INPUT in left else []  # another recording each time
-            rows = write_parquet(path, schema, unfinished, replaced)
-            print(f"{rows:,} rows written to {output}", file=sys.stderr)
-        unfinished.unlink()
-    return code
+            code = process_files(left, embed, write_rows, len(files) - len(left), processes)
+        processes.gathered(None)  # all are closed
+        if processes.leads:
+            parts = [part for part in (unfinished, *parts_of(path)) if part.exists()]
+            if any(part.stat().st_size for part in parts):
+                replaced = [STANDARD_INPUT] if STANDARD_INPUT in left else []  # another recording each time
+                rows = write_parquet(path, schema, in_order(parts, paths), replaced)
+                print(f"{rows:,} rows written to {output}", file=sys.stderr)
+            for part in parts:
+                part.unlink()
+        return code
 
 
-def check_arguments(output: str, layer: str) -> None:
-    """Raises ValueError for an output that is no parquet or an illegal layer, ImportError if pyarrow is missing."""
+def embeddings_of(result: Mapping[str, Any], per: str) -> list[tuple[float, float, np.ndarray]] | ValueError:
+    """Start, end and embedding of each row that a file has; what is wrong with one that has none."""
+    windows = [window for window in result["windows"] if "embedding" in window]
+    if not windows:
+        return ValueError("there is no speech in it")
+    if per == "clip":
+        return [(0.0, result["windows"][-1]["end"], result["embedding"])]
+    return [(window["start"], window["end"], window["embedding"]) for window in windows]
+
+
+def in_order(parts: Sequence[Path], paths: Mapping[str, int]) -> Iterator[pyarrow.Table]:
+    """Yields the rows of each audio file that runs have left, in the order of the files' numbers."""
+
+    def number(table: pyarrow.Table) -> int:
+        return paths.get(os.path.abspath(table["file"][0].as_py()), -1)
+
+    return heapq.merge(*map(read_parts, parts), key=number)
+
+
+def checked_output(output: str, layer: str) -> Path:
+    """As `output_file`; raises ValueError for an illegal layer or no parquet, ImportError if pyarrow is missing."""
     suffix = Path(output).suffix.lower()
     if suffix != ".parquet":
         numpy = "; numpy.stack(pandas.read_parquet(FILE)['embedding']) is the array" if suffix == ".npz" else ""
@@ -116,6 +140,7 @@ def check_arguments(output: str, layer: str) -> None:
         raise ValueError(f"--layer is {layer!r}; it must be last, weighted or a number from 0")
     if importlib.util.find_spec("pyarrow") is None:
         raise ImportError("parquet needs pyarrow: pip install pyarrow")
+    return output_file(output)
 
 
 def row_schema(settings: dict[str, Any]) -> pyarrow.Schema:
@@ -127,10 +152,10 @@ def row_schema(settings: dict[str, Any]) -> pyarrow.Schema:
     return pyarrow.schema(columns, metadata={SETTINGS: json.dumps(settings).encode()})
 
 
-def files_with_rows(path: Path, unfinished: Path, settings: dict[str, Any]) -> set[str]:
+def files_with_rows(path: Path, parts: Sequence[Path], settings: dict[str, Any]) -> set[str]:
     """The absolute paths of the audio files that have rows; raises ValueError as `check_schema`."""
     done: set[str] = set()
-    for place, tables in ((path, read_parquet(path, ["file"])), (unfinished, read_parts(unfinished))):
+    for place, tables in ((path, read_parquet(path, ["file"])), *((part, read_parts(part)) for part in parts)):
         for table in tables:
             check_schema(str(place), table.schema, settings)
             done |= {os.path.abspath(name) for name in table["file"].to_pylist() if name != STANDARD_INPUT}
@@ -177,7 +202,9 @@ def read_parts(unfinished: Path) -> Iterator[pyarrow.Table]:
             file.truncate(end)
 
 
-def write_parquet(path: Path, schema: pyarrow.Schema, unfinished: Path, replaced: Sequence[str] = ()) -> int:
+def write_parquet(
+    path: Path, schema: pyarrow.Schema, found: Iterable[pyarrow.Table], replaced: Sequence[str] = ()
+) -> int:
     """Writes the rows that are there, but for those of `replaced` files, and those of a run; returns their number."""
     import pyarrow
     from pyarrow import dataset, parquet
@@ -186,7 +213,7 @@ def write_parquet(path: Path, schema: pyarrow.Schema, unfinished: Path, replaced
     with whole_file(path) as whole, parquet.ParquetWriter(whole, schema) as writer:
         others = ~dataset.field("file").isin(pyarrow.array(replaced, pyarrow.string()))
         before = (table.filter(others) for table in read_parquet(path))
-        for tables in (before, read_parts(unfinished)):
+        for tables in (before, found):
             for table in tables:
                 held.append(table)
                 if sum(map(len, held)) >= ROWS_AT_ONCE:

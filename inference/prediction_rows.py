@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import heapq
 import io
 import itertools
 import json
@@ -13,8 +14,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from exhubert.inference.audio_files import STANDARD_INPUT, output_file
+from exhubert.inference.processes import parts_of
 from exhubert.utils.files import locked, read_table, whole_file, write_text
-from exhubert.utils.text import printable, spreadsheet_cell
+from exhubert.utils.text import as_text, printable, spreadsheet_cell
 
 FORMATS = ("table", "jsonl", "csv")
 SILENT = "no speech"  # in the table
@@ -92,14 +94,17 @@ class Layout(NamedTuple):
 
 
 @contextlib.contextmanager
-def open_rows(path: Path, layout: Layout, settings: Mapping[str, Any]) -> Iterator[tuple[TextIO, set[str]]]:
+def open_rows(
+    path: Path, layout: Layout, settings: Mapping[str, Any], files: Sequence[str]
+) -> Iterator[tuple[TextIO, list[str]]]:
     """Opens a file of rows to add to it, with its header.
 
     What an earlier run left there stays, but for rows with an error and a last line that was not written to its end.
-    `settings`, what the rows depend on, are kept beside the file, in `<name>.settings.json`.
+    `settings`, what the rows depend on, are kept beside the file, in `<name>.settings.json`. What several processes
+    leave in parts (see `parts_of`) comes into the file in the end, in the order of `files`.
 
     Yields:
-        The file, and the absolute paths of the audio files that have a row.
+        The file, and those of `files` that have no row yet.
 
     Raises:
         ValueError: if there is a file which was begun with other settings, or is none of ours,
@@ -109,8 +114,8 @@ def open_rows(path: Path, layout: Layout, settings: Mapping[str, Any]) -> Iterat
     path = output_file(path)
     with locked(path):
         beside = path.with_name(f"{path.name}.settings.json")
-        begun = path.exists() and path.stat().st_size > 0
-        if begun:
+        begun, earlier = path.exists() and path.stat().st_size > 0, parts_of(path)
+        if begun or earlier:
             if not beside.is_file():
                 raise ValueError(f"{path} exists, and no {beside.name} beside it; give another --output, or delete it")
             check_settings(path, read_table(beside), settings)
@@ -119,20 +124,41 @@ def open_rows(path: Path, layout: Layout, settings: Mapping[str, Any]) -> Iterat
         done = set()
         with whole_file(path) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as file:
             file.write(layout.header())
-            for name, lines in itertools.groupby(read_rows(path, layout) if begun else (), key=lambda row: row.file):
-                rows = list(lines)
-                whole = rows[-1].error == "" and len(rows) >= rows[-1].windows  # of windows a stop may cut some off
-                if whole and name != STANDARD_INPUT:
-                    file.writelines(row.line for row in rows)
-                    done.add(os.path.abspath(name))
+            for name, lines in whole_rows(path, layout) if begun else ():
+                file.writelines(lines)
+                done.add(name)
+        with_rows = done | {name for part in earlier for name, _ in whole_rows(part, layout)}
+        paths = [os.path.abspath(as_text(name)) for name in files]
+        place = {name: number for number, name in enumerate(paths)}
         with path.open("a", encoding="utf-8", newline="") as file:
-            yield file, done
+            yield file, [name for name, each in zip(files, paths, strict=True) if each not in with_rows]
+            parts = parts_of(path)
+            rows = [whole_rows(part, layout, with_errors=part not in earlier) for part in parts]
+            for name, lines in heapq.merge(*rows, key=lambda found: place.get(found[0], -1)):
+                if name not in done:  # as they are where a run was killed before its parts were gone
+                    file.writelines(lines)
+        for part in parts:
+            part.unlink()
+
+
+def whole_rows(path: Path, layout: Layout, with_errors: bool = False) -> Iterator[tuple[str, list[str]]]:
+    """Yields the absolute path of each audio file that counts as done, with its rows, as lines.
+
+    It does not with an error, if it was standard input, or where a stop cut off some of its windows; `with_errors`
+    yields those as well.
+    """
+    for name, found in itertools.groupby(read_rows(path, layout), key=lambda row: row.file):
+        rows = list(found)
+        whole = rows[-1].error == "" and len(rows) >= rows[-1].windows and name != STANDARD_INPUT
+        if whole or with_errors:
+            yield os.path.abspath(name), [row.line for row in rows]
 
 
 def check_settings(path: Path | str, earlier: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     """Raises ValueError if an output was begun with other settings."""
+    earlier = {"per": "clip", "dtype": "float32", **earlier}  # which older releases did not have
     for name, value in settings.items():
-        if earlier.get(name, "clip" if name == "per" else None) != value:  # which older releases did not have
+        if earlier.get(name) != value:
             was = f"{path} was begun with {name} {earlier.get(name)!r}, now it is {value!r}"
             raise ValueError(f"{was}; give another --output, or delete it")
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
+import itertools
 import sys
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from exhubert.audio_exhubert import SAMPLING_RATE, AudioFile
-from exhubert.model_folder.load import load_pipeline
-from exhubert.pipeline_exhubert import ExHuBERTPipeline
+from exhubert.audio_exhubert import SAMPLING_RATE, AudioFile, audio_name, iter_audio
+from exhubert.evaluation.engine import classify_clips
+from exhubert.inference.audio_files import STANDARD_INPUT, channels_of, standard_input
+from exhubert.model_folder.load import load_for_answers, precision_note
+from exhubert.pipeline_exhubert import Answers, ExHuBERTPipeline, Window, make_windows
 
 FRAME = 512  # samples; what the detector judges at once
 CONTEXT = 64  # samples before a frame that it hears as well
@@ -61,30 +66,58 @@ def load_detector() -> Any:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def open_pipeline(model: str, vad: bool, trust_remote_code: bool = False, **options: Any) -> ExHuBERTPipeline:
+class Options(NamedTuple):
+    """How files are heard and answered; see `docs/inference.md`.
+
+    Attributes:
+        window_seconds, hop_seconds: length and distance of windows; the model's and half a window by default.
+        vad: leave out windows without speech.
+        device, dtype: as `choose_device` takes them.
+        batch_size: windows in a forward, at most.
+        exact: do without a faster forward, whose logits may be 1e-5 off.
+        trust_remote_code: whether code that the model brings may run.
+    """
+
+    window_seconds: float | None = None
+    hop_seconds: float | None = None
+    vad: bool = False
+    device: str | None = None
+    dtype: str = "float32"
+    batch_size: int = 8
+    exact: bool = False
+    trust_remote_code: bool = False
+
+
+def open_pipeline(model: str, options: Options, embeddings: bool | int | str = False) -> ExHuBERTPipeline:
     """Loads a model, and tries the options on a little silence: what they do not allow is no file's fault.
 
     Args:
         model: folder or Hub id.
-        vad: whether speech detection will be needed.
-        trust_remote_code: whether code that the model brings may run.
-        options: `window_seconds`, `hop_seconds` and `embeddings`, as the pipeline takes them.
+        options: see `Options`.
+        embeddings: as the pipeline takes it.
 
     Raises:
         ValueError: if it is no model folder, or does not allow an option.
         OSError: if there is no such model.
-        ImportError: if speech detection is not installed.
+        ImportError: if speech detection is needed and not installed.
     """
+    if options.batch_size < 1:
+        raise ValueError(f"batch_size is {options.batch_size}; it must be above 0")
     silence = np.zeros(SAMPLING_RATE // 10, np.float32)
-    if vad:
+    if options.vad:
         speech_seconds(silence)
-    pipeline = load_pipeline(model, trust_remote_code)
-    trained = getattr(pipeline.feature_extractor, "window_seconds", None)
-    if trained and (options.get("window_seconds") or 0) > trained:
+    how = (options.device, options.dtype, options.exact, options.trust_remote_code)
+    classifier, extractor = load_for_answers(model, *how)
+    pipeline = ExHuBERTPipeline(model=classifier, feature_extractor=extractor, device=classifier.device)
+    trained = getattr(extractor, "window_seconds", None)
+    if trained and (options.window_seconds or 0) > trained:
         longer = f"is longer than the {trained:g} s that the model was trained on"
-        print(f"note: --window {options['window_seconds']:g} {longer}", file=sys.stderr)
+        print(f"note: --window {options.window_seconds:g} {longer}", file=sys.stderr)
+    if note := precision_note(classifier.device, options.dtype):
+        print(note, file=sys.stderr)
+    windows: dict[str, Any] = {"window_seconds": options.window_seconds, "hop_seconds": options.hop_seconds}
     try:
-        list(pipeline.stream([silence], **options))
+        list(pipeline.stream([silence], embeddings=embeddings, **windows))
     except ValueError as error:
         if not str(error).startswith("the stream: "):  # an option
             raise
@@ -92,30 +125,93 @@ def open_pipeline(model: str, vad: bool, trust_remote_code: bool = False, **opti
     return pipeline
 
 
-def classify_file(
-    pipeline: ExHuBERTPipeline, audio: AudioFile, on_progress: Callable[[float], None], vad: bool, **options: Any
-) -> dict[str, Any]:
-    """Returns what the pipeline returns for an audio file.
+class Recording:
+    """An audio file on its way through the model.
 
-    With speech detection each window has `speech`, its share from 0 to 1. A window with less than a quarter of a
-    second of it is not classified: its values are None, and have no part in the clip's, which are None where there is
-    no speech at all. Nor is there an embedding.
-
-    `vad` and `options` are those of `open_pipeline`; `on_progress` is called with the seconds that were decoded, many
-    times in a file.
-
-    Raises:
-        ValueError, OSError: for audio that cannot be read.
+    Attributes:
+        audio: its name, or the file.
+        warnings: what is wrong with it although it can be read.
+        speech: with speech detection the share of it in each window.
+        channels: how many it has.
     """
-    shares = []
 
-    def has_speech(samples: np.ndarray) -> bool:
+    def __init__(self, audio: AudioFile) -> None:
+        self.audio = audio
+        self.warnings: list[str] = []
+        self.speech: list[float] = []
+        self.channels = 1
+
+    def windows(self, pipeline: ExHuBERTPipeline, options: Options, number: int) -> Iterator[Window]:
+        """Reads the file and cuts it; see `make_windows`."""
+        chunks = iter_audio(self.audio, on_warning=self.warnings.append)
+        cut = (pipeline.feature_extractor, options.window_seconds, options.hop_seconds)
+        yield from make_windows(chunks, *cut, keep=self.has_speech if options.vad else None, clip=number)
+        self.channels = channels_of(self.audio)
+
+    def has_speech(self, samples: np.ndarray) -> bool:
+        """Whether there is a quarter of a second of speech in a window."""
         seconds = speech_seconds(samples)
-        shares.append(round(min(1.0, seconds * SAMPLING_RATE / len(samples)), 3))
+        self.speech.append(round(min(1.0, seconds * SAMPLING_RATE / len(samples)), 3))
         return seconds >= SHORTEST_SPEECH_SECONDS
 
-    result = pipeline(audio, keep=has_speech if vad else None, on_progress=on_progress, **options)
-    if vad:
-        for window, share in zip(result["windows"], shares, strict=True):
+    def result(self, pipeline: ExHuBERTPipeline, answers: Answers) -> dict[str, Any]:
+        """What the pipeline returns for the file, and with speech detection the share of `speech` in each window.
+
+        Raises:
+            ValueError, OSError: for audio that cannot be read, or that the model does not answer.
+        """
+        answers.check()
+        result = pipeline.postprocess({"answers": answers, "warning": "".join(self.warnings)})
+        for window, share in zip(result["windows"], self.speech, strict=False):
             window["speech"] = share
-    return result
+        return result
+
+
+Classified = Generator[tuple[Recording, Any], None, None]  # of each file what it is, or the error that makes it bad
+
+
+def classify_files(
+    pipeline: ExHuBERTPipeline,
+    files: Iterable[str],
+    options: Options,
+    embeddings: bool | int | str = False,
+    on_progress: Callable[[float], None] | None = None,
+) -> Classified:
+    """Classifies audio files, many windows at once; yields what is said of each, or why nothing is, in their order.
+
+    With speech detection a window with less than a quarter of a second of it is not classified: its values are None,
+    and have no part in the file's, which are None where there is no speech at all. Nor is there an embedding.
+
+    Args:
+        pipeline: of `open_pipeline`.
+        files: names, or `-` for what is on standard input, which is read when all before it are done.
+        options, embeddings: those of `open_pipeline`.
+        on_progress: called with the seconds of audio that were read.
+    """
+    for is_input, names in itertools.groupby(files, STANDARD_INPUT.__eq__):
+        under_way: deque[Recording] = deque()
+
+        def clips(
+            audio: Iterable[AudioFile], under_way: deque[Recording] = under_way
+        ) -> Iterator[tuple[str, Iterator[Window]]]:
+            for number, each in enumerate(audio):
+                under_way.append(Recording(each))
+                yield audio_name(each), under_way[-1].windows(pipeline, options, number)
+
+        with contextlib.ExitStack() as stack:
+            audio: Iterable[AudioFile] = names
+            if is_input:
+                try:
+                    audio = [stack.enter_context(standard_input())]
+                except (ValueError, OSError) as error:
+                    yield Recording(STANDARD_INPUT), error
+                    continue
+            parts = (pipeline.model, pipeline.feature_extractor, clips(audio))
+            for answers in classify_clips(*parts, options.batch_size, embeddings=embeddings, on_progress=on_progress):
+                recording = under_way.popleft()
+                result: dict[str, Any] | Exception
+                try:
+                    result = recording.result(pipeline, answers)
+                except (ValueError, OSError) as error:
+                    result = error
+                yield recording, result

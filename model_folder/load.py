@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import (
     ASTFeatureExtractor,
@@ -29,6 +31,7 @@ from exhubert.pipeline_exhubert import ExHuBERTPipeline
 from exhubert.utils.command import named_errors
 from exhubert.utils.text import first_line
 
+DTYPES = ("float32", "bfloat16", "float16")
 ATTENTION = ("eager", "sdpa", "flex_attention")  # that torch has; all else may be fetched from the Hub
 
 
@@ -40,6 +43,77 @@ def load_pipeline(name_or_path: str, trust_remote_code: bool = False) -> ExHuBER
     """
     model, extractor = load_trained(name_or_path, trust_remote_code)
     return ExHuBERTPipeline(model=model, feature_extractor=extractor)
+
+
+def choose_device(device: str | None = None, dtype: str = "float32") -> torch.device:
+    """Returns the device to compute on; of several processes that a launcher started, each gets a GPU of its own.
+
+    Args:
+        device: as torch calls it: cpu, cuda, cuda:1, ...; None is a GPU where there is one, else the CPU.
+        dtype: one of `DTYPES`.
+
+    Raises:
+        ValueError: if there is no such device, or torch does not compute in that type on it.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}; it must be {', '.join(DTYPES)}")
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device == "cuda" else device
+    try:
+        chosen = torch.device(name)
+        torch.empty(1, device=chosen).cpu()
+    except (RuntimeError, AssertionError) as error:
+        there = ", ".join(["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))])
+        raise ValueError(f"device is {device!r}; there is {there}") from error
+    try:
+        values = torch.zeros(1, 8, 8, device=chosen, dtype=getattr(torch, dtype))
+        torch.nn.functional.conv1d(values @ values, values)
+    except RuntimeError as error:
+        raise ValueError(f"dtype is {dtype!r}, in which torch does not compute on {name}") from error
+    return chosen
+
+
+def load_for_answers(
+    name_or_path: str,
+    device: str | None = None,
+    dtype: str = "float32",
+    exact: bool = False,
+    trust_remote_code: bool = False,
+) -> tuple[Any, SequenceFeatureExtractor]:
+    """As `load_trained`, on a device and in a type, as fast as that gives the same answers.
+
+    In float32 on the CPU a model that has a faster forward, whose logits differ by 1e-5 at most, uses it. On a GPU
+    float32 is float32: TF32, with 10 bits of precision, is for the other types' float32 parts alone.
+
+    Args:
+        name_or_path, trust_remote_code: as for `load_trained`.
+        device, dtype: as for `choose_device`.
+        exact: use the plain forward.
+
+    Raises:
+        ValueError: as `load_trained` and `choose_device`, and for an ONNX model in another type or on another device.
+    """
+    chosen = choose_device(device, dtype)
+    model, extractor = load_trained(name_or_path, trust_remote_code, dtype=getattr(torch, dtype))
+    if next(model.parameters(), None) is None:
+        if device not in (None, "cpu") or dtype != "float32":
+            raise ValueError(f"{name_or_path} is an ONNX model, which takes float32 on the CPU alone")
+        return model, extractor
+    if chosen.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = dtype != "float32"
+    if chosen.type == "cpu" and dtype == "float32" and not exact and hasattr(model, "set_fast_path"):
+        model.set_fast_path()
+    return model.to(chosen), extractor
+
+
+def precision_note(device: torch.device, dtype: str) -> str:
+    """A line for a GPU that computes in float32 although it has a faster type; else nothing."""
+    if device.type != "cuda" or dtype != "float32":
+        return ""
+    faster = "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float16"
+    name = torch.cuda.get_device_name(device)
+    return f"note: float32 on {name}; --dtype {faster} is faster there, and less exact (docs/inference.md)"
 
 
 def load_trained(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -167,6 +169,14 @@ def refused(capsys: pytest.CaptureFixture[str], main: Callable[[list[str]], int]
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("error: ")
     return line
+
+
+def alike(found: Any, expected: Any, tolerance: float = 1e-5) -> bool:
+    """Whether two answers are the same but for what other batches change: numbers, in text too, by 1e-5 at most."""
+    numbers = re.compile(r"-?\d+\.\d+(?:e-?\d+)?")
+    one, other = str(found), str(expected)
+    near = np.allclose(*([float(each) for each in numbers.findall(text)] for text in (one, other)), 0, tolerance)
+    return near and numbers.sub("", one) == numbers.sub("", other)
 
 
 def make_classifier(noise: float = 0.05, **changes: object):
