@@ -109,7 +109,7 @@ def training_products(config: Any, batch: int, seconds: float, frozen: Collectio
         products.append(operation.product)
         if trained_below:
             products.append(Product(count, rows, columns, inner))
-        if trained_below and not operation.of_weight or trained and operation.of_weight:
+        if (trained_below and not operation.of_weight) or (trained and operation.of_weight):
             products.append(Product(count, inner, rows, columns))
         trained_below |= trained
     return products
