@@ -6,6 +6,7 @@ python -m pytest tests/test_benchmarks.py
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 
 import pytest
 import torch
