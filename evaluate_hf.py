@@ -27,6 +27,7 @@ from accelerate import PartialState
 from datasets import Dataset
 
 from exhubert.audio_exhubert import longest_input_seconds
+from exhubert.convert.onnx import BACKENDS, model_for_backend
 from exhubert.corpora.load import load_corpora
 from exhubert.corpora.registry import folder_name
 from exhubert.corpora.splits import SPLITS
@@ -72,6 +73,12 @@ def main(arguments: Sequence[str] | None = None, prog: str = "evaluate_hf.py") -
     parser.add_argument("--protocol", default="auto", help="how each corpus is split; see docs/corpora.md")
     parser.add_argument("--fold", type=int, help="which fold, from 1, of a protocol that has folds")
     parser.add_argument("--batch-size", type=int, default=8, help="windows in a batch of a process")
+    parser.add_argument(
+        "--backend",
+        choices=tuple(BACKENDS),
+        default="torch",
+        help="what computes: torch, or the model's ONNX export on the CPU, in float32 or int8; exported once, and kept",
+    )
     parser.add_argument(
         "--trust-remote-code", action="store_true", help="let code run that a model brings; read it first (default: no)"
     )
@@ -160,7 +167,9 @@ def evaluate(
         ValueError: if the model's checkpoint has no classification head, or a corpus is not as it should be.
     """
     state = PartialState()
-    model, extractor = load_trained(name_or_path, options.trust_remote_code, dtype=torch.float32)
+    with state.main_process_first():  # which exports it
+        run_as = model_for_backend(name_or_path, options.backend, options.trust_remote_code)
+    model, extractor = load_trained(run_as, options.trust_remote_code, dtype=torch.float32)
     class_names = [model.config.id2label[index] for index in range(model.config.num_labels)]
     parameters = {"total": model.num_parameters(), "trainable": model.num_parameters(only_trainable=True)}
     recipe, results_of_run = recipe_of(name_or_path), Path(name_or_path).parent / RESULTS
@@ -189,6 +198,8 @@ def evaluate(
     predictions = predictions_table(split, class_names, *logits, temperature)
     described = {"model": name_or_path, "split": options.split, "parameters": parameters}
     described["window_seconds"] = longest_input_seconds(extractor)
+    if options.backend != "torch":
+        described["backend"] = options.backend
     results = make_results(described, predictions, class_names)
     uncalibrated = None
     if options.calibrate:

@@ -177,14 +177,16 @@ def main() -> None:
     if options.contestant:
         serve(next(group for group in groups(options) if group.title == options.contestant[0]), place, options)
         return
-    began = time.monotonic()
+    facts = {"size": options.size, "device": options.device, **machine(options.device)}
+    began, report = time.monotonic(), ""
     rows: list[dict[str, Any]] = []
     for group in groups(options):
         if (group.quick or not options.quick) and options.only in group.title:
             print(f"{group.title} ...", file=sys.stderr, flush=True)
             rows += measure(group, options)
-    facts = {"size": options.size, "device": options.device, "minutes": round((time.monotonic() - began) / 60, 1)}
-    print(write_report(options.output, {**facts, **machine(options.device)}, rows))
+            minutes = f"{(time.monotonic() - began) / 60:.1f}"
+            report = write_report(options.output, {**facts, "minutes": minutes}, rows)
+    print(report)
 
 
 def measure(group: Group, options: argparse.Namespace) -> list[dict[str, Any]]:
