@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from exhubert.configuration_exhubert import ExHuBERTConfig
 from exhubert.convert.checkpoint import on_meta
 from exhubert.model_folder import load_classifier
 from exhubert.model_folder.load import make_feature_extractor
+from exhubert.model_folder.onnx_model import ONNX_FILE
 from exhubert.modeling_exhubert import ExHuBERTForSequenceClassification
 from exhubert.pipeline_exhubert import make_windows
 from exhubert.training.collator import AudioCollator
@@ -200,8 +201,8 @@ def training_step(
     return run
 
 
-def exported(place: Place, kind: str, runtime: str = "onnxruntime") -> Run:
-    """A forward of the ONNX export."""
+def exported(place: Place, kind: str) -> Run:
+    """A forward of the ONNX export by onnxruntime."""
     if place.device != "cpu":
         raise Missing("runs on the CPU only")
     try:
@@ -216,6 +217,30 @@ def exported(place: Place, kind: str, runtime: str = "onnxruntime") -> Run:
     return run
 
 
+def by_openvino(place: Place, precision: str = "f32") -> Run:
+    """A forward of the float32 ONNX export by OpenVINO, which computes in float32 (f32) or bfloat16 (bf16)."""
+    if place.device != "cpu":
+        raise Missing("runs on the CPU only")
+    file = place.model("onnx") / ONNX_FILE
+    try:
+        import openvino
+    except ImportError as error:
+        raise Missing("not installed") from error
+    core = openvino.Core()
+    model = core.read_model(file)
+    for output in list(model.outputs):
+        if "logits" not in output.get_names():
+            model.remove_result(output.get_node())  # hidden states, which would be computed unasked
+    hints = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
+    request = core.compile_model(model, "CPU", {**hints, "INFERENCE_PRECISION_HINT": precision}).create_infer_request()
+
+    def run(load: Load) -> Found:
+        clips = made_up_clips(place, load).numpy()
+        return timed(lambda: request.infer([clips]), place.device)
+
+    return run
+
+
 def first_prediction(place: Place, kind: str = "exhubert", options: Collection[str] = ()) -> Run:
     """`exhubert predict` on one clip, from the start of the process to its row."""
     model = place.model(kind)
@@ -226,9 +251,9 @@ def first_prediction(place: Place, kind: str = "exhubert", options: Collection[s
     return run
 
 
-def files_to_labels(place: Place, kind: str = "exhubert", options: Collection[str] = ()) -> Run:
-    """`exhubert predict` on many files, without what it takes for the first."""
-    model = place.model(kind)
+def files_to_labels(place: Place, kind: str = "exhubert", size: str = "", options: Collection[str] = ()) -> Run:
+    """`exhubert predict` on many files, without what it takes for the first; with a model of another size if asked."""
+    model = replace(place, size=size or place.size).model(kind)
 
     def run(load: Load) -> Found:
         first = command("predict", model, *place.audio(Load()), "--format", "jsonl", *options)
@@ -239,14 +264,17 @@ def files_to_labels(place: Place, kind: str = "exhubert", options: Collection[st
     return run
 
 
-def windows_alone(place: Place, kind: str = "exhubert") -> Run:
+def windows_alone(place: Place, kind: str = "exhubert", size: str = "", fast: bool = False) -> Run:
     """The forwards that files of a load need, in batches of `COLLATED`: the model of `files_to_labels` alone."""
-    of_batch = forward(place, kind)
+    place = replace(place, size=size or place.size)
+    of_batch = forward(place, kind, fast=fast) if kind == "exhubert" else exported(place, kind)
+    of_batch(Load(batch=COLLATED))  # the first is slower
 
     def run(load: Load) -> Found:
         windows = load.files * max(1, round(load.seconds / 1.5) - 1) - 1
-        seconds = of_batch(Load(batch=COLLATED))["seconds"] * windows / COLLATED
-        return {"seconds": seconds, "windows": windows}
+        batches = max(1, round(windows / COLLATED))
+        seconds = sum(of_batch(Load(batch=COLLATED))["seconds"] for _ in range(batches))
+        return {"seconds": seconds * windows / (batches * COLLATED), "windows": windows}
 
     return run
 
@@ -277,8 +305,9 @@ def inference_windows(place: Place) -> Run:
     return run
 
 
-def conversion(place: Place, kind: str, arguments: Sequence[str], source: str = "exhubert") -> Run:
+def conversion(place: Place, kind: str, arguments: Sequence[str], source: str = "exhubert", size: str = "") -> Run:
     """`exhubert convert`, which makes the models that the rest is measured with."""
+    place = replace(place, size=size or place.size)
     if kind != "exhubert" and place.device != "cpu":
         raise Missing("runs on the CPU only")
 

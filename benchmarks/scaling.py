@@ -43,7 +43,7 @@ CARDS = (
     Card("H100", 989e12, 67e12, 3.35e12, 450e9),
 )
 USED = {"training": 0.30, "inference": 0.40}  # share of a card's FLOP/s that is reached: assumed
-BETWEEN_MACHINES = 12.5e9  # bytes a second of a machine with eight cards: 100 Gbit/s
+BETWEEN_MACHINES = 12.5e9  # bytes a second of a machine, in one direction: 100 Gbit/s
 CARDS_OF_A_MACHINE = 8
 FLAC_BYTES_PER_SECOND = 15.6e3  # 16 kHz mono: measured, four corpora
 WINDOW, HOP = 3.0, 1.5  # seconds
@@ -51,6 +51,9 @@ UPDATE_PASSES = 28  # bytes moved for each trained parameter in AdamW's update: 
 
 HUBERT = HubertConfig(**LARGE, num_labels=6)
 EXHUBERT = ExHuBERTConfig()
+# GiB of a clip's activations in a training step, float32: measured on the CPU, between batches of 1 and of 4.
+ACTIVATIONS = {24: 0.33, 48: 0.77}
+USABLE = 24e9 / 2**30 - 1.5  # GiB of a card of 24 GB, without CUDA's own and what lies idle between tensors: assumed
 CNN = (FEATURE_ENCODER,)
 CNN_AND_ORIGINALS = (FEATURE_ENCODER, ORIGINALS)
 BUT_THE_HEAD = (FEATURE_ENCODER, PROJECTION, POSITION, ORIGINALS, COPIES)
@@ -75,10 +78,8 @@ def flops(config: Any, frozen: Collection[str] | None = None) -> int:
 
 def parameters(config: Any, frozen: Collection[str]) -> tuple[int, int]:
     """All of a model's, and those that are trained."""
-    model_class = (
-        ExHuBERTForSequenceClassification if hasattr(config, "num_copies") else HubertForSequenceClassification
-    )
-    model: Any = on_meta(model_class, config)
+    is_ours = isinstance(config, ExHuBERTConfig)
+    model: Any = on_meta(ExHuBERTForSequenceClassification if is_ours else HubertForSequenceClassification, config)
     model.freeze_feature_encoder()
     if ORIGINALS in frozen:
         model.freeze_og_encoder()
@@ -158,16 +159,18 @@ def labelling() -> str:
 
 
 def memory() -> str:
-    """What weights, gradients and AdamW take, in GiB, before any activation."""
+    """What weights, gradients and AdamW take, in GiB, how many clips fit beside them, and a checkpoint on disk."""
     rows = []
     for name, (config, frozen) in SYSTEMS.items():
         total, trained = parameters(config, frozen)
         parts = [4 * total, 4 * trained, 8 * trained]
         copies = 2 * total  # autocast's, of the weights, while a step lasts
-        cells = [f"{value / 2**30:.1f}" for value in (*parts, copies, sum(parts) + copies)]
-        checkpoint = f"{(4 * total + 8 * trained) / 1e9:.1f} GB"
-        rows.append([name, *cells, checkpoint])
-    header = ["", "weights", "gradients", "AdamW", "bfloat16 copies", "together", "a checkpoint on disk"]
+        together = (sum(parts) + copies) / 2**30
+        cells = [*(f"{value / 2**30:.1f}" for value in (*parts, copies)), f"{together:.1f}"]
+        of_clip = ACTIVATIONS.get(config.num_hidden_layers, ACTIVATIONS[48] * config.num_hidden_layers / 48)
+        clips = "hundreds" if frozen == BUT_THE_HEAD else f"{(USABLE - together) / of_clip:.0f}"
+        rows.append([name, *cells, clips, f"{(4 * total + 8 * trained) / 1e9:.1f} GB"])
+    header = ["", "weights", "gradients", "AdamW", "bfloat16 copies", "together", "clips in 24 GB", "checkpoint"]
     return markdown_table(header, rows)
 
 
@@ -184,7 +187,7 @@ def paper() -> str:
         [name, f"{h}", f"{count:,}", f"{3600 * h / count:.2f} s", f"{100 * step * count / (3600 * h):.0f} %"]
         for name, (h, count) in updates.items()
     ]
-    return markdown_table(["", "h", "updates", "an update", "of float32 peak at 8 clips"], rows)
+    return markdown_table(["", "h", "updates", "an update", "HuBERT's, 8 clips, of float32 peak"], rows)
 
 
 def main() -> None:

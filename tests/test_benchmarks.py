@@ -107,7 +107,7 @@ def test_contestants_take_turns_and_the_first_turn_is_not_counted(monkeypatch):
             order.append(f"{self.name} ends")
 
     monkeypatch.setattr("exhubert.benchmarks.speed.Process", Stub)
-    group = Group("forward", {name: Contestant(print, "") for name in "AB"}, seconds=0.0)
+    group = Group("forward", {name: Contestant(print, "") for name in "AB"}, seconds=0.0, least=2)
     first, second = measure(group, Namespace(quick=False))
     assert order == ["A is ready", "B is ready", *"AB" * 3, "A ends", "B ends"]
     assert first["turns"] == [5.0, 7.0] and first["seconds"] == 6.0
