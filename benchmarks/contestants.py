@@ -162,6 +162,7 @@ def forward(
     def run(load: Load) -> Found:
         model, clips = prepare(load), made_up_clips(place, load).to(getattr(torch, dtype))
         with torch.inference_mode():
+            model(clips[:1])  # brings back what the system has put away while others took their turns
             return timed(lambda: model(clips), place.device)
 
     return run
@@ -188,6 +189,8 @@ def training_step(
 
     def run(load: Load) -> Found:
         clips, labels = made_up_clips(place, load), torch.arange(load.batch, device=place.device) % 6
+        with torch.no_grad():
+            model(clips[:1])  # as in `forward`
 
         def step() -> None:
             optimizer.zero_grad()
@@ -212,6 +215,7 @@ def exported(place: Place, kind: str) -> Run:
 
     def run(load: Load) -> Found:
         clips = made_up_clips(place, load)
+        model(clips[:1])  # as in `forward`
         return timed(lambda: model(clips), place.device)
 
     return run
@@ -236,6 +240,7 @@ def by_openvino(place: Place, precision: str = "f32") -> Run:
 
     def run(load: Load) -> Found:
         clips = made_up_clips(place, load).numpy()
+        request.infer([clips[:1]])  # as in `forward`
         return timed(lambda: request.infer([clips]), place.device)
 
     return run

@@ -53,7 +53,6 @@ from exhubert.utils.command import quiet_transformers
 from exhubert.utils.text import first_line
 
 PLAIN, FAST, FLOOR, EAGER = "plain path", "fast path", "floor", "plain path, eager attention"
-BRIEF = 2.0  # seconds; what takes less is run twice in a turn, and the second time counts
 
 
 class Contestant(NamedTuple):
@@ -94,7 +93,6 @@ EXPORTS = {  # apart, as together they need more memory than many machines have
     PLAIN: Contestant(forward),
     "ONNX float32": Contestant(partial(exported, kind="onnx")),
     "ONNX int8": Contestant(partial(exported, kind="int8")),
-    "OpenVINO float32": Contestant(by_openvino),
     "OpenVINO bfloat16": Contestant(partial(by_openvino, precision="bf16")),
 }
 ON_CUDA = {
@@ -317,17 +315,9 @@ def serve(group: Group, place: Place, options: argparse.Namespace) -> None:
         return {}
 
     answer(prepare)
-    last: dict[Load, float] = {}
-
-    def run(load: Load) -> dict[str, Any]:
-        if last.get(load, BRIEF) < BRIEF:
-            prepared[0](load)  # brings back what the system has put away while others took their turns
-        found = with_memory(prepared[0](load))
-        last[load] = found["seconds"]
-        return found
-
     for line in sys.stdin:
-        answer(partial(run, Load(**json.loads(line))))
+        load = Load(**json.loads(line))
+        answer(lambda load=load: with_memory(prepared[0](load)))  # type: ignore[misc]
 
 
 def with_memory(found: dict[str, Any]) -> dict[str, Any]:
