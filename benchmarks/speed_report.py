@@ -58,7 +58,6 @@ def table(rows: Sequence[Row]) -> str:
     columns["x floor"] = filled(rows, "times_floor", lambda value, _: f"{value:.2f}")
     columns["x plain path's speed"] = filled(rows, "times_plain", lambda value, _: f"{value:.2f}")
     columns["windows a second"] = filled(rows, "windows", lambda value, row: f"{value / row['seconds']:,.1f}")
-    columns["to the first row"] = filled(rows, "seconds_to_first_row", lambda value, _: f"{value:.2f} s")
     columns["peak memory"] = filled(rows, "peak_bytes", lambda value, _: f"{value / 2**30:.2f} GiB")
     columns["peak on the GPU"] = filled(rows, "gpu_bytes", lambda value, _: f"{value / 2**30:.2f} GiB")
     kept = {name: cells for name, cells in columns.items() if not name or any(cells)}
