@@ -74,7 +74,7 @@ class Group:
     title: str
     contestants: Mapping[str, Contestant]
     loads: Sequence[Load] = (Load(),)
-    seconds: float = 30.0
+    seconds: float = 40.0
     least: int = 1
     warm_up: bool = True
     quick: bool = True
@@ -163,6 +163,7 @@ def groups(options: argparse.Namespace) -> list[Group]:
     forwards = {**FORWARD, **(ON_CUDA if cuda else {})}
     if quick:
         del forwards[EAGER]
+    steps = {**STEP_FROZEN, **(STEP_ON_CUDA if cuda else {})}
     costs = [Load(seconds=seconds) for seconds in (1.0, 3.0, 10.0)]
     costs += [Load(originals=count, copies=0) for count in layers]
     costs += [Load(originals=layers[1], copies=copies) for copies in (1, 2)]
@@ -172,9 +173,9 @@ def groups(options: argparse.Namespace) -> list[Group]:
         Group("conversion", dict([*CONVERSIONS.items()][:1]) if quick else CONVERSIONS, **once),
         Group("forward", forwards, batches),
         Group("forward of exports", EXPORTS, batches, quick=False),
-        Group("training step, originals frozen", {**STEP_FROZEN, **(STEP_ON_CUDA if cuda else {})}, [Load(2)]),
-        Group("training step, all but the CNN", STEP_UNFROZEN, [Load(2)], quick=False),
-        Group("training step of HuBERT, half the layers", STEP_HUBERT, [Load(2)], quick=False),
+        Group("training step, originals frozen", steps, [Load(2)], least=2),
+        Group("training step, all but the CNN", STEP_UNFROZEN, [Load(2)], seconds=20.0, least=2, quick=False),
+        Group("training step of HuBERT, half the layers", STEP_HUBERT, [Load(2)], seconds=20.0, least=2, quick=False),
         Group("from a cold start to the first row", STARTS, warm_up=False, quick=False),
         Group("from files to labels", FILES, [*clips, hour] if cuda else clips[:1], quick=False, **once),
         Group("from files to labels, small model", SMALL_FILES, [*clips[1:], hour], quick=False, **once),
