@@ -360,7 +360,7 @@ def random_classifier(config: ExHuBERTConfig) -> ExHuBERTForSequenceClassificati
 
 
 def own_weights(model: torch.nn.Module) -> None:
-    """Takes mapped weights into memory: of files the system puts pages away while other contestants take their turns."""
+    """Takes weights that are mapped from files into memory, where the system cannot put them away between turns."""
     for weight in (*model.parameters(), *model.buffers()):
         weight.data = weight.data.clone()
     if sys.platform == "linux":
