@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from conftest import HUBERT_KINDS, SMALL
+from conftest import HUBERT_KINDS, ROOT, SMALL
 from exhubert import ExHuBERTConfig, ExHuBERTForSequenceClassification
+from exhubert.benchmarks import scaling
 from exhubert.benchmarks.arithmetic import (
     FEATURE_ENCODER,
     ORIGINALS,
@@ -112,3 +113,16 @@ def test_contestants_take_turns_and_the_first_turn_is_not_counted(monkeypatch):
     assert order == ["A is ready", "B is ready", *"AB" * 3, "A ends", "B ends"]
     assert first["turns"] == [5.0, 7.0] and first["seconds"] == 6.0
     assert second["missing"] == "killed" and "seconds" not in second
+
+
+def test_the_tables_of_the_documentation_are_those_that_are_computed(capsys):
+    scaling.main()
+
+    def numbers(text):
+        rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+        return [row for row in rows if any(cell[:1].isdigit() for cell in row[1:])]
+
+    computed = numbers(capsys.readouterr().out)
+    written = numbers((ROOT / "docs" / "scaling.md").read_text(encoding="utf-8"))
+    assert len(written) > 30
+    assert not [row for row in written if row not in computed]
