@@ -137,7 +137,7 @@ def product_seconds(
         rows, columns = left[0], weight[0]
         ways = [lambda: torch.matmul(rows, columns.t())]
         if device == "cpu" and dtype == torch.float32 and torch.backends.mkldnn.is_available():
-            # oneDNN's: on AMD's processors MKL, which `matmul` calls, leaves AVX-512 unused.
+            # oneDNN's: on AMD's processors MKL, which `matmul` calls, is less than half as fast.
             ways.append(lambda: torch.ops.mkldnn._linear_pointwise(rows, columns, None, "none", [], ""))
     return min(statistics.median([_seconds(way, device) for _ in range(repeats + 1)][1:]) for way in ways)
 
