@@ -5,6 +5,7 @@
 # make test-releases  the model's tests, and a training, on several releases of transformers, and how far their logits
 #                     differ; SLOW=1 runs all on each, with the slow ones
 # make test-peers     transformers' own common tests on our classes, HuBERT's as the control
+# make bench          what the model costs beside what its arithmetic costs, in runs/speed; bench-quick, the least of it
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -36,10 +37,12 @@ RELEASE_TESTS := $(patsubst %,tests/test_%.py,model model_modes model_start mode
 BETWEEN := 5.0.0 5.10.4
 BETWEEN_TESTS := $(patsubst %,tests/test_%.py,model model_folder saved_by_others training_releases)
 SLOW ?=
+# Of the benchmarks: cpu or cuda.
+DEVICE ?= cpu
 RELEASE_PYTHON = env HF_HOME="$(CURDIR)/.releases/$*/cache" HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 \
 	PYTHONDONTWRITEBYTECODE= .releases/$*/bin/python
 
-.PHONY: demo test test-slow test-avx2 test-releases test-peers $(RELEASES:%=test-%) lint types clean
+.PHONY: demo test test-slow test-avx2 test-releases test-peers $(RELEASES:%=test-%) bench bench-quick lint types clean
 
 demo: $(READY)
 	$(BIN)/python demo/run.py $(DEMO_OPTIONS)
@@ -87,6 +90,13 @@ test-peers: $(READY)
 		parameterized; } || echo "transformers' source distribution could not be fetched"
 	PYTHONPATH="$(PEERS):.peers/packages" $(PYTEST) --override-ini addopts=--confcutdir=tests -p no:cacheprovider \
 		-rs tests/peers.py
+
+# Nothing else should run on the machine. DEVICE=cuda measures on the GPU.
+bench: $(READY)
+	$(BIN)/python benchmarks/speed.py --device $(DEVICE)
+
+bench-quick: $(READY)
+	$(BIN)/python benchmarks/speed.py --device $(DEVICE) --quick
 
 lint: $(READY)
 	$(BIN)/python -m ruff check .

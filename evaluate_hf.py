@@ -26,6 +26,7 @@ from accelerate import PartialState
 from datasets import Dataset
 
 from exhubert.audio_exhubert import longest_input_seconds
+from exhubert.convert.onnx import BACKENDS, model_for_backend
 from exhubert.corpora.load import load_corpora
 from exhubert.corpora.registry import folder_name
 from exhubert.corpora.splits import SPLITS
@@ -74,6 +75,12 @@ def main(arguments: Sequence[str] | None = None, prog: str = "evaluate_hf.py") -
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
     parser.add_argument("--dtype", default="float32", choices=DTYPES, help="default: float32")
     parser.add_argument("--exact", action="store_true", help="no faster forward, which may be 1e-5 off")
+    parser.add_argument(
+        "--backend",
+        choices=tuple(BACKENDS),
+        default="torch",
+        help="what computes: torch, or the model's ONNX export on the CPU, in float32 or int8; exported once, and kept",
+    )
     parser.add_argument(
         "--trust-remote-code", action="store_true", help="let code run that a model brings; read it first (default: no)"
     )
@@ -162,8 +169,10 @@ def evaluate(
         ValueError: if the model's checkpoint has no classification head, or a corpus is not as it should be.
     """
     state = PartialState()
+    with state.main_process_first():  # which exports it
+        run_as = model_for_backend(name_or_path, options.backend, options.trust_remote_code)
     how = (options.device, options.dtype, options.exact, options.trust_remote_code)
-    model, extractor = load_for_answers(name_or_path, *how)
+    model, extractor = load_for_answers(run_as, *how)
     if state.is_main_process and (note := precision_note(model.device, options.dtype)):
         print(note, file=sys.stderr)
     class_names = [model.config.id2label[index] for index in range(model.config.num_labels)]
@@ -194,6 +203,8 @@ def evaluate(
     described = {"model": name_or_path, "split": options.split, "parameters": parameters}
     described["window_seconds"] = longest_input_seconds(extractor)
     described["dtype"] = options.dtype
+    if options.backend != "torch":
+        described["backend"] = options.backend
     results = make_results(described, predictions, class_names)
     uncalibrated = None
     if options.calibrate:

@@ -13,10 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-from transformers import HubertConfig, HubertForSequenceClassification
-
-from exhubert.convert.checkpoint import on_meta, write_weights
+from exhubert.benchmarks.made_up import LARGE, write_random_hubert
 
 
 def main() -> None:
@@ -28,7 +25,8 @@ def main() -> None:
     options = parser.parse_args()
     hubert = options.directory / f"hubert-{options.layers}-{options.width}"
     if not hubert.is_dir():
-        write_random_hubert(hubert, options.layers, options.width)
+        width = {"hidden_size": options.width, "intermediate_size": 4 * options.width}
+        write_random_hubert(hubert, **{**LARGE, **width, "num_hidden_layers": options.layers})
     print("| command | source | written | peak memory | seconds |\n|---|---:|---:|---:|---:|")
     expanded, back = Path(f"{hubert}-expanded"), Path(f"{hubert}-contracted")
     for kind, source, target in (("hubert", hubert, expanded), ("contract", expanded, back)):
@@ -42,25 +40,6 @@ def main() -> None:
         seconds = time.monotonic() - start
         sizes = " | ".join(f"{size(folder) / 2**30:.2f} GiB" for folder in (source, target))
         print(f"| convert {kind} | {sizes} | {usage.ru_maxrss / 2**20:.2f} GiB | {seconds:.0f} |", flush=True)
-
-
-def write_random_hubert(directory: Path, layers: int, width: int) -> None:
-    """Writes a HuBERT shard by shard, as big as it may be."""
-    config = HubertConfig(
-        num_hidden_layers=layers,
-        hidden_size=width,
-        intermediate_size=4 * width,
-        num_attention_heads=16,
-        feat_extract_norm="layer",
-        do_stable_layer_norm=True,
-        conv_bias=True,
-        architectures=["HubertForSequenceClassification"],
-    )
-    like = on_meta(HubertForSequenceClassification, config).state_dict()
-    directory.mkdir(parents=True)
-    config.save_pretrained(directory)
-    torch.manual_seed(0)
-    write_weights(directory, like, lambda name: 0.02 * torch.randn(like[name].shape) + ("norm.weight" in name))
 
 
 def size(directory: Path) -> int:

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 
 from exhubert import ExHuBERTConfig, ExHuBERTForSequenceClassification
+from exhubert.benchmarks.made_up import write_random_model
 from exhubert.convert.onnx import convert_onnx, made_up_input
-from exhubert.model_folder import load_classifier, load_feature_extractor, save_model_folder
+from exhubert.model_folder import load_classifier, load_feature_extractor
 from exhubert.utils.command import quiet_transformers
 from exhubert.utils.text import markdown_table
 
@@ -36,7 +37,8 @@ def main() -> None:
     quiet_transformers()
     large = options.directory / f"large-{options.layers}"
     if not large.is_dir():
-        write_random_exhubert(large, options.layers)
+        config = ExHuBERTConfig(num_hidden_layers=options.layers)
+        write_random_model(large, ExHuBERTForSequenceClassification, config)
     rows = []
     for name, source, corpora in (("trained", options.model, options.corpora), (large.name, large, [])):
         folders = {"torch": source}
@@ -52,16 +54,6 @@ def main() -> None:
             rows.append([name, kind if kind == "torch" else f"ONNX {kind}", *numbers])
     print(f"On {torch.get_num_threads()} thread(s), processor time, the least of {ROUNDS} rounds in turn:")
     print(markdown_table(HEADER, rows, left=(0, 1)))
-
-
-def write_random_exhubert(directory: Path, layers: int) -> None:
-    """Writes an ExHuBERT of HuBERT Large's sizes whose copies add something."""
-    torch.manual_seed(0)
-    model = ExHuBERTForSequenceClassification(ExHuBERTConfig(num_hidden_layers=layers))
-    for name, parameter in model.named_parameters():
-        if "zero_linear" in name:
-            torch.nn.init.normal_(parameter, std=0.02)
-    save_model_folder(model, directory)
 
 
 def measure(folders: dict[str, Path]) -> dict[str, float]:

@@ -3,33 +3,39 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import importlib
 import io
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub.constants import HF_HOME
 from torch.nn.utils import parametrize
 from transformers import PreTrainedModel, Wav2Vec2FeatureExtractor
+from transformers.utils import cached_file
 
 from exhubert.audio_exhubert import SAMPLING_RATE, extract_features, longest_input_seconds
 from exhubert.model_folder.card import CARD, fill_template, with_section
-from exhubert.model_folder.load import load_trained
+from exhubert.model_folder.load import load_trained, read_config
 from exhubert.model_folder.onnx_model import HIDDEN_STATES, INSTALL, ONNX_FILE, OnnxClassifier
 from exhubert.utils.files import whole_folder, write_text
 from exhubert.utils.text import first_line
 
 SECTION = Path(__file__).with_name("onnx_card_section.md")
+VERSIONED = (".json", ".safetensors", ".bin")  # files by which versions of a model are told apart
 OPSET = 20  # the first with GELU as one operator; onnxruntime knows it from 1.17 on
 EXTERNAL_DATA_BYTES = 10**9  # larger weights lie beside the graph, for a protobuf file holds no more than 2 GiB
 LARGEST_DIFFERENCE = 1e-4  # of float32 logits; of hidden states, relative to the largest
 CHECK_SECONDS = 10.0  # of a model whose input may be longer
+BACKENDS = {"torch": "", "onnx": "float32", "int8": "int8"}  # what computes, and how exact its export is
 CHECK_PARTS = ((0.25, 1), (0.7, 2), (1.0, 3))  # made-up audio: part of the window, clips
 
 
@@ -105,6 +111,39 @@ def convert_onnx(
         write_text(unfinished / CARD, onnx_card(source, int8, found, table))
     print(f"written to {os.path.realpath(destination)}")
     return Path(destination)
+
+
+def model_for_backend(name_or_path: str, backend: str = "torch", trust_remote_code: bool = False) -> str:
+    """Returns the folder or Hub id to load where a backend shall compute a model; exports the model if it has to.
+
+    Exports are kept in Hugging Face's cache folder, below `exhubert`, one for each version of a model.
+
+    Args:
+        name_or_path: Hub id or folder of an audio-classification model.
+        backend: torch: the model as it is; onnx, int8: its export, which onnxruntime runs on the CPU.
+        trust_remote_code: whether code that the model brings may run.
+
+    Raises:
+        ValueError: for an ONNX model and another backend than torch, and as `convert_onnx`.
+        OSError, ImportError: as `convert_onnx`.
+    """
+    if not BACKENDS[backend]:
+        return name_or_path
+    if "onnx" in read_config(name_or_path, trust_remote_code):
+        raise ValueError(f"{name_or_path} is an ONNX model, which onnxruntime runs as it is: leave --backend out")
+    folder, files = Path(name_or_path), []
+    if folder.is_dir():
+        stats = [(path.name, path.stat()) for path in sorted(folder.iterdir()) if path.suffix in VERSIONED]
+        files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+    else:
+        folder = Path(cached_file(name_or_path, "config.json")).parent  # named by its commit
+    version = hashlib.blake2b(repr((os.path.abspath(folder), files)).encode(), digest_size=8).hexdigest()
+    kept = Path(HF_HOME, "exhubert", f"{Path(name_or_path).name}-{version}-{BACKENDS[backend]}")
+    if not kept.is_dir():
+        with redirect_stdout(sys.stderr):  # which is for rows
+            print(f"{name_or_path} is exported, which takes some minutes, once")
+            convert_onnx(name_or_path, kept, backend == "int8", trust_remote_code=trust_remote_code)
+    return str(kept)
 
 
 def export(model: PreTrainedModel, extractor: Any, file: Path) -> None:

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pandas
 import pytest
+import soundfile
 import torch
 from transformers import (
     AutoConfig,
@@ -28,7 +30,7 @@ from transformers import (
 from conftest import SMALL, refused, write_corpus
 from exhubert import ExHuBERTConfig, ExHuBERTForSequenceClassification
 from exhubert.cli import entry_point, main
-from exhubert.convert.onnx import convert_onnx
+from exhubert.convert.onnx import BACKENDS, convert_onnx
 from exhubert.model_folder import check_model_folder, load_classifier, load_pipeline, save_model_folder
 from exhubert.model_folder.card import is_edited, read_sections
 from exhubert.publish.push import push_model_folder
@@ -306,3 +308,57 @@ def test_without_onnxruntime_the_remedy_is_named(tmp_path, monkeypatch, source, 
         load_classifier(str(exported))
     with pytest.raises(ImportError, match=r"exporting to ONNX needs onnxruntime: pip install .* \(or exhubert\[onnx\]"):
         convert_onnx(source, tmp_path / "out")
+
+
+@pytest.mark.parametrize("command", ["predict", "embed"])
+def test_a_backend_is_exported_once_for_each_version_of_a_model(
+    root, native, tmp_path, monkeypatch, capsys, recording, command
+):
+    monkeypatch.setattr("exhubert.convert.onnx.HF_HOME", str(tmp_path / "cache"))
+    soundfile.write(tmp_path / "speech.wav", recording, 16_000)
+    model = shutil.copytree(native, tmp_path / "model")
+    options = ["--format", "jsonl"] if command == "predict" else ["--output", str(tmp_path / "rows.parquet")]
+    line = [command, str(model), str(tmp_path / "speech.wav"), *options]
+
+    def rows(backend):
+        (tmp_path / "rows.parquet").unlink(missing_ok=True)
+        assert main([*line, "--backend", backend]) == 0
+        printed = capsys.readouterr()
+        if command == "predict":
+            (row,) = map(json.loads, printed.out.splitlines())  # of what is exported nothing is among the rows
+            return list(row["probabilities"].values()), printed.err
+        (embedding,) = pandas.read_parquet(tmp_path / "rows.parquet")["embedding"]
+        return embedding, printed.err
+
+    expected, said = rows("torch")
+    assert "is exported" not in said and not (tmp_path / "cache").exists()
+    exact, said = rows("onnx")
+    assert "is exported, which takes some minutes, once" in said
+    np.testing.assert_allclose(exact, expected, rtol=0, atol=1e-5)
+    again, said = rows("onnx")
+    assert np.array_equal(again, exact) and "is exported" not in said
+    if command == "predict":
+        rough, _ = rows("int8")
+        assert 1e-5 < abs(np.subtract(rough, expected)).max() < 0.05
+        config = model / "config.json"
+        config.write_text(config.read_text().replace('"anger"', '"fury"'))  # another version
+        assert "is exported" in rows("onnx")[1]
+        assert len([*(tmp_path / "cache" / "exhubert").iterdir()]) == 3
+
+
+def test_backends_are_those_of_all_commands_and_no_onnx_model_has_one(tmp_path, capsys, exported):
+    assert "is an ONNX model, which onnxruntime runs as it is: leave --backend out" in refused(
+        capsys, main, "predict", exported, tmp_path, "--backend", "int8"
+    )
+    for command in ("predict", "embed", "evaluate"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        assert f"--backend {{{','.join(BACKENDS)}}}" in capsys.readouterr().out
+
+
+def test_an_evaluation_says_what_computed_its_numbers(tmp_path, monkeypatch, native, corpus):
+    monkeypatch.setattr("exhubert.convert.onnx.HF_HOME", str(tmp_path))
+    options = ["--model", str(native), "--corpora", str(corpus), "--output", str(tmp_path / "results")]
+    assert main(["evaluate", *options, "--backend", "onnx"]) == 0
+    results = json.loads((tmp_path / "results" / "results.json").read_text())
+    assert (results["model"], results["backend"]) == (str(native), "onnx")
