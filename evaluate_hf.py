@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "evaluate_hf.py") -
     parser.add_argument("--model", required=True, nargs="+", help="Hub ids or folders")
     parser.add_argument("--names", nargs="+", help="what to call the models in the report")
     parser.add_argument("--corpora", required=True, nargs="+", help="corpus folders")
-    parser.add_argument("--split", default="test", choices=SPLITS)
+    parser.add_argument("--split", default="test", choices=SPLITS, help="(default: test)")
     parser.add_argument("--output", required=True, type=Path, help="folder to write to")
     parser.add_argument("--robustness", action="store_true", help="also under noise, telephone band and a codec")
     parser.add_argument(
@@ -69,9 +69,9 @@ def main(arguments: Sequence[str] | None = None, prog: str = "evaluate_hf.py") -
     parser.add_argument("--label-file", help="YAML file with further emotion words")
     parser.add_argument("--skip-bad-audio", action="store_true", help="leave out clips whose audio does not decode")
     parser.add_argument("--clips-per-corpus", type=int, help="use a random part of each corpus, always the same")
-    parser.add_argument("--protocol", default="auto", help="how each corpus is split; see docs/corpora.md")
+    parser.add_argument("--protocol", default="auto", help="as corpora are split (default: auto); docs/corpora.md")
     parser.add_argument("--fold", type=int, help="which fold, from 1, of a protocol that has folds")
-    parser.add_argument("--batch-size", type=int, default=8, help="windows in a batch of a process")
+    parser.add_argument("--batch-size", type=int, default=8, help="windows in a batch of a process (default: 8)")
     parser.add_argument(
         "--trust-remote-code", action="store_true", help="let code run that a model brings; read it first (default: no)"
     )
