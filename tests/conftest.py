@@ -270,3 +270,18 @@ def write_keys(tmp_path: Path) -> Callable[..., str]:
         return str(tmp_path / name)
 
     return write
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the runs of `live` are."""
+    return tmp_path_factory.mktemp("lives")
+
+
+@pytest.fixture(scope="module")
+def live(folder: Path):
+    """Lives of a run of twelve updates, each in a process of its own; see `lives.Lives`."""
+    from lives import lives_of_a_run
+
+    with lives_of_a_run(folder) as lives:
+        yield lives
