@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import textwrap
 
 import pytest
 import torch
@@ -19,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import HubertConfig, HubertForSequenceClassification, HubertModel
 
-from conftest import HEADS, HUBERT_KINDS, SMALL
+from conftest import HEADS, HUBERT_KINDS, ROOT, SMALL, forks_with_package
 from exhubert import SIX_CLASSES, ExHuBERTForSequenceClassification
 from exhubert.cli import main, run_with_one_line_errors
 from exhubert.convert import checkpoint, hubert
@@ -33,11 +32,8 @@ def bytes_of(folder):
 
 
 def run_python(script: str, *arguments: object, fails: bool = False) -> subprocess.CompletedProcess:
-    """Runs a script in a fresh process."""
-    command = [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)]
-    done = subprocess.run(
-        command, env={**os.environ, "TRANSFORMERS_VERBOSITY": "error"}, capture_output=True, text=True
-    )
+    """Runs a script in a process of its own."""
+    done = forks_with_package()(script, *arguments, folder=ROOT)
     assert fails or done.returncode == 0, done.stderr
     return done
 
