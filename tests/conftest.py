@@ -5,9 +5,11 @@ from __future__ import annotations
 import atexit
 import csv
 import functools
+import gc
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -50,6 +52,16 @@ HUBERT_KINDS = {
     "batch norm": {"conv_pos_batch_norm": True},
 }
 HEADS = {"none": HubertModel, "ctc": HubertForCTC, "classifier": HubertForSequenceClassification}
+# The longest, of those that come late in the alphabet: they begin early, so that no worker ends long after the others.
+EARLY = ("test_training.py", "test_training_models.py", "test_resume.py", "test_recipes.py", "test_resume_processes.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in EARLY)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # the libraries: accelerate looks through everything for garbage after each training
 
 
 @pytest.fixture(scope="session")
@@ -152,6 +164,13 @@ class Hidden:
 
 sys.meta_path.insert(0, Hidden())
 """
+
+
+def free_port() -> int:
+    """A port that nobody listens at."""
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return found.getsockname()[1]
 
 
 class Forks:

@@ -13,9 +13,9 @@ import sys
 
 import pytest
 
-from conftest import ROOT
+from conftest import ROOT, free_port
 from distributed_run import environment
-from lives import PATIENCE_SECONDS, assert_same_end, free_port, signal_in_update, spoil_clips
+from lives import PATIENCE_SECONDS, assert_same_end, signal_in_update, spoil_clips
 
 pytestmark = pytest.mark.slow
 
