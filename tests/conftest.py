@@ -139,6 +139,19 @@ def make_corpus(tmp_path: Path) -> Callable[..., Path]:
     return lambda name="corpus", **options: write_corpus(tmp_path / name, **options)
 
 
+def write_steps(path: Path, seconds: int, rate: int = 16_000) -> None:
+    """A recording whose every second is a tone of its own: 100 Hz, 200 Hz, ..."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    time_ = np.arange(rate) / rate
+    steps = [0.5 * np.sin(2 * np.pi * 100 * (number + 1) * time_) for number in range(seconds)]
+    soundfile.write(path, np.concatenate(steps), rate)
+
+
+def hertz(samples: np.ndarray) -> float:
+    """The frequency of 16 kHz samples."""
+    return float(np.abs(np.fft.rfft(samples)).argmax() * 16_000 / len(samples))
+
+
 def write_video(path: Path, samples: np.ndarray, rate: int = 16_000, codec: str = "", title: str = "") -> None:
     """Writes mono samples as the sound of a container that FFmpeg knows, without pictures; needs av."""
     av = pytest.importorskip("av", reason="reading video needs PyAV, in the extra `video`")
