@@ -62,7 +62,7 @@ def score_and_average(
     with_uar = [each for each in scored.values() if each[0]["uar"] is not None]
     uar_interval = interval([samples for _, samples, _ in with_uar], [units for *_, units in with_uar])
     without = [corpus for corpus, (entry, *_) in scored.items() if entry["uar"] is None]
-    found = {"uar": means["uar"], "uar_interval": uar_interval, **means}
+    found: dict[str, Any] = {"uar": means["uar"], "uar_interval": uar_interval, **means}
     found |= {"without_uar": without} if without else {}
     return {corpus: {"split": split, **entry} for corpus, (entry, *_) in scored.items()}, found
 
