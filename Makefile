@@ -3,7 +3,7 @@
 # make test-slow      the heaviest: kills and memory in their whole form
 # make test-avx2      the numeric tests, held to what most laptops' processors can do
 # make test-releases  the model's tests, and a training, on several releases of transformers, and how far their logits
-#                     differ; SLOW=1 runs all on each, with the slow ones
+#                     differ; SLOW=1 runs all on each, with the slow ones; `make release-environments` installs them
 # make test-peers     transformers' own common tests on our classes, HuBERT's as the control
 # make bench          what the model costs beside what its arithmetic costs, in runs/speed; bench-quick, the least of it
 PYTHON ?= python3
@@ -19,7 +19,7 @@ ROUNDS ?=
 DEMO_OPTIONS = --run "$(RUN)" $(if $(CORPORA),--corpora "$(CORPORA)") $(if $(LIMIT),--limit $(LIMIT)) \
 	$(if $(ROUNDS),--rounds $(ROUNDS))
 
-# A process for each core, as the tests' models are too small for more threads; the order keeps the longest files early.
+# A process for each core, as the tests' models are too small for more threads; conftest.py puts the longest files first.
 PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile \
 	--no-loadscope-reorder
 # Those whose numbers depend on the processor's kernels.
@@ -28,7 +28,7 @@ NUMERIC_TESTS := $(patsubst %,tests/test_%.py,model model_modes model_precision 
 # Each file has what differs on one release of transformers from what `make test` runs with: torch and the rest are the
 # same, in $(VENV).
 RELEASES := $(patsubst tests/releases/%.txt,%,$(wildcard tests/releases/*.txt))
-# The release that `make test` runs with; only the logits are computed again on it.
+# The release that `make test` runs with, in $(VENV); only the logits are computed again on it.
 PINNED := $(patsubst transformers==%,%,$(filter transformers==%,$(file < constraints.txt)))
 # What leans on transformers: the model, what saves and loads it, its pipeline, users' scripts, a training with a resume.
 RELEASE_TESTS := $(patsubst %,tests/test_%.py,model model_modes model_start model_inputs model_folder published \
@@ -40,9 +40,11 @@ SLOW ?=
 # Of the benchmarks: cpu or cuda.
 DEVICE ?= cpu
 RELEASE_PYTHON = env HF_HOME="$(CURDIR)/.releases/$*/cache" HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 \
-	PYTHONDONTWRITEBYTECODE= .releases/$*/bin/python
+	PYTHONDONTWRITEBYTECODE= $(if $(filter $(PINNED),$*),$(BIN),.releases/$*/bin)/python
+RELEASE_ENVIRONMENTS := $(patsubst %,.releases/%/.ready,$(filter-out $(PINNED),$(RELEASES)))
 
-.PHONY: demo test test-slow test-avx2 test-releases test-peers $(RELEASES:%=test-%) bench bench-quick lint types clean
+.PHONY: demo test test-slow test-avx2 test-releases release-environments test-peers $(RELEASES:%=test-%) bench \
+	bench-quick lint types clean
 
 demo: $(READY)
 	$(BIN)/python demo/run.py $(DEMO_OPTIONS)
@@ -64,7 +66,11 @@ test-releases: $(READY)
 		$(patsubst %,test-%,$(filter-out $(BETWEEN),$(RELEASES)) $(BETWEEN)) || failed=1; \
 	$(BIN)/python tests/release_logits.py $(RELEASES:%=.releases/%) && exit $$failed
 
-$(RELEASES:%=test-%): test-%: .releases/%/.ready
+release-environments: $(RELEASE_ENVIRONMENTS)
+
+.SECONDEXPANSION:
+$(RELEASES:%=test-%): test-%: $$(if $$(filter $(PINNED),$$*),$(READY),.releases/$$*/.ready)
+	mkdir -p .releases/$*
 	$(RELEASE_PYTHON) -m pytest -q -m "not heavy$(if $(SLOW),, and not slow)" -p no:cacheprovider \
 		--junitxml=.releases/$*/tests.xml tests/release_logits.py $(if $(filter $(PINNED),$*),,\
 		$(if $(SLOW),$(RELEASE_TESTS),$(if $(filter $(BETWEEN),$*),$(BETWEEN_TESTS),$(RELEASE_TESTS))))
@@ -109,7 +115,7 @@ types: $(READY)
 # Made anew when what is installed changes; the mark is written last, so a broken installation is tried again.
 $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt \
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-compile --constraint constraints.txt \
 		--editable ".[train,demo,dev]"
 	touch $(READY)
 

@@ -220,6 +220,7 @@ def _add_inference(commands: Any) -> None:
     embed.set_defaults(run="inference.embed:run_embed")
 
     for command in (predict, embed):
+        command.usage = "%(prog)s [options] MODEL (AUDIO ... | --files-from FILE)"
         command.add_argument("model", metavar="MODEL", help="model folder or Hub id, or folder of an ONNX export")
         audio = "files, folders, quoted globs; - reads a file"
         needed = command.add_argument("audio", metavar="AUDIO", nargs="+", default=(), help=audio)

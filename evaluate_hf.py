@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "evaluate_hf.py") -
     parser.add_argument("--model", required=True, nargs="+", help="Hub ids or folders")
     parser.add_argument("--names", nargs="+", help="what to call the models in the report")
     parser.add_argument("--corpora", required=True, nargs="+", help="corpus folders")
-    parser.add_argument("--split", default="test", choices=SPLITS)
+    parser.add_argument("--split", default="test", choices=SPLITS, help="(default: test)")
     parser.add_argument("--output", required=True, type=Path, help="folder to write to")
     parser.add_argument("--robustness", action="store_true", help="also under noise, telephone band and a codec")
     parser.add_argument(
@@ -69,9 +69,11 @@ def main(arguments: Sequence[str] | None = None, prog: str = "evaluate_hf.py") -
     parser.add_argument("--label-file", help="YAML file with further emotion words")
     parser.add_argument("--skip-bad-audio", action="store_true", help="leave out clips whose audio does not decode")
     parser.add_argument("--clips-per-corpus", type=int, help="use a random part of each corpus, always the same")
-    parser.add_argument("--protocol", default="auto", help="how each corpus is split; see docs/corpora.md")
+    parser.add_argument("--protocol", default="auto", help="as corpora are split (default: auto); docs/corpora.md")
     parser.add_argument("--fold", type=int, help="which fold, from 1, of a protocol that has folds")
-    parser.add_argument("--batch-size", type=int, default=8, help="windows in a forward of a process, at most")
+    parser.add_argument(
+        "--batch-size", type=int, default=8, help="windows in a forward of a process, at most (default: 8)"
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
     parser.add_argument("--dtype", default="float32", choices=DTYPES, help="default: float32")
     parser.add_argument("--exact", action="store_true", help="no faster forward, which may be 1e-5 off")
@@ -79,7 +81,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "evaluate_hf.py") -
         "--backend",
         choices=tuple(BACKENDS),
         default="torch",
-        help="what computes: torch, or the model's ONNX export on the CPU, in float32 or int8; exported once, and kept",
+        help="what computes (default: torch): torch, or the model's ONNX export on the CPU, in float32 or int8; exported once, and kept",
     )
     parser.add_argument(
         "--trust-remote-code", action="store_true", help="let code run that a model brings; read it first (default: no)"

@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas
 
-from exhubert.corpora.registry import read_yaml
 from exhubert.corpora.splits import SPLIT_NAMES
+from exhubert.utils.files import read_table
 from exhubert.utils.text import first_line
 
 
@@ -28,7 +28,7 @@ def read_audformat(directory: Path) -> pandas.DataFrame:
             "(or exhubert[audformat])"
         ) from error
     header = directory / "db.yaml"
-    read_yaml(header)  # audformat's own loader would also make Python objects that the file names
+    read_table(header, "YAML")  # audformat's own loader would also make Python objects that the file names
     # audformat prefers tables as pickles, which can run code when they are read.
     for pickle in directory.glob("db.*.pkl"):
         if not any(pickle.with_suffix(form).exists() for form in (".csv", ".parquet")):

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from exhubert.configuration_exhubert import SIX_CLASSES
-from exhubert.corpora.registry import corpus_or_none, find_corpus, read_yaml
+from exhubert.corpora.registry import corpus_or_none, find_corpus
+from exhubert.utils.files import read_table
 from exhubert.utils.text import nearest
 
 LABEL_FIELDS = {"arousal", "valence", "aliases", "source", "disputed", "note", "corpora"}
@@ -62,7 +63,7 @@ def load_class_words(
         order = [class_names.index(name) for name in SIX_CLASSES]
         return {word: None if index is None else order[index] for word, index in words.items()}
     known: dict[str, int | None] = {plain_word(name): index for index, name in enumerate(class_names)}
-    for word, name in ({} if label_file is None else _read_table(Path(label_file))).items():
+    for word, name in ({} if label_file is None else _read_words(Path(label_file))).items():
         if name is not None and plain_word(name) not in known:
             raise ValueError(f"{label_file}: {word!r} is {name!r}; the model's classes are {', '.join(class_names)}")
         known[plain_word(word)] = None if name is None else known[plain_word(name)]
@@ -165,13 +166,10 @@ def plain_word(word: object) -> str:
     return unicodedata.normalize("NFC", str(word)).strip().lower().replace("_", " ")
 
 
-def _read_table(path: Path) -> dict[Any, Any]:
+def _read_words(path: Path) -> dict[Any, Any]:
     if not path.is_file():
         raise ValueError(f"{path}: no such label file")
-    entries = read_yaml(path)
-    if not isinstance(entries, dict):
-        raise ValueError(f"{path}: a table of words is needed")
-    return entries
+    return read_table(path, "YAML")
 
 
 def _load(
@@ -195,7 +193,7 @@ def _load(
 
 def _read(path: Path, corpus: str | None) -> dict[str, dict[str, Any]]:
     """The entries of a label file by word, as they hold for a corpus."""
-    entries = _read_table(path)
+    entries = _read_words(path)
     if not all(isinstance(entry, dict) for entry in entries.values()):
         raise ValueError(f"{path}: a table `word: {{arousal: ..., valence: ...}}` is needed")
     known = {}

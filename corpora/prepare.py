@@ -20,7 +20,7 @@ from exhubert.corpora.distribution import SHOWN, Clips, Tree, list_tree, read_cl
 from exhubert.corpora.labels import words_without_class
 from exhubert.corpora.readers import read_corpus
 from exhubert.corpora.registry import Corpus, corpus_or_none, find_corpus
-from exhubert.corpora.splits import SPLIT_COLUMNS, SPLITS, assign_splits, protocol_labels
+from exhubert.corpora.splits import SPLIT_COLUMNS, SPLITS, assign_splits, protocol_labels, protocol_taken
 from exhubert.utils.command import progress_bar
 from exhubert.utils.files import VIDEO_SUFFIXES, disk_errors, whole_folder
 
@@ -92,7 +92,8 @@ def prepare_corpus(
                 raise OSError(f"{output}: no space left on its disk; nothing was written") from error
             raise
         if rows:
-            rows = [{**row, "corpus": name} for row in _split(rows, clips, name, protocol, fold, seed)]
+            rows, protocol = _split(rows, clips, name, protocol, fold, seed)
+            rows = [{**row, "corpus": name} for row in rows]
         clips.print_left_out()
         if not rows:
             raise ValueError(f"{raw}: none of the clips can be used")
@@ -203,15 +204,15 @@ def _place_audio(clips: Clips, tree: Tree, folder: Path, audio: str, copies: boo
 
 def _split(
     rows: list[dict[str, str]], clips: Clips, key: str, protocol: str, fold: int | None, seed: int
-) -> list[dict[str, str]]:
-    """Fills `split`; clips that an official split does not name are left out where it is used."""
+) -> tuple[list[dict[str, str]], str]:
+    """Fills `split`, and says by which protocol; clips that an official split does not name are left out of it."""
     if protocol in ("auto", "official") and any(row.get("split") for row in rows):
         protocol = "official"
         clips.left_out["not in the official split"] += [row["file_name"] for row in rows if not row.get("split")]
         rows = [row for row in rows if row.get("split")]
     columns = {name: [row.get(name, "") for row in rows] for name in SPLIT_COLUMNS}
     splits = assign_splits(columns, key, protocol, fold, seed)
-    return [row | {"split": split} for row, split in zip(rows, splits, strict=True)]
+    return [row | {"split": split} for row, split in zip(rows, splits, strict=True)], protocol_taken(columns, protocol)
 
 
 def _write_texts(

@@ -11,12 +11,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from exhubert.utils.files import read_table
 from exhubert.utils.text import markdown_table, nearest
 
 FOLDER = Path(__file__).with_name("known")
-SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C one, ten times as fast, where PyYAML has libyaml
 PARTS = {
     "emoset": "one of EmoSet's 26 corpora, so of EmoSet++'s 37",
     "emoset++": "one of EmoSet++'s 37 corpora, not of EmoSet's 26",
@@ -29,6 +27,7 @@ TABLE_FIELDS = {
     *("files", "separator", "header", "lines", "carry", "encoding"),
     *("clip", "match", "columns", "votes", "required"),
 }
+HUB_FIELDS = {"dataset", "task"}
 PROTOCOL_FIELDS = {"labels", "folds", "splits", "speakers", "source", "rule"}
 
 
@@ -37,7 +36,8 @@ class Corpus:
     """What is known of a corpus, and how its files say it; the fields are those of its data file.
 
     `labels` are the corpus's own words, `published` its published counts (clips, speakers, hours), `unverified` the
-    fields that no source at hand confirmed. `scheme` is empty where no naming scheme could be established.
+    fields that no source at hand confirmed. `scheme` is empty where no naming scheme could be established. `hub` is
+    its authors' `dataset` on the Hub, and where that is a benchmark the `task` of its `eval.yaml` that UAR answers.
     """
 
     key: str
@@ -56,6 +56,7 @@ class Corpus:
     annotations: dict[str, str] = field(default_factory=dict)
     official_split: dict[str, str] = field(default_factory=dict)
     protocols: dict[str, dict[str, Any]] = field(default_factory=dict)
+    hub: dict[str, str] = field(default_factory=dict)
     notes: str = ""
     scheme: dict[str, Any] = field(default_factory=dict)
     scheme_unknown: str = ""
@@ -190,6 +191,7 @@ def describe(key: str) -> str:
         "kind": corpus.kind,
         "licence": corpus.licence,
         "access": corpus.access,
+        "on the Hub": " task ".join(corpus.hub.values()),
         "published": published or "no counts known",
         "labels": ", ".join(corpus.labels) or "unknown",
         "annotations": "; ".join(f"{name}: {scale}" for name, scale in corpus.annotations.items()),
@@ -218,25 +220,13 @@ def describe(key: str) -> str:
     return "\n".join(text)
 
 
-def read_yaml(path: Path) -> Any:
-    """Reads a YAML file of plain values; makes no Python objects that it may name.
-
-    Raises:
-        ValueError: if it is no YAML.
-    """
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=SAFE_LOADER)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-
-
 def read_entry(path: Path) -> Corpus:
     """Reads one data file of the registry.
 
     Raises:
         ValueError: for an unknown or missing field, a value of the wrong form, or a pattern that is none.
     """
-    values = read_yaml(path)
+    values = read_table(path, "YAML")
     _check_fields(path, "the file", values, {spec.name for spec in fields(Corpus)} - {"key"})
     try:
         corpus = Corpus(key=path.stem, **values)
@@ -251,6 +241,8 @@ def read_entry(path: Path) -> Corpus:
             raise ValueError(f"{path}: unverified names {name!r}, which is no field")
     if bool(corpus.scheme) == bool(corpus.scheme_unknown):
         raise ValueError(f"{path}: give either a scheme, or `scheme_unknown` with the reason")
+    if corpus.hub:
+        _check_fields(path, "hub", corpus.hub, HUB_FIELDS, needed={"dataset"})
     for name, protocol in corpus.protocols.items():
         _check_fields(path, f"protocol {name}", protocol, PROTOCOL_FIELDS, needed={"speakers", "source"})
     if not corpus.scheme:

@@ -79,6 +79,17 @@ def protocol_labels(labels: Sequence[str], corpus: str, protocol: str) -> list[s
     return renamed
 
 
+def protocol_taken(columns: Mapping[str, Sequence[str]], protocol: str) -> str:
+    """What `auto` is for a corpus: its own split, else by its speakers, else by file; any other protocol is itself."""
+    if protocol != "auto":
+        return protocol
+    if any(columns.get("split") or []):
+        return "official"
+    nobody = [""] * len(columns["file_name"])
+    groups = speaker_groups(columns.get("speaker") or nobody, columns.get("content_hash") or nobody)
+    return "speaker_balanced" if len(set(groups)) >= len(SPLITS) else "files"
+
+
 def assign_splits(
     columns: Mapping[str, Sequence[str]], corpus: str, protocol: str = "auto", fold: int | None = None, seed: int = 0
 ) -> list[str]:

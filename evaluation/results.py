@@ -11,7 +11,7 @@ import pandas
 
 from exhubert.evaluation.calibration import reliability
 from exhubert.evaluation.predictions import class_names_of, confidences
-from exhubert.evaluation.scores import average, groups, score
+from exhubert.evaluation.scores import groups, score_and_average
 from exhubert.reports.plots import plot_confusion, plot_reliability
 from exhubert.utils.files import whole_file, write_text
 from exhubert.utils.versions import versions
@@ -23,11 +23,12 @@ def make_results(
     described: dict[str, Any], predictions: pandas.DataFrame, class_names: Sequence[str], seed: int = 0
 ) -> dict[str, Any]:
     """Returns what is in `results.json`: what `described` says of model and split, scores, `seed` and `versions`."""
+    corpora, average = score_and_average(predictions, class_names, described["split"])
     return {
         **described,
         "classes": list(class_names),
-        "corpora": score(predictions, class_names, described["split"]),
-        "average": average(predictions, class_names),
+        "corpora": corpora,
+        "average": average,
         "groups": groups(predictions, class_names),
         "seed": seed,
         "versions": versions(),
@@ -39,16 +40,14 @@ def robustness(
 ) -> dict[str, dict[str, Any]]:
     """Returns the `robustness` entry of `results.json` from the predictions under each condition."""
     kept = ("uar", "uar_interval", "interval_by")
-    return {
-        condition: {
-            "corpora": {
-                corpus: {name: scores[name] for name in kept}
-                for corpus, scores in score(table, class_names, split).items()
-            },
-            "average": {name: value for name, value in average(table, class_names).items() if name in kept},
+    found = {}
+    for condition, table in predictions.items():
+        corpora, average = score_and_average(table, class_names, split)
+        found[condition] = {
+            "corpora": {corpus: {name: scores[name] for name in kept} for corpus, scores in corpora.items()},
+            "average": {name: value for name, value in average.items() if name in kept},
         }
-        for condition, table in predictions.items()
-    }
+    return found
 
 
 def write_predictions(

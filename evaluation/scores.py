@@ -21,6 +21,7 @@ from exhubert.evaluation.bootstrap import Resamples, interval, p_value, resample
 from exhubert.evaluation.calibration import expected_calibration_error
 from exhubert.evaluation.metrics import METRICS, defined, scores_of
 from exhubert.evaluation.predictions import PROBABILITY, class_names_of, confidences
+from exhubert.evaluation.uar.uar import uar_and_recalls
 
 DIMENSIONS = ("arousal", "valence")  # in the order of the six classes' names: low/negative
 GROUPS = ("sex", "language")
@@ -36,8 +37,7 @@ def score(predictions: pandas.DataFrame, class_names: Sequence[str], split: str)
     Raises:
         ValueError: if there are no clips, or `predictions` has other classes.
     """
-    tables = _checked(predictions, class_names).groupby("corpus", sort=False)
-    return {str(corpus): {"split": split, **_scored(str(corpus), rows, class_names)[0]} for corpus, rows in tables}
+    return score_and_average(predictions, class_names, split)[0]
 
 
 def average(predictions: pandas.DataFrame, class_names: Sequence[str]) -> dict[str, Any]:
@@ -47,6 +47,13 @@ def average(predictions: pandas.DataFrame, class_names: Sequence[str]) -> dict[s
     UAR, where there are some. The interval of the average UAR is that of the mean of the corpora's resamples, which are
     independent; None if a corpus has a single clip. Arguments and errors are those of `score`.
     """
+    return score_and_average(predictions, class_names, "")[1]
+
+
+def score_and_average(
+    predictions: pandas.DataFrame, class_names: Sequence[str], split: str
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """Returns what `score` and `average` do, of one pass over the resamples."""
     tables = _checked(predictions, class_names).groupby("corpus", sort=False)
     scored = {str(corpus): _scored(str(corpus), rows, class_names) for corpus, rows in tables}
     entries = [entry for entry, *_ in scored.values()]
@@ -55,8 +62,9 @@ def average(predictions: pandas.DataFrame, class_names: Sequence[str]) -> dict[s
     with_uar = [each for each in scored.values() if each[0]["uar"] is not None]
     uar_interval = interval([samples for _, samples, _ in with_uar], [units for *_, units in with_uar])
     without = [corpus for corpus, (entry, *_) in scored.items() if entry["uar"] is None]
-    found = {"uar": means["uar"], "uar_interval": uar_interval, **means}
-    return found | ({"without_uar": without} if without else {})
+    found: dict[str, Any] = {"uar": means["uar"], "uar_interval": uar_interval, **means}
+    found |= {"without_uar": without} if without else {}
+    return {corpus: {"split": split, **entry} for corpus, (entry, *_) in scored.items()}, found
 
 
 def mean(values: Sequence[float | None]) -> float | None:
@@ -190,6 +198,8 @@ def _scored(name: str, rows: pandas.DataFrame, class_names: Sequence[str]) -> tu
         probabilities = rows[[PROBABILITY + six for six in value_of]].to_numpy(dtype=float)
         sums = probabilities @ [[float(of == value) for value in values] for of in value_of.values()]
         answers["prediction"] = np.array(values)[sums.argmax(axis=1)]
-        scores, *_ = _scored(name, answers, values)
-        entry[f"{dimension}_uar"], entry[f"{dimension}_uar_interval"] = scores["uar"], scores["uar_interval"]
+        of_dimension = _draw(name, answers, values)
+        entry[f"{dimension}_uar"] = defined(uar_and_recalls(of_dimension.whole[0])[0])
+        uars, _ = uar_and_recalls(of_dimension.matrices[0])
+        entry[f"{dimension}_uar_interval"] = interval(uars, of_dimension.units)
     return entry, sampled["uar"], drawn.units

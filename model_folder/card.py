@@ -26,7 +26,7 @@ from safetensors import safe_open
 
 from exhubert.audio_exhubert import SAMPLING_RATE, WINDOW_SECONDS
 from exhubert.configuration_exhubert import PIPELINE_TASK, SIX_CLASSES
-from exhubert.utils.files import write_text
+from exhubert.utils.files import read_table, write_text
 from exhubert.utils.text import markdown_table
 
 CARD = "README.md"
@@ -72,9 +72,7 @@ def make_card(
         training: what a training adds to the text: `training`, sections in markdown; `training_speech`, a sentence on
             its corpora; `citations`, a list of them.
     """
-    config, extractor = (
-        json.loads((folder / name).read_text(encoding="utf-8")) for name in ("config.json", "preprocessor_config.json")
-    )
+    config, extractor = (read_table(folder / name) for name in ("config.json", "preprocessor_config.json"))
     known = known or {}
     # Sharded training gives the class a prefix.
     architecture = (config.get("architectures") or [config["model_type"]])[0].removeprefix("FSDP")

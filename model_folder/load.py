@@ -21,6 +21,7 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 from transformers.feature_extraction_utils import FeatureExtractionMixin
+from transformers.utils import find_adapter_config_file, is_peft_available
 
 from exhubert.audio_exhubert import SAMPLING_RATE, WINDOW_SECONDS, ExHuBERTFeatureExtractor
 from exhubert.configuration_exhubert import LARGEST
@@ -29,6 +30,7 @@ from exhubert.modeling_exhubert import misfit
 from exhubert.modeling_wav2vec2_emotion import Wav2Vec2EmotionForSequenceClassification
 from exhubert.pipeline_exhubert import ExHuBERTPipeline
 from exhubert.utils.command import named_errors
+from exhubert.utils.files import read_table
 from exhubert.utils.text import first_line
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -186,6 +188,14 @@ def read_config(name_or_path: str, trust_remote_code: bool = False) -> dict[str,
     if not isinstance(values, dict):
         raise OSError(f"{name_or_path}: config.json is {values!r}, no table of fields")
     check_config(values, f"{name_or_path}: config.json", trust_remote_code)
+    with loading(name_or_path, "adapter_config.json cannot be used"):
+        adapter = find_adapter_config_file(name_or_path) if is_peft_available() else None
+        base = read_table(adapter).get("base_model_name_or_path") if adapter else None
+    if base and base != name_or_path:  # whose configuration is taken instead
+        with loading(base, "config.json cannot be read"):
+            of_base = PretrainedConfig.get_config_dict(base)[0]
+        where = f"{base}, which {name_or_path}: adapter_config.json names: config.json"
+        check_config(of_base, where, trust_remote_code)
     return values
 
 

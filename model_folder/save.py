@@ -21,7 +21,7 @@ from exhubert.model_folder.card import CARD, is_edited, source_metadata, write_c
 from exhubert.model_folder.load import make_feature_extractor
 from exhubert.model_folder.onnx_model import ONNX_FILE
 from exhubert.modeling_wav2vec2_emotion import Wav2Vec2EmotionConfig
-from exhubert.utils.files import whole_file, whole_folder, write_text
+from exhubert.utils.files import read_table, whole_file, whole_folder, write_text
 
 EMOTION_CODE_FILE = "modeling_wav2vec2_emotion.py"  # carried by the folders of that model alone
 
@@ -84,7 +84,7 @@ def save_model_folder(
             config.save_pretrained(unfinished)
             write_weights(unfinished)
         config_file = unfinished / "config.json"
-        values = json.loads(config_file.read_text(encoding="utf-8")) | {"custom_pipelines": CUSTOM_PIPELINES}
+        values = read_table(config_file) | {"custom_pipelines": CUSTOM_PIPELINES}
         if values["model_type"] in AUTO_MAPS:  # `save_pretrained` names the saved class alone
             values["auto_map"] = AUTO_MAPS[values["model_type"]]
         config_file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -155,7 +155,7 @@ def repair_model_folder(directory: str | os.PathLike[str]) -> list[str]:
         if name not in before:
             with whole_file(directory / name) as unfinished:
                 shutil.copyfile(Path(__file__).parent.parent / name, unfinished)
-    values = json.loads(config_file.read_text(encoding="utf-8"))
+    values = read_table(config_file)
     named: dict[str, dict[str, Any]] = {"custom_pipelines": CUSTOM_PIPELINES}
     named["auto_map"] = AUTO_MAPS.get(config.model_type, {})
     whole = values | {name: {**ours, **(values.get(name) or {})} for name, ours in named.items() if ours}

@@ -19,7 +19,7 @@ from exhubert.model_folder.card import CARD, is_edited, is_sealed
 from exhubert.model_folder.onnx_model import ONNX_FILE
 from exhubert.model_folder.save import CODE_FILES, EMOTION_CODE_FILE, SHARD, check_model_folder
 from exhubert.publish.hub import check_target, connect, download, open_target, patiently, plain_errors
-from exhubert.publish.run_card import hub_card
+from exhubert.publish.run_card import EVAL_RESULTS, hub_card
 from exhubert.utils.files import read_table
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -176,6 +176,11 @@ def model_files(directory: Path) -> tuple[list[str], list[str]]:
     files = {path.name for path in directory.iterdir() if path.is_file() and not path.is_symlink()}
     known = {name for name in files if name in PLAIN_FILES or PICTURE.fullmatch(name)}
     names = known | {name for name in weights if name in files and SHARD.fullmatch(name)}
+    names |= {
+        f"{EVAL_RESULTS}/{path.name}"
+        for path in (directory / EVAL_RESULTS).glob("*.yaml")
+        if path.is_file() and not (path.is_symlink() or path.parent.is_symlink())
+    }
     needed = {*CONFIGS, CARD, *code_files, *weights}
     if lacking := [name for name in sorted(needed) if not (directory / name).is_file()]:
         added = {*CODE_FILES, CARD, CONFIGS[1]} & set(lacking)
@@ -190,7 +195,8 @@ def model_files(directory: Path) -> tuple[list[str], list[str]]:
         if name.endswith(".safetensors"):
             check_weights(directory / name)
     everything = sorted(path.name + "/" * path.is_dir() for path in directory.iterdir())
-    return sorted(names), [name for name in everything if name not in names]
+    sent = names | {f"{Path(name).parent}/" for name in names}
+    return sorted(names), [name for name in everything if name not in sent]
 
 
 def check_code(directory: Path, allow_changed_code: bool) -> None:

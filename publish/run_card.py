@@ -30,7 +30,7 @@ from exhubert.model_folder.card import (
     sealed,
     write_card,
 )
-from exhubert.utils.files import whole_file
+from exhubert.utils.files import read_table, whole_file, write_text
 from exhubert.utils.text import markdown_table
 
 TEMPLATE = Path(__file__).with_name("run_card_template.md")
@@ -48,6 +48,7 @@ TRAINING_SETTINGS = ("learning_rate", "lr_scheduler_type", "weight_decay")
 # Of TrainingArguments no other text is shown, since it may be a token, a name or a path.
 TRAINING_TEXTS = ("lr_scheduler_type", "optim", "metric_for_best_model", "eval_strategy", "save_strategy")
 UNCONFIRMED = r"\*"
+EVAL_RESULTS = ".eval_results"  # where the Hub looks for a model's results on its benchmarks
 
 
 def write_run_card(
@@ -56,6 +57,8 @@ def write_run_card(
     sections: Mapping[str, str] | None = None,
 ) -> bool:
     """Writes the card of a run folder's `model/` anew, with recipe and results, and copies the run's pictures there.
+
+    Beside it the results go into `.eval_results/`, for corpora that the Hub has as benchmarks.
 
     Args:
         run: the run folder.
@@ -67,17 +70,15 @@ def write_run_card(
     """
     run = Path(run)
     if results is None:
-        results = json.loads((run / "results.json").read_text(encoding="utf-8"))
+        results = read_table(run / "results.json")
     for name in pictures_in(run, results):
         with whole_file(run / "model" / name) as unfinished:
             shutil.copyfile(run / name, unfinished)
-    facts = run_facts(
-        run / "model",
-        known=card_metadata(run / "model" / CARD),
-        results=results,
-        recipe=yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8")),
-        corpora=json.loads((run / "environment.json").read_text(encoding="utf-8"))["corpora"],
-    )
+    recipe, corpora = read_table(run / "recipe.yaml"), read_table(run / "environment.json")["corpora"]
+    for name, text in benchmark_results(results, recipe, registry_entries(results, corpora)).items():
+        write_text(run / "model" / EVAL_RESULTS / name, text)
+    known = card_metadata(run / "model" / CARD)
+    facts = run_facts(run / "model", known=known, results=results, recipe=recipe, corpora=corpora)
     return write_card(run / "model", sections=sections, **facts)
 
 
@@ -97,8 +98,7 @@ def run_facts(
         recipe: as resolved.
         corpora: what `corpus_facts` returned of the training corpora.
     """
-    keys = {corpus: corpora.get(corpus, {}).get("key", corpus) for corpus in (*corpora, *results["corpora"])}
-    entries = {corpus: corpus_or_none(key) for corpus, key in keys.items()}
+    entries = registry_entries(results, corpora)
     ids = dataset_ids(entries)
     ours = [ids[corpus] for corpus in corpora]
     before = [dataset for dataset in known.get("datasets", []) if dataset not in ours]
@@ -168,6 +168,33 @@ def corpus_facts(corpora: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str
             "languages": found(splits.values(), "language"),
         }
     return facts
+
+
+def registry_entries(results: Mapping[str, Any], corpora: Mapping[str, Mapping[str, Any]]) -> dict[str, Corpus | None]:
+    """What the registry has of the corpora of a training and of its results; arguments as of `run_facts`."""
+    keys = {corpus: corpora.get(corpus, {}).get("key", corpus) for corpus in (*corpora, *results["corpora"])}
+    return {corpus: corpus_or_none(key) for corpus, key in keys.items()}
+
+
+def benchmark_results(
+    results: Mapping[str, Any], recipe: Mapping[str, Any], entries: Mapping[str, Corpus | None]
+) -> dict[str, str]:
+    """Returns files of `.eval_results/`, as name -> YAML: UAR, 0 to 1, on each corpus that the Hub has as a benchmark.
+
+    Args:
+        results: what is in `results.json`.
+        recipe: as resolved.
+        entries: what the registry has of each corpus, if anything.
+    """
+    files = {}
+    for corpus, name in dataset_ids(entries).items():
+        task, scores = getattr(entries[corpus], "hub", {}), results["corpora"].get(corpus, {})
+        if "task" in task and scores.get("uar") is not None:
+            notes = f"UAR of the {scores['split']} split; protocol {recipe['protocol']}, {recipe['labels']} classes"
+            dataset = {"id": task["dataset"], "task_id": task["task"]}
+            entry = {"dataset": dataset, "value": round(scores["uar"], 4), "notes": notes}
+            files[f"{name}.yaml"] = yaml.safe_dump([entry], sort_keys=False)
+    return files
 
 
 def corpora_table(corpora: Mapping[str, Mapping[str, Any]], entries: Mapping[str, Corpus | None]) -> str:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import csv
+import functools
+import gc
 import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -49,6 +54,16 @@ HUBERT_KINDS = {
     "batch norm": {"conv_pos_batch_norm": True},
 }
 HEADS = {"none": HubertModel, "ctc": HubertForCTC, "classifier": HubertForSequenceClassification}
+# The longest, of those that come late in the alphabet: they begin early, so that no worker ends long after the others.
+EARLY = ("test_training.py", "test_training_models.py", "test_resume.py", "test_recipes.py", "test_resume_processes.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in EARLY)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # the libraries: accelerate looks through everything for garbage after each training
 
 
 @pytest.fixture(scope="session")
@@ -126,6 +141,19 @@ def make_corpus(tmp_path: Path) -> Callable[..., Path]:
     return lambda name="corpus", **options: write_corpus(tmp_path / name, **options)
 
 
+def write_steps(path: Path, seconds: int, rate: int = 16_000) -> None:
+    """A recording whose every second is a tone of its own: 100 Hz, 200 Hz, ..."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    time_ = np.arange(rate) / rate
+    steps = [0.5 * np.sin(2 * np.pi * 100 * (number + 1) * time_) for number in range(seconds)]
+    soundfile.write(path, np.concatenate(steps), rate)
+
+
+def hertz(samples: np.ndarray) -> float:
+    """The frequency of 16 kHz samples."""
+    return float(np.abs(np.fft.rfft(samples)).argmax() * 16_000 / len(samples))
+
+
 def write_video(path: Path, samples: np.ndarray, rate: int = 16_000, codec: str = "", title: str = "") -> None:
     """Writes mono samples as the sound of a container that FFmpeg knows, without pictures; needs av."""
     av = pytest.importorskip("av", reason="reading video needs PyAV, in the extra `video`")
@@ -153,12 +181,86 @@ sys.meta_path.insert(0, Hidden())
 """
 
 
-def run_without_package(tmp_path: Path, script: str) -> dict:
-    """Runs a script that prints JSON in its last line, in a fresh process with a fresh cache."""
+def free_port() -> int:
+    """A port that nobody listens at."""
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return found.getsockname()[1]
+
+
+class Forks:
+    """Runs Python as `python -c` does, in forks of a process that has imported what takes seconds to import.
+
+    Args:
+        imports: modules, or `module:name`.
+        environment: of that process. Libraries read most of theirs when they are imported. What is below its HF_HOME,
+            if it has one, is gone before each run.
+    """
+
+    def __init__(self, imports: Sequence[str], environment: dict[str, str]) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, str(ROOT / "tests" / "fork_server.py"), *imports],
+            stdin=subprocess.PIPE,  # its end ends the process
+            stdout=subprocess.PIPE,
+            env=environment,
+            text=True,
+        )
+
+    def __call__(
+        self, code: str, *arguments: object, folder: Path, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        with tempfile.TemporaryDirectory() as place:
+            files = [os.path.join(place, name) for name in ("output", "errors")]
+            request = {"code": textwrap.dedent(code), "arguments": [str(argument) for argument in arguments]}
+            request |= {"folder": str(folder), "output": files[0], "errors": files[1], "environment": environment}
+            self.process.stdin.write(json.dumps(request) + "\n")
+            self.process.stdin.flush()
+            status = int(self.process.stdout.readline())
+            return subprocess.CompletedProcess(code, status, *(Path(name).read_text() for name in files))
+
+    def __enter__(self) -> Forks:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.process.communicate()
+
+
+@functools.cache
+def forks_with_package() -> Forks:
+    """Of a process that has the package's scripts and what they import when they need it."""
+    imports = ["exhubert.train_hf", "exhubert.evaluate_hf", "exhubert.inference.predict", "exhubert.publish.push"]
+    imports += ["exhubert.convert.hubert", "exhubert.convert.contract", "exhubert.reports.plots", "sklearn.metrics"]
+    return Forks(imports, {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"})
+
+
+def environment_without_package(home: str | Path) -> dict[str, str]:
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "PYTHON"))}
-    environment |= {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    return environment | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+
+
+# What our model files, and users' scripts, import.
+LIBRARIES = ["torch._dynamo", "soundfile", "soxr"] + [
+    f"transformers:{name}"
+    for name in ("AutoModel", "AutoModelForAudioClassification", "AutoFeatureExtractor", "HubertModel", "pipeline")
+]
+
+
+@functools.cache
+def forks_of_libraries() -> Forks:
+    """Of a process that has not imported the package; the cache of each is empty."""
+    home = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
+    return Forks(LIBRARIES, environment_without_package(home))
+
+
+def run_without_package(tmp_path: Path, script: str, fresh: bool = False) -> dict:
+    """Runs a script that prints JSON in its last line, with an empty cache, in a fork or in a process of its own."""
     code = WITHOUT_PACKAGE + textwrap.dedent(script)
-    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    if fresh:
+        given = environment_without_package(tmp_path / "cache")
+        done = subprocess.run([sys.executable, "-c", code], env=given, cwd=tmp_path, capture_output=True, text=True)
+    else:
+        done = forks_of_libraries()(code, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -280,3 +382,18 @@ def write_keys(tmp_path: Path) -> Callable[..., str]:
         return str(tmp_path / name)
 
     return write
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the runs of `live` are."""
+    return tmp_path_factory.mktemp("lives")
+
+
+@pytest.fixture(scope="module")
+def live(folder: Path):
+    """Lives of a run of twelve updates, each in a process of its own; see `lives.Lives`."""
+    from lives import lives_of_a_run
+
+    with lives_of_a_run(folder) as lives:
+        yield lives

@@ -6,12 +6,12 @@ are forked from a server that has imported everything.
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
 import resource
 import signal
-import socket
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from transformers import HubertConfig, HubertModel
 
 import train_hf
-from conftest import HUBERT_KINDS, ROOT, SMALL, write_corpus
+from conftest import HUBERT_KINDS, ROOT, SMALL, free_port, write_corpus
 from exhubert.training import checkpoints
 from exhubert.training.collator import AudioCollator
 from exhubert.training.trainer import RoundRobinTrainer
@@ -110,6 +110,7 @@ def lives_of_a_run(directory: Path) -> Iterator[Lives]:
 
 def live(arguments: list[str], log: str, hook: Any, environment: dict[str, str]) -> None:
     """What such a process does."""
+    gc.freeze()  # accelerate collects what is left of a training, of which all that the server holds is none
     multiprocessing.set_start_method("fork", force=True)
     os.setpgrp()
     os.environ.update(environment)
@@ -123,13 +124,6 @@ def live(arguments: list[str], log: str, hook: Any, environment: dict[str, str])
     code = run_with_one_line_errors(lambda: train_hf.main(arguments))
     sys.stdout.flush()
     sys.exit(code)
-
-
-def free_port() -> int:
-    """A port that nobody listens at."""
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        return found.getsockname()[1]
 
 
 def outcome(run: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any], list[dict[str, Any]]]:

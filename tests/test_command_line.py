@@ -11,6 +11,7 @@ import io
 import re
 import sys
 from pathlib import PurePath
+from types import SimpleNamespace
 
 import pytest
 from transformers.utils import logging
@@ -20,6 +21,7 @@ from conftest import ROOT, refused
 from exhubert import ExHuBERTForSequenceClassification, ExHuBERTModel
 from exhubert.cli import main
 from exhubert.training.arguments import find_recipe, parse, read_recipe
+from exhubert.training.callbacks import RoundProgress
 from exhubert.utils.command import progress_bar, with_hyphens
 
 
@@ -76,16 +78,27 @@ def test_options_are_taken_with_hyphens_and_underscores(write_keys, capsys):
     assert main(["corpora", "labels", "--label_file", str(ROOT / "corpora" / "labels.yaml")]) == 0
 
 
-def bar_of(monkeypatch, terminal):
-    """What a bar over two hours, of a step every 20 s, leaves on standard error."""
+def two_hours(monkeypatch, terminal=False):
+    """A stream in the place of standard error, and a step every 20 s of a clock that tqdm reads."""
     clock = [0.0]
     monkeypatch.setattr("tqdm.std.time", lambda: clock[0])
     stream = io.StringIO()
     stream.isatty = lambda: terminal
     monkeypatch.setattr(sys, "stderr", stream)
-    with progress_bar(desc="decoding", total=360) as bar:
-        for _ in range(360):
+
+    def steps():
+        for step in range(1, 361):
             clock[0] += 20
+            yield step
+
+    return stream, steps()
+
+
+def bar_of(monkeypatch, terminal):
+    """What a bar over two hours leaves on standard error."""
+    stream, steps = two_hours(monkeypatch, terminal)
+    with progress_bar(desc="decoding", total=360) as bar:
+        for _ in steps:
             bar.update()
     return stream.getvalue()
 
@@ -96,6 +109,22 @@ def test_in_a_log_a_bar_is_a_line_a_minute(monkeypatch):
     assert len(log.splitlines()) == 120
     assert all(re.match(r"decoding: +\d+%\|", line) for line in log.splitlines())
     assert bar_of(monkeypatch, terminal=True).count("\r") > 300
+
+
+def test_in_a_log_the_bar_of_a_training_is_a_line_a_minute(monkeypatch):
+    """As `Trainer` calls it: after each update, and with the losses, which are logged more often."""
+    stream, steps = two_hours(monkeypatch)
+    args = SimpleNamespace(train_batch_size=4, world_size=1, gradient_accumulation_steps=1)
+    state = SimpleNamespace(is_world_process_zero=True, max_steps=360, global_step=0)
+    progress = RoundProgress(["emodb", "ravdess"], SimpleNamespace(batch_size=4, proportional=False))
+    progress.on_train_begin(args, state, None)
+    for state.global_step in steps:
+        progress.on_step_end(args, state, None)
+        progress.on_log(args, state, None, {"loss": 1 / state.global_step})
+    progress.close()
+    lines = stream.getvalue().splitlines()
+    assert len(lines) in (119, 120)
+    assert all(re.match(r"round \d+, (emodb|ravdess): +\d+%\|.*loss=0", line) for line in lines[1:])
 
 
 def test_a_short_bar_leaves_no_line_in_a_log(capsys):

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +18,7 @@ from sklearn.metrics import accuracy_score, f1_score, recall_score
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForSequenceClassification
 
 import evaluate_hf
-from conftest import HUBERT_KINDS, ROOT, SMALL, write_corpus
-from distributed_run import TORCHRUN, environment
+from conftest import HUBERT_KINDS, ROOT, SMALL, forks_with_package, free_port, write_corpus
 from exhubert import ExHuBERTConfig, ExHuBERTForSequenceClassification
 from exhubert.audio_exhubert import prepare_input, read_audio
 from exhubert.cli import run_with_one_line_errors
@@ -149,11 +146,27 @@ def test_robustness_begins_with_the_clean_clips_and_noise_changes_answers(whole)
     assert len({json.dumps(scores["corpora"]) for scores in results["robustness"].values()}) > 1
 
 
+# What a launcher does: the same script twice, each told its number.
+TWO_PROCESSES = """
+import os, runpy, sys
+
+processes = []
+for rank in "01":
+    if (process := os.fork()) == 0:
+        os.environ |= {"RANK": rank, "LOCAL_RANK": rank}
+        sys.argv[:1] = []
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    processes.append(process)
+assert not any([os.waitpid(process, 0)[1] for process in processes])
+"""
+
+
 def test_batch_sizes_and_processes_change_nothing(place, tmp_path, whole):
     expected = probabilities(whole / "model_A")
     results = json.loads((whole / "model_A" / "results.json").read_text())
-    launched = [sys.executable, "-m", *TORCHRUN, "2", str(ROOT / "evaluate_hf.py"), *command(place, tmp_path / "two")]
-    done = subprocess.run(launched, env=environment(), capture_output=True, text=True)
+    given = [str(ROOT / "evaluate_hf.py"), *command(place, tmp_path / "two")]
+    where = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    done = forks_with_package()(TWO_PROCESSES, *given, folder=tmp_path, **where)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("written to") == 1
     for size in ("1", "7"):

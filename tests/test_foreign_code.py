@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -100,6 +101,25 @@ def test_kernels_of_the_hub_are_not_fetched(command, model_folder, make_corpus, 
         path.write_text(json.dumps(config | {"attn_implementation": kernel}))
         line = refused(capsys, MAINS.get(command, main), *arguments_of(command, model_folder, write_keys))
         assert "config.json: attn_implementation is" in line
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate", "train"])
+def test_the_base_model_of_an_adapter_is_looked_at_too(
+    command, model_folder, make_corpus, write_keys, capsys, monkeypatch
+):
+    """transformers loads it in the place of the folder's own model, where peft is installed."""
+    pytest.importorskip("peft", reason="transformers follows adapter_config.json where peft is installed")
+    monkeypatch.chdir(model_folder.parent)
+    make_corpus()
+    base = Path(shutil.copytree(model_folder, "base"))
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"attn_implementation": KERNELS[0]}))
+    (model_folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "base"}))
+    line = refused(capsys, MAINS.get(command, main), *arguments_of(command, model_folder, write_keys))
+    assert "base, which" in line and "adapter_config.json names: config.json: attn_implementation is" in line
+    (model_folder / "adapter_config.json").write_text("{")
+    line = refused(capsys, MAINS.get(command, main), *arguments_of(command, model_folder, write_keys))
+    assert "adapter_config.json is not JSON" in line
 
 
 def test_a_folder_with_our_code_loads_with_the_package(model_folder):

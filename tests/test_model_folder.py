@@ -73,7 +73,7 @@ def elsewhere(tmp_path_factory, saved_model):
     plain = save_model_folder(HubertForSequenceClassification(HubertConfig(**SMALL)), place / "plain")
     assert check_model_folder(plain) == plain
     soundfile.write(place / "clip.wav", 0.1 * np.random.default_rng(0).standard_normal((92_610, 2)), 22_050)
-    return run_without_package(place, ELSEWHERE)
+    return run_without_package(place, ELSEWHERE, fresh=True)
 
 
 def test_it_loads_in_a_process_without_the_package(elsewhere, saved_model, samples):

@@ -75,6 +75,8 @@ def test_a_corpus_is_prepared_from_its_real_names(key, tmp_path, capsys):
     for name, cells in wanted.items():
         assert {column: found[name].get(column) for column in cells} == cells, name
     corpus = registry.find_corpus(key)
+    taken = "official" if official else "files"  # the first, by `auto`
+    assert f"split by protocol `{taken}`" in (tmp_path / "out" / "README.md").read_text()
     labels = [row["label"] for row in rows.values()]
     assert set(labels) <= set(corpus.labels)
     map_labels(labels, key, load_label_map(corpus=key))  # every word has its place

@@ -129,13 +129,18 @@ def test_exactly_the_model_files_are_pushed(hub, client, model_folder):
     for name in ("logs", ".cache"):
         (model_folder / name).mkdir()
         (model_folder / name / "confusion_a.png").write_bytes(b"\0")
+    (model_folder / ".eval_results").mkdir()
+    (model_folder / ".eval_results" / "emodb.yaml").write_text("- value: 0.7\n")
+    (model_folder / ".eval_results" / "link.yaml").symlink_to(__file__)
     (model_folder / "party.png").write_bytes(b"\0")
     (model_folder / "confusion_link.png").symlink_to(__file__)
     for name in ("curves.png", "confusion_a.png", "model.onnx", "model.onnx.data"):
         (model_folder / name).write_bytes(b"\0" + name.encode())
     code, output, _ = client("push", model_folder, "user/model")
     assert code == 0
-    assert hub.files("user/model") == sorted([*FILES, "curves.png", "confusion_a.png", "model.onnx", "model.onnx.data"])
+    added = ("curves.png", "confusion_a.png", "model.onnx", "model.onnx.data", ".eval_results/emodb.yaml")
+    assert hub.files("user/model") == sorted([*FILES, *added])
+    assert ".eval_results/" not in output.split("left out: ")[1].splitlines()[0]
     for name in ("optimizer.pt", "clip.wav", "logs/", ".env", "party.png", "confusion_link.png"):
         assert name in output.split("left out: ")[1].splitlines()[0]
     assert len(hub.repos["models", "user/model"].commits) == 2  # the Hub's own first one, and the push

@@ -1,4 +1,4 @@
-"""Readers: every form of corpus as one kind of dataset, its clips through the collator, and what is said of bad ones.
+"""Readers: corpus folders of every form as one kind of dataset, parts of files, and what is said of bad ones.
 
 python -m pytest tests/test_readers.py
 """
@@ -9,13 +9,11 @@ import os
 import sys
 import time
 
-import datasets
 import numpy as np
 import pandas
 import pytest
-import soundfile
-from datasets import Audio, ClassLabel, Dataset, DatasetDict
 
+from conftest import hertz, write_steps
 from exhubert.audio_exhubert import ExHuBERTFeatureExtractor, read_audio
 from exhubert.corpora.readers import check_audio, read_corpus
 from exhubert.training.collator import AudioCollator
@@ -43,19 +41,6 @@ def write_manifest(folder, text: str | bytes, name: str = "metadata.csv"):
     folder.mkdir(exist_ok=True)
     (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     return folder
-
-
-def write_steps(path, seconds: int, rate: int = 16_000) -> None:
-    """A recording whose every second is a tone of its own: 100 Hz, 200 Hz, ..."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    time_ = np.arange(rate) / rate
-    steps = [0.5 * np.sin(2 * np.pi * 100 * (number + 1) * time_) for number in range(seconds)]
-    soundfile.write(path, np.concatenate(steps), rate)
-
-
-def hertz(samples: np.ndarray) -> float:
-    """The frequency of 16 kHz samples."""
-    return float(np.abs(np.fft.rfft(samples)).argmax() * 16_000 / len(samples))
 
 
 def test_a_corpus_is_read_with_its_own_words(make_corpus):
@@ -249,225 +234,6 @@ def test_a_part_behind_the_end_of_its_file_is_refused(tmp_path):
     write_manifest(tmp_path / "talk", "file_name,label,speaker,start_seconds\nlong.flac,joy,1,1.5\n")
     with pytest.raises(ValueError, match=r"long\.flac: a clip begins at 1\.5 s, but the file has 1\.00 s"):
         check_audio(read_corpus(tmp_path / "talk"))
-
-
-@pytest.fixture
-def parts(tmp_path) -> DatasetDict:
-    """A dataset in two parts, with labels as classes; the file names are the same in both."""
-
-    def part(name: str, offset: int) -> Dataset:
-        paths = [tmp_path / "raw" / name / f"{number}.wav" for number in range(3)]
-        for number, path in enumerate(paths):
-            write_steps(path, offset + number)
-        columns = {
-            "recording": list(map(str, paths)),
-            "emotion": [0, 1, 0],
-            "speaker_id": [offset, offset, offset + 1],
-            "note": ["a", "b", "c"],
-        }
-        dataset = Dataset.from_dict(columns).cast_column("emotion", ClassLabel(names=["anger", "joy"]))
-        return dataset.cast_column("recording", Audio())
-
-    return DatasetDict(train=part("train", 1), dev=part("dev", 4))
-
-
-def test_a_saved_dataset_holds_its_audio_to_the_end(tmp_path, parts):
-    parts.save_to_disk(tmp_path / "saved")
-    for file in (tmp_path / "raw").glob("*/*"):
-        file.unlink()
-    dataset = read_corpus(tmp_path / "saved")
-    assert list(dataset["label"]) == ["anger", "joy", "anger"] * 2
-    assert list(dataset["speaker"]) == ["1", "1", "2", "4", "4", "5"]
-    assert list(dataset["split"]) == ["train"] * 3 + ["validation"] * 3
-    assert list(dataset["file_name"])[2:4] == ["000002_2.wav", "000003_0.wav"]
-    assert list(dataset["note"]) == list("abcabc")
-    assert dataset.cache_files  # memory-mapped
-
-    dataset = check_audio(dataset)
-    assert len(check_audio(dataset, skip_bad=True)) == 6
-    rows = [{**row, "labels": number} for number, row in enumerate(dataset)]
-    batch = AudioCollator(ExHuBERTFeatureExtractor(1.0))([{**row, "crop": 1.0} for row in rows])
-    assert [hertz(samples) for samples in batch["input_values"].numpy()] == [100, 200, 300, 400, 500, 600]
-    assert batch["labels"].tolist() == list(range(6))
-    assert [
-        hertz(samples) for samples in AudioCollator(ExHuBERTFeatureExtractor(1.0))(rows)["input_values"].numpy()
-    ] == [100] * 6
-
-
-def test_what_was_read_can_be_saved_and_read_again(make_corpus, tmp_path):
-    read = read_corpus(make_corpus())
-    read.save_to_disk(tmp_path / "saved")
-    again = read_corpus(tmp_path / "saved")
-    for column in ("file_name", "label", "speaker", "language"):
-        assert list(again[column]) == list(read[column])
-    assert "split" not in again.column_names  # one part is the whole
-
-
-def with_second_audio(part: Dataset) -> Dataset:
-    return datasets.concatenate_datasets(
-        [part, part.select_columns("recording").rename_column("recording", "second")], axis=1
-    )
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda part: part.remove_columns("recording"), "one column of type Audio.*columns emotion, speaker_id"),
-        (lambda part: part.remove_columns("emotion"), "no column label or emotion; it has speaker_id, note"),
-        (with_second_audio, "one column of type Audio, or one called `audio`.*audio columns recording, second"),
-        (lambda part: part.rename_column("note", "crop"), "the column name 'crop' is taken"),
-        (lambda part: part.select([]), "has no rows"),
-        (lambda part: part.remove_columns("emotion").add_column("label", ["", "b", "c"]), "0.wav' has no label"),
-    ],
-)
-def test_bad_datasets_are_explained(tmp_path, parts, change, message):
-    part = parts["train"].cast_column("recording", Audio(decode=False))
-    change(part).save_to_disk(tmp_path / "saved")
-    with pytest.raises(ValueError, match=message):
-        read_corpus(tmp_path / "saved")
-
-
-def test_a_damaged_dataset_folder_is_named(tmp_path, parts):
-    parts["train"].save_to_disk(tmp_path / "saved")
-    next((tmp_path / "saved").glob("*.arrow")).write_bytes(b"broken")
-    with pytest.raises(ValueError, match="saved: the dataset cannot be read"):
-        read_corpus(tmp_path / "saved")
-
-
-def test_bad_audio_in_a_dataset_is_named_by_its_file(tmp_path, parts):
-    (tmp_path / "raw" / "train" / "1.wav").write_text("not audio")
-    parts["train"].save_to_disk(tmp_path / "saved")  # which copies the files as they are
-    with pytest.raises(ValueError, match=r"^1\.wav: the audio does not decode"):
-        check_audio(read_corpus(tmp_path / "saved"))
-
-
-def test_a_hub_dataset_is_read_as_a_saved_one(monkeypatch, parts):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    asked = []
-    monkeypatch.setattr(datasets, "load_dataset", lambda *arguments: asked.append(arguments) or parts)
-    assert len(read_corpus("user/name")) == len(read_corpus("user/name:speech")) == 6
-    assert asked == [("user/name", None), ("user/name", "speech")]
-
-
-def test_a_hub_id_without_the_hub_is_a_plain_error(monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match="user/name is neither a folder nor a dataset that can be had from the Hub"):
-        read_corpus("user/name")
-
-
-@pytest.fixture
-def audformat():
-    return pytest.importorskip("audformat", reason="needs audformat: pip install audformat")
-
-
-def add_table(audformat, database, name, index, **columns) -> None:
-    table = database[name] = audformat.Table(index)
-    for column, values in columns.items():
-        scheme = column if column in database.schemes else None
-        table[column] = audformat.Column(scheme_id=scheme)
-        table[column].set(values)
-
-
-@pytest.fixture
-def database(audformat):
-    """Six files, two of each speaker, with emotions as letters and the speaker in a table of its own."""
-    database = audformat.Database("mini")
-    database.schemes["emotion"] = audformat.Scheme(labels={"W": "anger", "F": "joy"})
-    database.schemes["speaker"] = audformat.Scheme("int", labels={number: {"sex": "female"} for number in (3, 8, 9)})
-    files = audformat.filewise_index([f"wav/{number}.wav" for number in range(6)])
-    add_table(audformat, database, "files", files, speaker=[3, 3, 8, 8, 9, 9])
-    add_table(audformat, database, "emotion", files, emotion=list("WFWFWF"), confidence=[0.5] * 6)
-    return database
-
-
-@pytest.mark.parametrize("form", ["csv", "parquet"])
-def test_an_audformat_database_of_files(audformat, database, tmp_path, form):
-    files = database["files"].index
-    for name, part in (("train", files[:2]), ("dev", files[2:4]), ("test", files[4:])):
-        add_table(audformat, database, f"categories.{name}.gold", part, emotion=["F", "F"])  # `emotion` counts
-    for file in files:
-        write_steps(tmp_path / "db" / file, 1)
-    database.save(tmp_path / "db", storage_format=form)
-    dataset = check_audio(read_corpus(tmp_path / "db"))
-    assert list(dataset["file_name"]) == list(files)
-    assert list(dataset["label"]) == ["anger", "joy"] * 3
-    assert list(dataset["speaker"]) == list("338899")
-    assert list(dataset["split"]) == ["train"] * 2 + ["validation"] * 2 + ["test"] * 2
-    assert [float(value) for value in dataset["confidence"]] == [0.5] * 6
-    assert "start_seconds" not in dataset.column_names
-
-
-def test_an_audformat_database_of_segments(audformat, tmp_path):
-    database = audformat.Database("talks")
-    index = audformat.segmented_index(["a.wav", "a.wav", "b.wav"], ["0s", "1s", "2s"], ["1s", "2.5s", pandas.NaT])
-    add_table(audformat, database, "turns", index, emotion=["anger", "joy", "fear"])
-    add_table(audformat, database, "files", audformat.filewise_index(["a.wav", "b.wav"]), speaker=["x", "y"])
-    database.save(tmp_path / "db")
-    for name in "ab":
-        write_steps(tmp_path / "db" / f"{name}.wav", 4)
-    dataset = check_audio(read_corpus(tmp_path / "db"))
-    assert list(dataset["speaker"]) == ["x", "x", "y"]
-    assert list(dataset["start_seconds"]) == [0, 1, 2]
-    assert list(dataset["duration_seconds"]) == [1, 1.5, None]
-    batch = AudioCollator(ExHuBERTFeatureExtractor(1.0))([{**row, "labels": 0} for row in dataset])
-    assert [hertz(samples) for samples in batch["input_values"].numpy()] == [100, 200, 300]
-
-
-def test_audformat_tables_are_put_together_where_they_agree(audformat, tmp_path):
-    database = audformat.Database("parts")
-    for name, numbers in (("one.train", (0, 1)), ("two.test", (1, 2))):
-        index = audformat.filewise_index([f"{number}.wav" for number in numbers])
-        add_table(audformat, database, name, index, emotion=[f"word {number}" for number in numbers])
-    with pytest.raises(ValueError, match=r"1\.wav is in the tables of two splits"):
-        database.save(tmp_path / "db")
-        read_corpus(tmp_path / "db")
-    add_table(audformat, database, "two.test", audformat.filewise_index(["1.wav"]), emotion=["other"])
-    database.save(tmp_path / "db")
-    with pytest.raises(ValueError, match=r"one\.train, two\.test have different labels for 1\.wav \(word 1, other\)"):
-        read_corpus(tmp_path / "db")
-    add_table(audformat, database, "two.test", audformat.filewise_index(["2.wav"]), emotion=["other"])
-    database.save(tmp_path / "db")
-    dataset = read_corpus(tmp_path / "db")
-    assert list(dataset["split"]) == ["train", "train", "test"]
-    assert set(dataset["speaker"]) == {""}
-
-
-def test_unclear_audformat_databases_name_the_choices(audformat, database, tmp_path):
-    database.save(tmp_path / "db")
-    text = (tmp_path / "db" / "db.yaml").read_text()
-    for change, message in (
-        (lambda text: "a: [", "is not YAML"),
-        (lambda text: text + "\nx: !!python/object/apply:os.getcwd []", "is not YAML"),
-        (lambda text: "name: x", "the database cannot be read"),
-    ):
-        (tmp_path / "db" / "db.yaml").write_text(change(text))
-        with pytest.raises(ValueError, match=message):
-            read_corpus(tmp_path / "db")
-    add_table(audformat, database, "emotion", database["files"].index, mood=["W"] * 6)
-    database.save(tmp_path / "db")
-    with pytest.raises(ValueError, match=r"no table with .* `emotion`; it has emotion \(mood\); files \(spe"):
-        read_corpus(tmp_path / "db")
-    for column in ("first", "second"):
-        database["emotion"][column] = audformat.Column(scheme_id="emotion")
-        database["emotion"][column].set(list("WFWFWF"))
-    database.save(tmp_path / "db")
-    with pytest.raises(ValueError, match="table emotion has several columns of emotions: first, second"):
-        read_corpus(tmp_path / "db")
-
-
-def test_pickled_audformat_tables_are_not_read(database, tmp_path):
-    database.save(tmp_path / "db", storage_format="pkl")
-    with pytest.raises(ValueError, match=r"db\.[a-z]+\.pkl: pickles are not read; save the table as csv or parquet"):
-        read_corpus(tmp_path / "db")
-
-
-def test_without_audformat_the_error_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "audformat", None)
-    (tmp_path / "db.yaml").write_text("name: x")
-    with pytest.raises(ValueError, match=r"needs the library audformat: pip install audformat \(or exhubert\[audfo"):
-        read_corpus(tmp_path)
 
 
 def test_the_collator_reads_what_read_audio_reads(make_corpus):

@@ -69,6 +69,11 @@ def test_aliases_and_spellings_find_the_corpus(name):
     assert find_corpus(name).key == "emodb"
 
 
+def test_show_names_the_dataset_on_the_hub(capsys):
+    assert exhubert("show", "nemo") == 0
+    assert re.search(r"^on the Hub +amu-cai/nEMO$", capsys.readouterr().out, re.MULTILINE)
+
+
 def test_an_unknown_key_names_the_nearest(capsys):
     assert exhubert("show", "ravdes") == 1
     assert "no corpus 'ravdes' in the registry; the nearest is 'ravdess'" in capsys.readouterr().err

@@ -26,7 +26,6 @@ from lives import (
     count_moments,
     die_in_save,
     limit_file_size,
-    lives_of_a_run,
     outcome,
     signal_in_evaluation,
     signal_in_test,
@@ -34,17 +33,6 @@ from lives import (
 )
 
 WORKERS = "--dataloader_num_workers"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("resume")
-
-
-@pytest.fixture(scope="module")
-def live(folder):
-    with lives_of_a_run(folder) as lives:
-        yield lives
 
 
 @pytest.fixture(scope="module")

@@ -10,26 +10,14 @@ import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from conftest import ROOT
+from conftest import ROOT, free_port
 from distributed_run import environment
-from lives import PATIENCE_SECONDS, assert_same_end, free_port, lives_of_a_run, signal_in_update, spoil_clips
+from lives import PATIENCE_SECONDS, assert_same_end, signal_in_update, spoil_clips
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("processes")
-
-
-@pytest.fixture(scope="module")
-def live(folder):
-    with lives_of_a_run(folder) as lives:
-        yield lives
 
 
 def test_all_processes_end_at_the_same_update_and_another_number_goes_on(folder, live):

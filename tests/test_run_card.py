@@ -8,16 +8,18 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 import yaml
-from huggingface_hub import EvalResult, ModelCard
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, parse_eval_result_entries
 
 from exhubert import ExHuBERTForSequenceClassification
 from exhubert.convert.contract import convert_contract
 from exhubert.convert.hubert import convert_hubert
 from exhubert.convert.onnx import onnx_card
 from exhubert.corpora.load import load_corpora
+from exhubert.corpora.registry import find_corpus
 from exhubert.model_folder import save_model_folder
 from exhubert.model_folder.card import (
     add_section,
@@ -54,6 +56,7 @@ RECIPE = {
     "label_file": "C:\\Users\\anna\\words.yaml",
     "augmentation": [{"name": "AddBackgroundNoise", "sounds_path": "/home/anna/noise", "p": 0.5}],
     "protocol": "auto",
+    "labels": "six",
     "clips_per_corpus": 500,
     "skip_bad_audio": True,
     "rounds": 300,
@@ -161,6 +164,22 @@ def test_names_with_special_signs_break_neither_table_nor_link(run):
     assert pictures == {"curves.png", "confusion_emodb.png", f"confusion_{AWKWARD}.png"}
 
 
+def test_the_hubs_benchmarks_get_results_in_its_newer_form(run, monkeypatch):
+    write_run_card(run)
+    assert not (run / "model" / ".eval_results").exists()
+    hub = {"dataset": "lab/EMO-DB", "task": "six_classes"}
+    benchmark = replace(find_corpus("emodb"), hub=hub)
+    monkeypatch.setattr("exhubert.publish.run_card.corpus_or_none", {"emodb": benchmark}.get)
+    write_run_card(run, RESULTS | {"corpora": {"emodb": SCORES | {"uar": None}}})
+    assert not (run / "model" / ".eval_results").exists()  # nothing is measured on one class
+    write_run_card(run)
+    (file,) = (run / "model" / ".eval_results").iterdir()
+    entries = parse_eval_result_entries(yaml.safe_load(file.read_text()))
+    notes = "UAR of the test split; protocol auto, six classes"
+    assert entries == [EvalResultEntry("lab/EMO-DB", "six_classes", 0.7123, notes=notes)]
+    assert file.name == "emodb.yaml"
+
+
 def test_corpora_of_one_name_in_the_registry_stay_two(saved_model):
     results = {**RESULTS, "corpora": {"emodb": SCORES, "emo-db": {**SCORES, "uar": 0.1}}}
     data = make_card(saved_model, **run_facts(saved_model, {}, results, RECIPE, FACTS)).data
@@ -204,6 +223,13 @@ def test_a_licence_passes_from_model_to_model(tmp_path, make_hubert):
     next_run = make_card(tmp_path / "plain", **facts)
     assert next_run.data.datasets == ["emodb", "my-corpus-x-y-b-1", "ravdess"]
     assert "had been trained on emodb (licence: CC0-1.0), my-corpus-x-y-b-1 (licence: unknown)" in next_run.text
+
+
+@pytest.mark.parametrize("name", ["results.json", "recipe.yaml", "environment.json", "model/config.json"])
+def test_a_broken_file_of_a_run_is_named(run, name):
+    (run / name).write_text("{a: [")
+    with pytest.raises(ValueError, match=rf"{name} is not (JSON|YAML) \("):
+        write_run_card(run)
 
 
 def test_a_card_edited_by_hand_is_left_as_it_is(run):

@@ -6,8 +6,6 @@ python -m pytest tests/test_saved_by_others.py
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
@@ -17,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from transformers import AutoModelForAudioClassification, Trainer, TrainingArguments, pipeline
 
-from conftest import WITHOUT_PACKAGE, make_classifier, refused, run_without_package
+from conftest import LIBRARIES, WITHOUT_PACKAGE, Forks, make_classifier, refused, run_without_package
 from exhubert import ExHuBERTFeatureExtractor, ExHuBERTForSequenceClassification, ExHuBERTModel
 from exhubert.cli import main
 from exhubert.configuration_exhubert import AUTO_MAP, CODE_FILES, CUSTOM_PIPELINES
@@ -138,11 +136,11 @@ def test_what_push_to_hub_sends_loads_by_revision_without_the_package(tmp_path):
     assert torch.equal(logits[0], logits[1]) and torch.equal(logits[0], logits[2])
     """
     with HubStandIn(tmp_path / "hub") as hub:
-        for script, cache in ((push, "ours"), (WITHOUT_PACKAGE + textwrap.dedent(load), "theirs")):
-            environment = hub.environment(tmp_path / cache, WRITER) | {"TRANSFORMERS_VERBOSITY": "error"}
-            command = [sys.executable, "-c", textwrap.dedent(script)]
-            done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
-            assert done.returncode == 0, done.stderr
+        environment = hub.environment(tmp_path / "cache", WRITER) | {"TRANSFORMERS_VERBOSITY": "error"}
+        with Forks(LIBRARIES, environment) as forks:
+            for script in (push, WITHOUT_PACKAGE + textwrap.dedent(load)):
+                done = forks(script, folder=tmp_path)
+                assert done.returncode == 0, done.stderr
         assert set(CODE_FILES) <= set(hub.files("user/again"))
 
 

@@ -170,7 +170,10 @@ def parse(
 def keys_help() -> str:
     """The keys of a recipe with their defaults and meanings, as `Recipe` lists them."""
     keys = re.findall(r"^    (\w+): .* = (.+?)  # (.+)$", inspect.getsource(Recipe), re.MULTILINE)
-    lines = [f"  {name:21} {re.sub('field.*', 'none', default):13} {meaning}" for name, default, meaning in keys]
+    lines = [
+        f"  {name:21} {re.sub('field.*', 'none', default.replace('None', 'null')):13} {meaning}"
+        for name, default, meaning in keys
+    ]
     fields_too = "Every field of transformers' TrainingArguments is an option, too, such as --learning_rate 1e-5."
     return "\n".join(["keys of a recipe, each also an option, with their defaults:", *lines, "", fields_too])
 

@@ -1,0 +1,44 @@
+"""Runs Python in forks of a process that has imported torch and transformers, which takes seconds each time.
+
+Not a test: `conftest.Forks` starts it, with the names of what is imported. Each line of standard input is a request in
+JSON, each line of standard output the exit code of one.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import shutil
+import sys
+import types
+from typing import Any
+
+
+def run(code: str, arguments: list[str], folder: str, output: str, errors: str, environment: dict[str, str]) -> Any:
+    """What `python -c` does, in this process."""
+    for number, name in enumerate((os.devnull, output, errors)):
+        os.dup2(os.open(name, os.O_RDWR | os.O_CREAT, 0o600), number)
+    os.environ.update(environment)
+    if "HF_HOME" in os.environ:  # of this server: each fork finds it empty
+        shutil.rmtree(os.environ["HF_HOME"], ignore_errors=True)
+    os.chdir(folder)
+    sys.path[0], sys.argv = "", ["-c", *arguments]
+    sys.modules["__main__"] = main = types.ModuleType("__main__")
+    exec(compile(code, "<string>", "exec"), main.__dict__)
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        module, _, attribute = name.partition(":")
+        imported = importlib.import_module(module)
+        if attribute:  # that is imported when it is asked for
+            getattr(imported, attribute)
+    gc.freeze()  # forks share what is here, and look at none of it again
+    while line := sys.stdin.readline():
+        process = os.fork()
+        if process == 0:
+            run(**json.loads(line))
+            break
+        print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
