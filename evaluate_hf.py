@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "evaluate_hf.py") -
         "--backend",
         choices=tuple(BACKENDS),
         default="torch",
-        help="what computes (default: torch): torch, or the model's ONNX export on the CPU, in float32 or int8; exported once, and kept",
+        help="torch, or the model's ONNX export on the CPU, in float32 or int8, made once and kept (default: torch)",
     )
     parser.add_argument(
         "--trust-remote-code", action="store_true", help="let code run that a model brings; read it first (default: no)"

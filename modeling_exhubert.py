@@ -789,7 +789,7 @@ def convolve_channels_last(hidden: torch.Tensor, conv: nn.Conv1d) -> torch.Tenso
     frames = (len(hidden) - kernel) // stride + 1
     if channels == 1:
         return nn.functional.linear(hidden.as_strided((frames, kernel), (stride, 1)), conv.weight[:, 0], conv.bias)
-    products = []
+    products: list[torch.Tensor] = []
     for tap in range(0, kernel, stride):
         taps = conv.weight[:, :, tap : tap + stride].transpose(1, 2).flatten(1)
         begin = hidden.storage_offset() + tap * channels
