@@ -561,7 +561,9 @@ class ExHuBERTForSequenceClassification(ExHuBERTPreTrainedModel):
         if shape != (batch,):
             raise ValueError(f"labels has shape {shape}; one class index for each clip is needed, {(batch,)}")
         labels = labels.long()
-        wrong = labels[(labels != -100) & ((labels < 0) | (labels >= classes))] if labels.device.type == "cpu" else ()
+        wrong = labels[:0]
+        if labels.device.type == "cpu":
+            wrong = labels[(labels != -100) & ((labels < 0) | (labels >= classes))]
         if len(wrong):
             known = f"the classes are 0 to {classes - 1} (-100 leaves a clip out)"
             raise ValueError(f"labels holds {int(wrong[0])}; {known}")
