@@ -793,7 +793,7 @@ def convolve_channels_last(hidden: torch.Tensor, conv: nn.Conv1d) -> torch.Tenso
         return nn.functional.linear(hidden.as_strided((frames, kernel), (stride, 1)), conv.weight[:, 0], conv.bias)
     products: list[torch.Tensor] = []
     for tap in range(0, kernel, stride):
-        taps = conv.weight[:, :, tap : tap + stride].transpose(1, 2).flatten(1)
+        taps = conv.weight[:, :, tap : tap + stride].transpose(1, 2).flatten(1).contiguous()
         begin = hidden.storage_offset() + tap * channels
         windows = hidden.as_strided((frames, taps.shape[1]), (stride * channels, 1), begin)
         products.append(_onednn_linear(windows, taps, None if products else conv.bias))
@@ -806,9 +806,9 @@ class FastLinear(nn.Linear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if not _in_plain_float32(input):
             return super().forward(input)
-        if torch.is_grad_enabled():
-            return _Linear.apply(input, self.weight, self.bias)
-        return _onednn_linear(input, self.weight, self.bias)
+        linear = _Linear.apply if torch.is_grad_enabled() else _onednn_linear
+        output: torch.Tensor = linear(input.contiguous(), self.weight, self.bias)
+        return output
 
 
 class FastZeroLinear(FastLinear, ZeroLinear):
@@ -852,7 +852,7 @@ class _AttentionMode(TorchFunctionMode):
 
 
 def _onednn_linear(values: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """`values @ weight.T + bias` of float32, any strides."""
+    """`values @ weight.T + bias` of float32 matrices whose rows or columns lie together: with others it is slow."""
     if not HAS_ONEDNN_LINEAR:
         return nn.functional.linear(values, weight, bias)
     result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(values, weight, bias, "none", [], "")
@@ -869,6 +869,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (values, weight), (of_values, of_weight, of_bias) = ctx.saved_tensors, ctx.needs_input_grad
+        gradient = gradient.contiguous()
         rows = gradient.reshape(-1, gradient.shape[-1])
         return (
             _onednn_linear(gradient, weight.t()) if of_values else None,
@@ -882,12 +883,12 @@ class _Dropout(torch.autograd.Function):
     def forward(ctx: Any, values: torch.Tensor, p: float) -> torch.Tensor:
         kept, ctx.scale = _draw_kept(values.shape, p)
         ctx.save_for_backward(kept)
-        return torch.where(kept, values, 0.0).mul_(ctx.scale)
+        return (values * kept).mul_(ctx.scale)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         (kept,) = ctx.saved_tensors
-        return torch.where(kept, gradient, 0.0).mul_(ctx.scale), None
+        return (gradient * kept).mul_(ctx.scale), None
 
 
 class _AttentionWithDropout(torch.autograd.Function):
@@ -899,15 +900,15 @@ class _AttentionWithDropout(torch.autograd.Function):
         kept, ctx.scale = _draw_kept(shares.shape, p)
         ctx.scaling = scaling
         ctx.save_for_backward(query, key, value, kept)  # not the shares: the largest, and soon computed again
-        return torch.matmul(torch.where(kept, shares, 0.0).mul_(ctx.scale), value)
+        return torch.matmul((shares * kept).mul_(ctx.scale), value)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, kept = ctx.saved_tensors
         shares = _attention_shares(query, key, ctx.scaling)
-        dropped = torch.where(kept, shares, 0.0).mul_(ctx.scale)
+        dropped = (shares * kept).mul_(ctx.scale)
         of_value = torch.matmul(dropped.transpose(2, 3), gradient)
-        of_shares = torch.where(kept, torch.matmul(gradient, value.transpose(2, 3)), 0.0).mul_(ctx.scale)
+        of_shares = (torch.matmul(gradient, value.transpose(2, 3)) * kept).mul_(ctx.scale)
         of_scores = (of_shares - (of_shares * shares).sum(dim=-1, keepdim=True)).mul_(shares).mul_(ctx.scaling)
         return torch.matmul(of_scores, key), torch.matmul(of_scores.transpose(2, 3), query), of_value, None, None
 
