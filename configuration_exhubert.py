@@ -86,6 +86,10 @@ class ExHuBERTConfig(HubertConfig):
             if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= LARGEST.get(name, 2**31):
                 most = f", at most {LARGEST[name]:,}" if name in LARGEST else ""
                 raise ValueError(f"{name} is {value!r}; it must be a whole number above 0{most}")
+        for name in ("conv_dim", "conv_kernel", "conv_stride"):
+            value = kwargs.get(name)
+            if isinstance(value, list | tuple) and not all(type(each) is int and each > 0 for each in value):
+                raise ValueError(f"{name} is {value!r}; whole numbers above 0 are needed")
         for name, value in {"gate_original_layers": gate_original_layers, "conv_bias": conv_bias}.items():
             if not isinstance(value, bool):
                 raise ValueError(f"{name} is {value!r}; it must be true or false")

@@ -113,7 +113,7 @@ METHODS = {
     "extract_features": ["input_values", "attention_mask", "kwargs"],  # the others changed nothing
     "forward": [
         *("input_values", "attention_mask", "output_attentions", "output_hidden_states", "return_dict", "labels"),
-        "kwargs",
+        *("mask_time_indices", "kwargs"),  # the first is ours
     ],
     "freeze_base_model": [],
     "freeze_feature_encoder": [],
