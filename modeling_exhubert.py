@@ -148,7 +148,8 @@ class ExHuBERTPreTrainedModel(HubertPreTrainedModel):
     def compile_layers(self, **kwargs: Any) -> None:
         """Compiles the encoder layers: one graph for the originals and one for the copies, whatever their number.
 
-        Shapes are static: an input of another batch size or length is compiled anew. Attentions are not returned any
+        Shapes are static: an input of another batch size or length is compiled anew, until torch has as many graphs as
+        it keeps (8, so of four shapes); from then on a new one is computed without. Attentions are not returned any
         more. Not saved with the model, and not undone.
 
         Args:
@@ -156,7 +157,7 @@ class ExHuBERTPreTrainedModel(HubertPreTrainedModel):
         """
         for layer in self.base_model.encoder.layers:
             layer.attention._forward_hooks.clear()  # which would collect attentions, and cannot be compiled
-            compiled = torch.compile(type(layer).forward, **{"fullgraph": True, "dynamic": False, **kwargs})
+            compiled = torch.compile(type(layer).forward, **{"dynamic": False, **kwargs})
             layer.forward = types.MethodType(compiled, layer)  # of a deep copy it is the copy's
 
     def print_trainable_parameters(self) -> None:
@@ -541,7 +542,8 @@ class ExHuBERTForSequenceClassification(ExHuBERTPreTrainedModel):
         states = outputs.hidden_states
         weights: torch.Tensor = self.layer_weights
         if not (self.training or torch.compiler.is_compiling()):
-            # Summing zeros would change the order of the additions, and the last bit of the result with it.
+            # Summing zeros would change the order of the additions, and the last bit of the result with it. On a GPU
+            # this is the one look at a value that a forward takes.
             kept = [index for index, weight in enumerate(weights.tolist()) if weight > LEFT_OUT / 2]
             states, weights = tuple(states[index] for index in kept), weights[kept]
         shares = nn.functional.softmax(weights, dim=-1)

@@ -140,6 +140,11 @@ def test_elsewhere_than_in_float32_on_the_cpu_nothing_changes(samples):
     expected = model(samples.double()).logits
     model.set_fast_path()
     assert torch.equal(model(samples.double()).logits, expected)
+    model = make_model()
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = model(samples).logits
+        model.set_fast_path()
+        assert torch.equal(model(samples).logits, expected)
 
 
 def test_dropout_of_the_fast_path_keeps_what_it_should():
@@ -235,7 +240,7 @@ def test_compiled_layers_share_their_graphs(samples, kind, changes):
     torch._dynamo.utils.counters.clear()
     model = make_model(kind, num_hidden_layers=6, **changes)
     compiled = copy.deepcopy(model)
-    compiled.compile_layers(backend="eager")
+    compiled.compile_layers(backend="eager", fullgraph=True)
     for output_hidden_states in (False, True):
         got = compiled(samples, labels=LABELS, output_hidden_states=output_hidden_states)
         expected = model(samples, labels=LABELS, output_hidden_states=output_hidden_states)
@@ -261,3 +266,14 @@ def test_a_deep_copy_of_compiled_layers_computes_with_its_own_weights(samples):
             weight.zero_()
         assert not torch.equal(copied(samples).logits, expected)
         assert torch.equal(model(samples).logits, expected)
+
+
+@torch.inference_mode()
+def test_compiled_layers_take_more_shapes_than_are_compiled(samples):
+    torch._dynamo.reset()
+    model = make_model()
+    compiled = copy.deepcopy(model)
+    compiled.compile_layers(backend="eager")
+    for clips in (*range(1, 8), 1):
+        given = samples[:1].expand(clips, -1)
+        assert torch.equal(compiled(given).logits, model(given).logits)
