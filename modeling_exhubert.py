@@ -10,7 +10,8 @@ What differs from `transformers`' HuBERT:
 - `hidden_states[-1]` is `last_hidden_state`, after the final layer norm, on every release of transformers
   (from 5.16 on HuBERT's own is the state before it), and `use_weighted_layer_sum` weighs these states;
 - SpecAugment leaves padding alone and takes clips shorter than its span; attentions that the attention
-  implementation does not give are an error, not None.
+  implementation does not give are an error, not None;
+- `set_fast_path()` computes nearly the same in less time on a CPU; without it nothing is computed otherwise.
 """
 
 from __future__ import annotations
@@ -149,8 +150,8 @@ class ExHuBERTPreTrainedModel(HubertPreTrainedModel):
         """Compiles the encoder layers: one graph for the originals and one for the copies, whatever their number.
 
         Shapes are static: an input of another batch size or length is compiled anew, until torch has as many graphs as
-        it keeps (8, so of four shapes); from then on a new one is computed without. Attentions are not returned any
-        more. Not saved with the model, and not undone.
+        it keeps (8, so of four shapes, training and eval apart); from then on a new one is computed without. Attentions
+        are not returned any more. Not saved with the model, and not undone.
 
         Args:
             kwargs: for `torch.compile`, such as `mode`.
