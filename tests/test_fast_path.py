@@ -181,7 +181,10 @@ def test_gradients_of_the_fast_paths_functions_are_right():
 
 
 @pytest.mark.parametrize("kind", ["base", "large"])
-def test_training_on_the_fast_path_is_the_same_on_average(kind):
+def test_training_on_the_fast_path_is_the_same_on_average(monkeypatch, kind):
+    """And it is that path: on any release of transformers what it replaces is there."""
+    taken, shares = [], modeling_exhubert._attention_shares
+    monkeypatch.setattr(modeling_exhubert, "_attention_shares", lambda *args: taken.append(1) or shares(*args))
     model = make_model(kind, attention_dropout=0.3).train()
     attention = model.hubert.encoder.layers[0].attention
     states = torch.randn(2, 12, model.config.hidden_size)
@@ -190,6 +193,10 @@ def test_training_on_the_fast_path_is_the_same_on_average(kind):
         model.set_fast_path(enabled)
         means.append(torch.stack([attention(states)[0].detach() for _ in range(2000)]).mean(dim=0))
     assert torch.allclose(*means, atol=0.05 * means[0].std().item())
+    assert len(taken) == 2000
+    kinds = {type(module) for module in model.modules()}
+    assert {*modeling_exhubert.FAST_PATH.values()} - kinds == {modeling_exhubert.FastIdentityLinear}
+    assert not {*modeling_exhubert.FAST_PATH} & kinds
 
 
 def test_training_on_the_fast_path_repeats_from_its_seed(samples):
