@@ -23,7 +23,8 @@ DEMO_OPTIONS = --run "$(RUN)" $(if $(CORPORA),--corpora "$(CORPORA)") $(if $(LIM
 PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile \
 	--no-loadscope-reorder
 # Those whose numbers depend on the processor's kernels.
-NUMERIC_TESTS := $(patsubst %,tests/test_%.py,model model_modes model_precision model_inputs published)
+NUMERIC_TESTS := $(patsubst %,tests/test_%.py,model model_modes model_precision model_inputs published \
+	fast_path)
 
 # Each file has what differs on one release of transformers from what `make test` runs with: torch and the rest are the
 # same, in $(VENV).
@@ -32,7 +33,7 @@ RELEASES := $(patsubst tests/releases/%.txt,%,$(wildcard tests/releases/*.txt))
 PINNED := $(patsubst transformers==%,%,$(filter transformers==%,$(file < constraints.txt)))
 # What leans on transformers: the model, what saves and loads it, its pipeline, users' scripts, a training with a resume.
 RELEASE_TESTS := $(patsubst %,tests/test_%.py,model model_modes model_start model_inputs model_folder published \
-	pipeline saved_by_others users_scripts training_releases)
+	pipeline saved_by_others users_scripts training_releases fast_path)
 # Of the releases between the first and the last, unless SLOW=1: loading and training.
 BETWEEN := 5.0.0 5.10.4
 BETWEEN_TESTS := $(patsubst %,tests/test_%.py,model model_folder saved_by_others training_releases)

@@ -10,7 +10,8 @@ What differs from `transformers`' HuBERT:
 - `hidden_states[-1]` is `last_hidden_state`, after the final layer norm, on every release of transformers
   (from 5.16 on HuBERT's own is the state before it), and `use_weighted_layer_sum` weighs these states;
 - SpecAugment leaves padding alone and takes clips shorter than its span; attentions that the attention
-  implementation does not give are an error, not None.
+  implementation does not give are an error, not None;
+- `set_fast_path()` computes nearly the same in less time on a CPU; without it nothing is computed otherwise.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import copy
 import functools
 import math
 import re
+import types
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -26,6 +28,7 @@ from typing import Any, ClassVar
 import torch
 from safetensors import SafetensorError
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 from transformers import (
@@ -135,7 +138,8 @@ class ExHuBERTPreTrainedModel(HubertPreTrainedModel):
 
         Matrix products are oneDNN's instead of MKL's. A frozen CNN is computed channels last, so that its convolutions
         are matrix products without copies. Logits differ by less than 1e-5. In training, dropout draws four of its
-        decisions from one random number, and keeps a byte of each; from the same seed it draws others.
+        decisions from one random number, and keeps a byte of each; from the same seed it draws others. Gradients of
+        gradients are not computed: torch raises.
         """
         for module in self.modules():
             for plain, fast in FAST_PATH.items():
@@ -145,15 +149,17 @@ class ExHuBERTPreTrainedModel(HubertPreTrainedModel):
     def compile_layers(self, **kwargs: Any) -> None:
         """Compiles the encoder layers: one graph for the originals and one for the copies, whatever their number.
 
-        Shapes are static: an input of another batch size or length is compiled anew. Attentions are not returned any
-        more. Not saved with the model, and not undone.
+        Shapes are static: an input of another batch size or length is compiled anew, until torch has as many graphs as
+        it keeps (8, so of four shapes, training and eval apart); from then on a new one is computed without. Attentions
+        are not returned any more. Not saved with the model, and not undone.
 
         Args:
             kwargs: for `torch.compile`, such as `mode`.
         """
         for layer in self.base_model.encoder.layers:
             layer.attention._forward_hooks.clear()  # which would collect attentions, and cannot be compiled
-            layer.forward = torch.compile(layer.forward, **{"fullgraph": True, "dynamic": False, **kwargs})
+            compiled = torch.compile(type(layer).forward, **{"dynamic": False, **kwargs})
+            layer.forward = types.MethodType(compiled, layer)  # of a deep copy it is the copy's
 
     def print_trainable_parameters(self) -> None:
         """Prints how many parameters are trained, of how many; a method of the published model."""
@@ -382,7 +388,8 @@ class ExHuBERTModel(ExHuBERTPreTrainedModel, HubertModel):
                 given = f"{mask_time_indices.dtype} of shape {shape}"
                 raise ValueError(f"mask_time_indices is {given}; torch.bool of shape {needed}, a frame each, is needed")
             vector = self.masked_spec_embed.to(hidden_states.dtype)
-            hidden_states = torch.where(mask_time_indices[..., None], vector, hidden_states)
+            replaced = mask_time_indices[..., None].to(hidden_states.device)
+            hidden_states = torch.where(replaced, vector, hidden_states)
         if not (self.training and self.config.apply_spec_augment and self.config.mask_feature_prob > 0):
             return hidden_states
         batch, _, features = hidden_states.shape
@@ -536,7 +543,8 @@ class ExHuBERTForSequenceClassification(ExHuBERTPreTrainedModel):
         states = outputs.hidden_states
         weights: torch.Tensor = self.layer_weights
         if not (self.training or torch.compiler.is_compiling()):
-            # Summing zeros would change the order of the additions, and the last bit of the result with it.
+            # Summing zeros would change the order of the additions, and the last bit of the result with it. On a GPU
+            # this is the one look at a value that a forward takes.
             kept = [index for index, weight in enumerate(weights.tolist()) if weight > LEFT_OUT / 2]
             states, weights = tuple(states[index] for index in kept), weights[kept]
         shares = nn.functional.softmax(weights, dim=-1)
@@ -762,8 +770,9 @@ class FastFeatureEncoder(HubertFeatureEncoder):
     """HuBERT's CNN, clip by clip and channels last, where no gradient is needed."""
 
     def forward(self, input_values: torch.Tensor) -> torch.Tensor:
-        trained = torch.is_grad_enabled() and next(self.parameters()).requires_grad
-        if trained or not _in_plain_float32(input_values):
+        needed = torch.is_grad_enabled() and any(each.requires_grad for each in (input_values, *self.parameters()))
+        adapted = any(type(layer.conv) is not nn.Conv1d for layer in self.conv_layers)  # by LoRA, for one
+        if needed or adapted or not _in_plain_float32(input_values):
             return super().forward(input_values)
         with torch.no_grad():
             return torch.stack([self.encode_clip(clip) for clip in input_values]).transpose(1, 2)
@@ -788,7 +797,7 @@ class FastFeatureEncoder(HubertFeatureEncoder):
 def convolve_channels_last(hidden: torch.Tensor, conv: nn.Conv1d) -> torch.Tensor:
     """Convolves `(time, channels)`: a product for each `stride` taps, its rows the windows of the input as they lie."""
     (kernel,), (stride,), channels = conv.kernel_size, conv.stride, conv.in_channels
-    frames = (len(hidden) - kernel) // stride + 1
+    frames, hidden = (len(hidden) - kernel) // stride + 1, hidden.contiguous()
     if channels == 1:
         return nn.functional.linear(hidden.as_strided((frames, kernel), (stride, 1)), conv.weight[:, 0], conv.bias)
     products: list[torch.Tensor] = []
@@ -867,6 +876,7 @@ class _Linear(torch.autograd.Function):
         return _onednn_linear(values, weight, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (values, weight), (of_values, of_weight, of_bias) = ctx.saved_tensors, ctx.needs_input_grad
         gradient = gradient.contiguous()

@@ -21,6 +21,7 @@ import train_hf
 from conftest import HUBERT_KINDS, SMALL, refused, write_corpus
 from exhubert.training.checkpoints import plain_errors
 from exhubert.training.collator import AudioCollator
+from exhubert.training.run_folder import check_recipe
 from exhubert.training.trainer import RoundRobinTrainer
 from lives import signal_in_update, spoil_clips, write_run
 
@@ -68,6 +69,16 @@ def test_a_recipe_that_differs_in_what_matters_is_refused(folder, interrupted, o
     with pytest.raises(ValueError) as error:
         train_hf.main(recipe)
     assert message.format(run=interrupted) in str(error.value)
+
+
+def test_a_run_from_before_there_was_a_fast_path_goes_on_without(folder, interrupted, tmp_path):
+    copy_of(interrupted, tmp_path)
+    settings = yaml.safe_load((tmp_path / "copy" / "recipe.yaml").read_text())
+    assert settings.pop("fast_path") is True
+    (tmp_path / "copy" / "recipe.yaml").write_text(yaml.safe_dump(settings))
+    check_recipe(tmp_path / "copy", {**settings, "fast_path": False})
+    with pytest.raises(ValueError, match=r"fast_path is True, but the run in .* began with False"):
+        check_recipe(tmp_path / "copy", {**settings, "fast_path": True})
 
 
 def test_corpora_with_other_clips_are_refused(folder, interrupted, tmp_path):

@@ -49,6 +49,82 @@ def test_all_that_trains_gets_the_same_gradients(samples):
         assert torch.allclose(gradient, gradients[1][name], rtol=1e-4, atol=1e-6), name
 
 
+@pytest.mark.parametrize("frozen", [None, "conv_layers.0", ""])
+def test_whatever_needs_a_gradient_of_the_cnn_gets_it(samples, frozen):
+    """Also the samples, and a CNN of which a part is frozen."""
+    model = make_model()
+    for name, weight in model.hubert.feature_extractor.named_parameters():
+        weight.requires_grad_(frozen is None or not name.startswith(frozen))
+    found = []
+    for enabled in (False, True):
+        model.set_fast_path(enabled)
+        for needed in (True, False):
+            model.zero_grad()
+            given = samples.clone().requires_grad_(needed)
+            model(given, labels=LABELS).loss.backward()
+            weights = model.hubert.feature_extractor.parameters()
+            found.append([each.grad for each in (given, *weights)])
+    assert found[0][0] is not None
+    for plain, fast in zip(found[0] + found[1], found[2] + found[3], strict=True):
+        assert (plain is None) == (fast is None)
+        assert plain is None or torch.allclose(plain, fast, rtol=1e-4, atol=1e-6)
+
+
+@torch.inference_mode()
+def test_samples_need_not_lie_together(samples):
+    model = make_model()
+    model.set_fast_path()
+    apart = torch.stack([samples, samples], dim=2)
+    for given in (apart[:, :, 0], apart.permute(2, 1, 0)[0].t(), samples[:1].expand(2, -1)):
+        assert torch.equal(model(given).logits, model(given.contiguous()).logits)
+
+
+@torch.inference_mode()
+def test_adapters_within_the_cnn_are_not_passed_by(samples):
+    class Doubled(torch.nn.Module):
+        """A convolution with something around it, as peft makes them; its weight alone says not all."""
+
+        def __init__(self, conv):
+            super().__init__()
+            self.conv, self.weight, self.bias = conv, conv.weight, conv.bias
+            self.kernel_size, self.stride, self.in_channels = conv.kernel_size, conv.stride, conv.in_channels
+
+        def forward(self, values):
+            return 2 * self.conv(values)
+
+    model = make_model()
+    layer = model.hubert.feature_extractor.conv_layers[1]
+    layer.conv = Doubled(layer.conv)
+    expected = model(samples).logits
+    model.set_fast_path()
+    assert torch.allclose(model(samples).logits, expected, rtol=0, atol=1e-5)
+
+
+def test_gradients_of_gradients_are_refused():
+    """They would be zero."""
+    linear = torch.nn.Linear(8, 4)
+    linear.__class__ = modeling_exhubert.FastLinear
+    values = torch.randn(3, 8, requires_grad=True)
+    (gradient,) = torch.autograd.grad(linear(values).square().sum(), values, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.square().sum().backward()
+
+
+@pytest.mark.parametrize("kind", ["base", "large"])
+def test_layers_that_are_computed_twice_drop_the_same(samples, kind):
+    """Under gradient checkpointing, whose gradients are those without it, bit for bit."""
+    gradients = []
+    for twice in (False, True):
+        model = make_model(kind, hidden_dropout=0.2, attention_dropout=0.2, activation_dropout=0.2, mask_time_prob=0.0)
+        model.set_fast_path()
+        if twice:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        torch.manual_seed(1)
+        model.train()(samples, labels=LABELS).loss.backward()
+        gradients.append([weight.grad for weight in model.parameters() if weight.grad is not None])
+    assert all(torch.equal(once, again) for once, again in zip(*gradients, strict=True))
+
+
 def test_the_fast_path_is_not_saved(samples, tmp_path):
     model = make_model()
     expected = model(samples).logits
@@ -64,6 +140,11 @@ def test_elsewhere_than_in_float32_on_the_cpu_nothing_changes(samples):
     expected = model(samples.double()).logits
     model.set_fast_path()
     assert torch.equal(model(samples.double()).logits, expected)
+    model = make_model()
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = model(samples).logits
+        model.set_fast_path()
+        assert torch.equal(model(samples).logits, expected)
 
 
 def test_dropout_of_the_fast_path_keeps_what_it_should():
@@ -100,7 +181,10 @@ def test_gradients_of_the_fast_paths_functions_are_right():
 
 
 @pytest.mark.parametrize("kind", ["base", "large"])
-def test_training_on_the_fast_path_is_the_same_on_average(kind):
+def test_training_on_the_fast_path_is_the_same_on_average(monkeypatch, kind):
+    """And it is that path: on any release of transformers what it replaces is there."""
+    taken, shares = [], modeling_exhubert._attention_shares
+    monkeypatch.setattr(modeling_exhubert, "_attention_shares", lambda *args: taken.append(1) or shares(*args))
     model = make_model(kind, attention_dropout=0.3).train()
     attention = model.hubert.encoder.layers[0].attention
     states = torch.randn(2, 12, model.config.hidden_size)
@@ -109,6 +193,10 @@ def test_training_on_the_fast_path_is_the_same_on_average(kind):
         model.set_fast_path(enabled)
         means.append(torch.stack([attention(states)[0].detach() for _ in range(2000)]).mean(dim=0))
     assert torch.allclose(*means, atol=0.05 * means[0].std().item())
+    assert len(taken) == 2000
+    kinds = {type(module) for module in model.modules()}
+    assert {*modeling_exhubert.FAST_PATH.values()} - kinds == {modeling_exhubert.FastIdentityLinear}
+    assert not {*modeling_exhubert.FAST_PATH} & kinds
 
 
 def test_training_on_the_fast_path_repeats_from_its_seed(samples):
@@ -159,7 +247,7 @@ def test_compiled_layers_share_their_graphs(samples, kind, changes):
     torch._dynamo.utils.counters.clear()
     model = make_model(kind, num_hidden_layers=6, **changes)
     compiled = copy.deepcopy(model)
-    compiled.compile_layers(backend="eager")
+    compiled.compile_layers(backend="eager", fullgraph=True)
     for output_hidden_states in (False, True):
         got = compiled(samples, labels=LABELS, output_hidden_states=output_hidden_states)
         expected = model(samples, labels=LABELS, output_hidden_states=output_hidden_states)
@@ -172,3 +260,27 @@ def test_compiled_layers_share_their_graphs(samples, kind, changes):
         assert (parameter.grad is None) == (expected_parameter.grad is None), name
         if parameter.grad is not None:
             assert torch.equal(parameter.grad, expected_parameter.grad), name
+
+
+def test_a_deep_copy_of_compiled_layers_computes_with_its_own_weights(samples):
+    torch._dynamo.reset()
+    model = make_model()
+    model.compile_layers(backend="eager")
+    copied = copy.deepcopy(model)
+    with torch.inference_mode():
+        expected = model(samples).logits
+        for weight in copied.hubert.encoder.layers.parameters():
+            weight.zero_()
+        assert not torch.equal(copied(samples).logits, expected)
+        assert torch.equal(model(samples).logits, expected)
+
+
+@torch.inference_mode()
+def test_compiled_layers_take_more_shapes_than_are_compiled(samples):
+    torch._dynamo.reset()
+    model = make_model()
+    compiled = copy.deepcopy(model)
+    compiled.compile_layers(backend="eager")
+    for clips in (*range(1, 8), 1):
+        given = samples[:1].expand(clips, -1)
+        assert torch.equal(compiled(given).logits, model(given).logits)

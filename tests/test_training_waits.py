@@ -201,7 +201,7 @@ def test_one_loader_serves_all_corpora_and_changes_no_number(monkeypatch, build)
     trainer = build(training={**QUIET, "dataloader_num_workers": 1, "per_device_eval_batch_size": 4})
     first, again = trainer.evaluate(), trainer.evaluate()
     assert len(started) == 1
-    apart = build(training={**QUIET, "per_device_eval_batch_size": 4})
+    apart = build(training={**QUIET, "dataloader_num_workers": 1, "per_device_eval_batch_size": 4})
     expected = apart.evaluate(dict(apart.eval_dataset))  # as datasets of their own
     names = [name for name in expected if name.endswith(("_loss", "_uar", "_accuracy", "_macro_f1"))]
     assert {"eval_first_loss", "eval_second_uar", "eval_average_uar"} <= set(names)

@@ -168,7 +168,7 @@ def write_curves(
 
 def check_recipe(directory: Path, recipe: dict[str, Any]) -> None:
     """Raises ValueError if a resolved recipe differs, in what shapes the weights, from that a run began with."""
-    began = read_settings(directory)
+    began = {"fast_path": False} | read_settings(directory)  # of a run from before there was that key
     shaping = []
     for given in (recipe, began):
         values = {name: given.get(name, default) for name, default in vars(Recipe()).items() if name not in FREE}

@@ -134,6 +134,7 @@ class RoundRobinTrainer(CheckpointTrainer):
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """As `Trainer.get_eval_dataloader`; of the corpora, which go by their names, one loader gives the batches."""
+        self._eval_dataloaders: dict[str, DataLoader] = {}  # where `Trainer` finds one dataset's loader for another
         if not isinstance(eval_dataset, str):
             return super().get_eval_dataloader(eval_dataset)
         if self.validation_loader is None:

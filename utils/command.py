@@ -94,6 +94,8 @@ def with_hyphens(arguments: Sequence[str]) -> list[str]:
 def silent_c_libraries() -> Iterator[None]:
     """What C libraries write to standard error meanwhile goes nowhere; what other threads write there does too.
 
+    For one thread at a time: of two that overlap the second would find standard error gone, and leave it so.
+
     libmpg123 writes a line for many a seek in an MP3, of frames that it does not use.
     """
     try:
