@@ -35,6 +35,7 @@ from exhubert.cli import entry_point, main
 from exhubert.convert.onnx import BACKENDS, convert_onnx, model_for_backend
 from exhubert.model_folder import check_model_folder, load_classifier, load_pipeline, save_model_folder
 from exhubert.model_folder.card import is_edited, read_sections
+from exhubert.model_folder.load import DTYPES
 from exhubert.publish.push import push_model_folder
 
 SAMPLES_OF_ONE_FRAME = 448  # with the CNN of SMALL
@@ -364,7 +365,7 @@ def test_of_processes_that_need_the_same_export_one_makes_it(tmp_path, monkeypat
     assert os.listdir(tmp_path / "exhubert") == [Path(folders[0]).name]
 
 
-def test_backends_are_those_of_all_commands_and_no_onnx_model_has_one(tmp_path, capsys, exported, native):
+def test_backends_and_types_are_those_of_all_commands_and_no_onnx_model_has_one(tmp_path, capsys, exported, native):
     assert "is an ONNX model, which onnxruntime runs as it is: leave --backend out" in refused(
         capsys, main, "predict", exported, tmp_path, "--backend", "int8"
     )
@@ -374,7 +375,8 @@ def test_backends_are_those_of_all_commands_and_no_onnx_model_has_one(tmp_path, 
     for command in ("predict", "embed", "evaluate"):
         with pytest.raises(SystemExit):
             main([command, "--help"])
-        assert f"--backend {{{','.join(BACKENDS)}}}" in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert f"--backend {{{','.join(BACKENDS)}}}" in said and f"--dtype {{{','.join(DTYPES)}}}" in said
 
 
 def test_an_evaluation_says_what_computed_its_numbers(tmp_path, monkeypatch, native, corpus):
