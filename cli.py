@@ -61,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         quiet_transformers()
     if options.get("backend"):
         find = import_module("exhubert.convert.onnx").model_for_backend
-        options["model"] = find(options["model"], options.pop("backend"), options["trust_remote_code"])
+        how = {name: options[name] for name in ("trust_remote_code", "device", "dtype")}
+        options["model"] = find(options["model"], options.pop("backend"), **how)
     result = command(**options)
     if prints:
         print(result)
@@ -240,7 +241,13 @@ def _add_inference(commands: Any) -> None:
             metavar="SECONDS",
             help="from window to window (default: half of one)",
         )
-        _add_backend(command)
+        command.add_argument(
+            "--backend",
+            choices=("torch", "onnx", "int8"),
+            default="torch",
+            help="torch, or the model's ONNX export on the CPU, in float32 or int8, made once and kept "
+            "(default: torch)",
+        )
         command.add_argument("--vad", action="store_true", help="leave out windows without speech (silero-vad)")
         command.add_argument(
             "--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)"
@@ -251,15 +258,6 @@ def _add_inference(commands: Any) -> None:
         command.add_argument("--batch-size", type=int, default=8, help="windows in a forward, at most (default: 8)")
         command.add_argument("--exact", action="store_true", help="no faster forward, which may be 1e-5 off")
         _add_trust(command)
-
-
-def _add_backend(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--backend",
-        choices=("torch", "onnx", "int8"),
-        default="torch",
-        help="what computes: torch, or the model's ONNX export on the CPU, in float32 or int8; exported once, and kept",
-    )
 
 
 def _add_trust(command: argparse.ArgumentParser) -> None:

@@ -171,10 +171,9 @@ def evaluate(
         ValueError: if the model's checkpoint has no classification head, or a corpus is not as it should be.
     """
     state = PartialState()
-    with state.main_process_first():  # which exports it
-        run_as = model_for_backend(name_or_path, options.backend, options.trust_remote_code)
-    how = (options.device, options.dtype, options.exact, options.trust_remote_code)
-    model, extractor = load_for_answers(run_as, *how)
+    trust = options.trust_remote_code
+    run_as = model_for_backend(name_or_path, options.backend, trust, options.device, options.dtype)
+    model, extractor = load_for_answers(run_as, options.device, options.dtype, options.exact, trust)
     if state.is_main_process and (note := precision_note(model.device, options.dtype)):
         print(note, file=sys.stderr)
     class_names = [model.config.id2label[index] for index in range(model.config.num_labels)]

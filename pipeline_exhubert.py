@@ -168,7 +168,8 @@ def answer_batch(
         CPU.
 
     Raises:
-        ValueError, RuntimeError: if the model does not take the batch, or has no such hidden state.
+        ValueError, RuntimeError: if the model does not take the batch.
+        OptionError: if it has no such hidden state.
     """
     outputs = run_batch(
         model, extractor, batch, masked, **({"output_hidden_states": True} if embeddings is not False else {})
@@ -179,18 +180,22 @@ def answer_batch(
     return list(zip(*(column.float().cpu() for column in columns), strict=True))
 
 
+class OptionError(ValueError):
+    """An option that the model does not allow, whatever the audio."""
+
+
 def mean_states(states: Any, embeddings: bool | int | str, layer_weights: torch.Tensor | None) -> torch.Tensor:
     """The mean over the frames of the hidden states that `embeddings` says, `(windows, hidden_size)`."""
     if states is None:
-        raise ValueError("this model was exported without hidden states, which embeddings need")
+        raise OptionError("this model was exported without hidden states, which embeddings need")
     if isinstance(embeddings, str):
         if layer_weights is None:
-            raise ValueError("embeddings is 'weighted', but this model has no weighted layer sum; give a number")
+            raise OptionError("embeddings is 'weighted', but this model has no weighted layer sum; give a number")
         means = torch.stack([state.mean(dim=1) for state in states])
         return torch.tensordot(layer_weights.softmax(dim=-1), means, dims=1)
     index = -1 if embeddings is True else embeddings
     if not -len(states) <= index < len(states):
-        raise ValueError(f"embeddings is {index}; this model has the hidden states 0 to {len(states) - 1}")
+        raise OptionError(f"embeddings is {index}; this model has the hidden states 0 to {len(states) - 1}")
     return states[index].mean(dim=1)
 
 
@@ -407,6 +412,8 @@ class ExHuBERTPipeline(Pipeline):
         for batch in batch_windows(answers.noted(model_inputs["windows"]), WINDOWS_PER_FORWARD):
             try:
                 rows: Sequence[Any] = answer_batch(self.model, self.feature_extractor, batch, embeddings=embeddings)
+            except OptionError:
+                raise
             except (ValueError, RuntimeError) as error:
                 rows = [error] * len(batch)
             for window, row in zip(batch, rows, strict=True):

@@ -157,14 +157,17 @@ def forward(
             )
             model.set_attn_implementation(attention)
             if fast:
-                switch_to_fast_path(model)
+                model.set_fast_path()
+            if compiled:
+                model.compile_layers()
             prepared[layers] = model.eval().to(place.device, getattr(torch, dtype))
-            compile_layers(model, compiled)
         return prepared[layers]
 
     def run(load: Load) -> Found:
         model, clips = prepare(load), made_up_clips(place, load).to(getattr(torch, dtype))
         with torch.inference_mode():
+            if compiled:
+                model(clips)  # of another size it would be compiled anew
             return timed(lambda: model(clips), place.device)
 
     return run
@@ -186,8 +189,9 @@ def training_step(
     for part in frozen:
         getattr(model, FREEZERS[part])()
     if fast:
-        switch_to_fast_path(model)
-    compile_layers(model, compiled)
+        model.set_fast_path()
+    if compiled:
+        model.compile_layers()
     optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-5)
 
     def run(load: Load) -> Found:
@@ -365,19 +369,6 @@ def own_weights(model: torch.nn.Module) -> None:
         weight.data = weight.data.clone()
     if sys.platform == "linux":
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak of memory counts from here
-
-
-def switch_to_fast_path(model: Any) -> None:
-    """Switches the fast path of our models on."""
-    if not hasattr(model, "set_fast_path"):
-        raise Missing("this version has none")
-    model.set_fast_path(enabled=True)
-
-
-def compile_layers(model: Any, compiled: bool) -> None:
-    """Compiles each encoder layer; they share one graph."""
-    for layer in model.base_model.encoder.layers if compiled else ():
-        layer.compile()
 
 
 def command(*arguments: object) -> Found:

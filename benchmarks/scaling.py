@@ -51,7 +51,7 @@ UPDATE_PASSES = 28  # bytes moved for each trained parameter in AdamW's update: 
 
 HUBERT = HubertConfig(**LARGE, num_labels=6)
 EXHUBERT = ExHuBERTConfig()
-# GiB of a clip's activations in a training step, float32: measured on the CPU, between batches of 1 and of 4.
+# GiB of a clip's activations in a training step, float32, plain path: measured on the CPU, of batches of 1 and of 4.
 ACTIVATIONS = {24: 0.33, 48: 0.77}
 USABLE = 24e9 / 2**30 - 1.5  # GiB of a card of 24 GB, without CUDA's own and what lies idle between tensors: assumed
 CNN = (FEATURE_ENCODER,)
@@ -168,7 +168,7 @@ def memory() -> str:
         together = (sum(parts) + copies) / 2**30
         cells = [*(f"{value / 2**30:.1f}" for value in (*parts, copies)), f"{together:.1f}"]
         of_clip = ACTIVATIONS.get(config.num_hidden_layers, ACTIVATIONS[48] * config.num_hidden_layers / 48)
-        clips = "hundreds" if frozen == BUT_THE_HEAD else f"{(USABLE - together) / of_clip:.0f}"
+        clips = "hundreds" if frozen == BUT_THE_HEAD else f"{int((USABLE - together) / of_clip)}"
         rows.append([name, *cells, clips, f"{(4 * total + 8 * trained) / 1e9:.1f} GB"])
     header = ["", "weights", "gradients", "AdamW", "bfloat16 copies", "together", "clips in 24 GB", "checkpoint"]
     return markdown_table(header, rows)

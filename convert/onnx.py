@@ -26,11 +26,11 @@ from exhubert.audio_exhubert import SAMPLING_RATE, extract_features, longest_inp
 from exhubert.model_folder.card import CARD, fill_template, with_section
 from exhubert.model_folder.load import load_trained, read_config
 from exhubert.model_folder.onnx_model import HIDDEN_STATES, INSTALL, ONNX_FILE, OnnxClassifier
-from exhubert.utils.files import whole_folder, write_text
+from exhubert.utils.files import locked, whole_folder, write_text
 from exhubert.utils.text import first_line
 
 SECTION = Path(__file__).with_name("onnx_card_section.md")
-VERSIONED = (".json", ".safetensors", ".bin")  # files by which versions of a model are told apart
+VERSIONED = (".json", ".safetensors", ".bin", ".py")  # files by which versions of a model are told apart
 OPSET = 20  # the first with GELU as one operator; onnxruntime knows it from 1.17 on
 EXTERNAL_DATA_BYTES = 10**9  # larger weights lie beside the graph, for a protobuf file holds no more than 2 GiB
 LARGEST_DIFFERENCE = 1e-4  # of float32 logits; of hidden states, relative to the largest
@@ -113,22 +113,33 @@ def convert_onnx(
     return Path(destination)
 
 
-def model_for_backend(name_or_path: str, backend: str = "torch", trust_remote_code: bool = False) -> str:
+def model_for_backend(
+    name_or_path: str,
+    backend: str = "torch",
+    trust_remote_code: bool = False,
+    device: str | None = None,
+    dtype: str = "float32",
+) -> str:
     """Returns the folder or Hub id to load where a backend shall compute a model; exports the model if it has to.
 
-    Exports are kept in Hugging Face's cache folder, below `exhubert`, one for each version of a model.
+    Exports are kept in Hugging Face's cache folder, below `exhubert`, one for each version of a model. Of several
+    processes that need one, the first makes it, and the others wait.
 
     Args:
         name_or_path: Hub id or folder of an audio-classification model.
         backend: torch: the model as it is; onnx, int8: its export, which onnxruntime runs on the CPU.
         trust_remote_code: whether code that the model brings may run.
+        device, dtype: what the model shall compute on and in.
 
     Raises:
-        ValueError: for an ONNX model and another backend than torch, and as `convert_onnx`.
+        ValueError: for an ONNX model, another device than the CPU or another type than float32, and another backend
+            than torch; and as `convert_onnx`.
         OSError, ImportError: as `convert_onnx`.
     """
     if not BACKENDS[backend]:
         return name_or_path
+    if device not in (None, "cpu") or dtype != "float32":
+        raise ValueError(f"--backend {backend} computes in float32 on the CPU alone: leave --device and --dtype out")
     if "onnx" in read_config(name_or_path, trust_remote_code):
         raise ValueError(f"{name_or_path} is an ONNX model, which onnxruntime runs as it is: leave --backend out")
     folder, files = Path(name_or_path), []
@@ -140,9 +151,10 @@ def model_for_backend(name_or_path: str, backend: str = "torch", trust_remote_co
     version = hashlib.blake2b(repr((os.path.abspath(folder), files)).encode(), digest_size=8).hexdigest()
     kept = Path(HF_HOME, "exhubert", f"{Path(name_or_path).name}-{version}-{BACKENDS[backend]}")
     if not kept.is_dir():
-        with redirect_stdout(sys.stderr):  # which is for rows
-            print(f"{name_or_path} is exported, which takes some minutes, once")
-            convert_onnx(name_or_path, kept, backend == "int8", trust_remote_code=trust_remote_code)
+        with locked(f"{kept}.export", wait=True), redirect_stdout(sys.stderr):  # standard output is for rows
+            if not kept.is_dir():  # another process may have made it meanwhile
+                print(f"{name_or_path} is exported, which takes some minutes, once")
+                convert_onnx(name_or_path, kept, backend == "int8", trust_remote_code=trust_remote_code)
     return str(kept)
 
 

@@ -47,19 +47,21 @@ def classify_clips(
         extractor: its feature extractor.
         clips: of each the name, for errors, and the windows, which say its number: 0 and so on. They are made in a
             thread; a ValueError or OSError that this raises is the clip's.
-        batch_size: windows in a forward, at most. On the CPU they are dealt to the cores, which each run a part.
+        batch_size: windows in a forward, at most. On the CPU they are dealt to the cores, which each run a part; on a
+            GPU two forwards are under way at once.
         masked, embeddings: as for `answer_batch`.
         in_step: called before each batch with whether this process has one, and returns whether any process has one;
-            a process that has none repeats its last, and what a model raises is raised. None lets each process go at
-            its own pace.
+            a process that has none repeats its last, and what a model raises is raised; one whose clips are all bad
+            ends without another batch. None lets each process go at its own pace.
         on_progress: called with the seconds of audio that were read.
     """
+    ahead = max(WINDOWS_AHEAD, 2 * batch_size)
     waiting: dict[int, Answers] = {}  # the clips that are under way, in order
     read = 0  # clips that were read to their end
 
     def windows() -> Iterator[Window | None]:
         nonlocal read
-        for piece in read_ahead(clips, max(WINDOWS_AHEAD, 2 * batch_size)):
+        for piece in read_ahead(clips, ahead):
             if piece is None:
                 yield None
                 continue
@@ -73,7 +75,9 @@ def classify_clips(
                 on_progress(answers.seconds - begin)
             if piece.last:
                 read = piece.clip + 1
-                if piece.clip == 0:
+                # Bad clips and silent ones bring no window, after which the clips before them would be answered.
+                stuck = len(waiting) > 4 * ahead or all(answers.whole for answers in waiting.values())
+                if piece.clip == 0 or stuck:
                     yield None
 
     @torch.no_grad()
@@ -86,8 +90,9 @@ def classify_clips(
             # Each alone: what is wrong with one, or with their number, is not the others' fault.
             return [error] if len(batch) == 1 else [row for window in batch for row in answer([window])]
 
-    threads = model_threads(model, extractor, batch_size)
-    batches = batch_windows(windows(), -(-batch_size // threads), masked)
+    threads = model_threads(model, extractor, batch_size) if in_step is None else 1
+    of_thread = -(-batch_size // threads) if model.device.type == "cpu" else batch_size
+    batches = batch_windows(windows(), of_thread, masked)
     answered: Iterator[tuple[list[Window], Rows]]
     if in_step is not None:
         answered = ((batch, answer(batch)) for batch in repeat_last(filter(None, batches), in_step))
@@ -208,7 +213,7 @@ def repeat_last(batches: Iterable[Any], in_step: Callable[[bool], bool]) -> Iter
     iterator, batch = iter(batches), None
     while True:
         following = next(iterator, None)
-        if not in_step(following is not None):
-            return
         batch = following or batch
+        if not in_step(following is not None) or batch is None:
+            return
         yield batch

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +133,44 @@ def test_a_window_that_the_model_does_not_take_costs_no_other_its_answer(model, 
     ]
 
 
+@pytest.mark.parametrize("before", [[0.2], [0.2, 0.2]])  # the second of which waits for others to fill its batch
+def test_a_row_of_bad_clips_is_answered_on_the_way(model, before):
+    taken = 0
+
+    def clips():
+        nonlocal taken
+        for clip in made([*before, *[-0.1] * 1000]):
+            taken += 1
+            yield clip
+
+    answers = classify_clips(model, EXTRACTOR, clips(), batch_size=4)
+    found = list(itertools.islice(answers, len(before) + 2))
+    assert [str(each.error) for each in found] == [*["None"] * len(before), "broken", "broken"]
+    assert taken < 500
+    answers.close()
+
+
+@pytest.mark.parametrize(
+    ("device", "in_step"), [("cpu", lambda more: more), ("cuda", None)], ids=["in step", "on a GPU"]
+)
+def test_a_forward_gets_the_whole_batch_where_no_others_run_beside_it(monkeypatch, device, in_step):
+    batches = []
+
+    def answer(model, extractor, batch, *rest):
+        batches.append(len(batch))
+        return [(torch.zeros(6),)] * len(batch)
+
+    monkeypatch.setattr(engine, "answer_batch", answer)
+    model = Namespace(device=torch.device(device))
+    assert len(list(classify_clips(model, EXTRACTOR, made([0.2] * 9), batch_size=4, in_step=in_step))) == 9
+    assert sorted(batches) == [1, 4, 4]
+
+
+def test_a_process_whose_clips_are_all_bad_says_so_although_others_go_on(model):
+    (answers,) = classify_clips(model, EXTRACTOR, made([-0.1]), in_step=lambda more: True)
+    assert str(answers.error) == "broken"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -175,7 +214,7 @@ def test_the_fast_path_is_used_in_float32_on_the_cpu_unless_it_must_be_exact(cli
     def switch(self, enabled=True):
         asked.append(enabled)
 
-    monkeypatch.setattr(ExHuBERTForSequenceClassification, "set_fast_path", switch, raising=False)
+    monkeypatch.setattr(ExHuBERTForSequenceClassification, "set_fast_path", switch)
     for options, expected in (([], [True]), (["--exact"], []), (["--dtype", "float16"], [])):
         for command in (["predict"], ["embed", "--output", f"{len(options)}{options[-1:]}.parquet"]):
             asked.clear()

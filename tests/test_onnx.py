@@ -9,6 +9,8 @@ import json
 import os
 import shutil
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +32,10 @@ from transformers import (
 from conftest import SMALL, refused, write_corpus
 from exhubert import ExHuBERTConfig, ExHuBERTForSequenceClassification
 from exhubert.cli import entry_point, main
-from exhubert.convert.onnx import BACKENDS, convert_onnx
+from exhubert.convert.onnx import BACKENDS, convert_onnx, model_for_backend
 from exhubert.model_folder import check_model_folder, load_classifier, load_pipeline, save_model_folder
 from exhubert.model_folder.card import is_edited, read_sections
+from exhubert.model_folder.load import DTYPES
 from exhubert.publish.push import push_model_folder
 
 SAMPLES_OF_ONE_FRAME = 448  # with the CNN of SMALL
@@ -346,14 +349,34 @@ def test_a_backend_is_exported_once_for_each_version_of_a_model(
         assert len([*(tmp_path / "cache" / "exhubert").iterdir()]) == 3
 
 
-def test_backends_are_those_of_all_commands_and_no_onnx_model_has_one(tmp_path, capsys, exported):
+def test_of_processes_that_need_the_same_export_one_makes_it(tmp_path, monkeypatch, native):
+    made = []
+
+    def export(source, destination, int8, **options):
+        made.append(source)
+        time.sleep(0.2)
+        Path(destination).mkdir()
+
+    monkeypatch.setattr("exhubert.convert.onnx.HF_HOME", str(tmp_path))
+    monkeypatch.setattr("exhubert.convert.onnx.convert_onnx", export)
+    with ThreadPoolExecutor() as pool:
+        folders = list(pool.map(model_for_backend, [str(native)] * 3, ["int8"] * 3))
+    assert len(made) == 1 and len(set(folders)) == 1
+    assert os.listdir(tmp_path / "exhubert") == [Path(folders[0]).name]
+
+
+def test_backends_and_types_are_those_of_all_commands_and_no_onnx_model_has_one(tmp_path, capsys, exported, native):
     assert "is an ONNX model, which onnxruntime runs as it is: leave --backend out" in refused(
         capsys, main, "predict", exported, tmp_path, "--backend", "int8"
     )
+    given = ["predict", native, tmp_path, "--backend", "int8"]
+    for options in (["--dtype", "bfloat16"], ["--device", "cuda"]):  # before anything is exported
+        assert "--backend int8 computes in float32 on the CPU alone" in refused(capsys, main, *given, *options)
     for command in ("predict", "embed", "evaluate"):
         with pytest.raises(SystemExit):
             main([command, "--help"])
-        assert f"--backend {{{','.join(BACKENDS)}}}" in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert f"--backend {{{','.join(BACKENDS)}}}" in said and f"--dtype {{{','.join(DTYPES)}}}" in said
 
 
 def test_an_evaluation_says_what_computed_its_numbers(tmp_path, monkeypatch, native, corpus):

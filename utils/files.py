@@ -87,13 +87,13 @@ def disk_errors(target: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def locked(path: str | os.PathLike[str]) -> Iterator[None]:
+def locked(path: str | os.PathLike[str], wait: bool = False) -> Iterator[None]:
     """Holds the right to write an output, which one process has at a time; one that dies loses it.
 
     The lock is a hidden file beside `path`, which names the process, and goes when the block ends.
 
     Raises:
-        ValueError: if another process has it, which is named.
+        ValueError: if another process has it, which is named; unless we `wait`.
     """
     path = Path(os.path.realpath(path))
     inside = path.is_dir() and not os.access(path.parent, os.W_OK)  # a mount point
@@ -103,7 +103,7 @@ def locked(path: str | os.PathLike[str]) -> Iterator[None]:
     file = folder / f"{name}.lock{UNFINISHED}"
     lock = FileLock(file)
     try:
-        lock.acquire(blocking=False)
+        lock.acquire(blocking=wait)
     except Timeout:
         owner = file.read_text(encoding="utf-8") if file.is_file() else ""
         raise ValueError(
