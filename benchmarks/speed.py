@@ -92,6 +92,7 @@ FORWARD = {
 EXPORTS = {  # apart, as together they need more memory than many machines have
     FLOOR: Contestant(floor, ""),
     PLAIN: Contestant(forward),
+    FAST: Contestant(partial(forward, fast=True)),
     "ONNX float32": Contestant(partial(exported, kind="onnx")),
     "ONNX int8": Contestant(partial(exported, kind="int8")),
     "OpenVINO bfloat16": Contestant(partial(by_openvino, precision="bf16")),
