@@ -47,6 +47,7 @@ from transformers.models.hubert.modeling_hubert import (
     HubertEncoderLayer,
     HubertEncoderLayerStableLayerNorm,
     HubertFeatureEncoder,
+    HubertPositionalConvEmbedding,
     HubertPreTrainedModel,
     _compute_mask_indices,
 )
@@ -809,6 +810,18 @@ def convolve_channels_last(hidden: torch.Tensor, conv: nn.Conv1d) -> torch.Tenso
     return functools.reduce(torch.Tensor.add_, products)
 
 
+class FastPositionalConvEmbedding(HubertPositionalConvEmbedding):
+    """HuBERT's positional convolution in training, with gradients that are computed as products."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        conv, plain = self.conv, not torch.is_grad_enabled() or getattr(self, "batch_norm", None) is not None
+        if plain or not isinstance(conv, nn.Conv1d) or not _in_plain_float32(hidden_states):
+            return super().forward(hidden_states)
+        states = hidden_states.transpose(1, 2)
+        convolved = _GroupedConvolution.apply(states, conv.weight, conv.bias, conv.padding[0], conv.groups)
+        return self.activation(self.padding(convolved)).transpose(1, 2)
+
+
 class FastLinear(nn.Linear):
     """A linear layer computed by oneDNN, on some processors twice as fast as what torch takes by itself (MKL)."""
 
@@ -888,6 +901,38 @@ class _Linear(torch.autograd.Function):
         )
 
 
+class _GroupedConvolution(torch.autograd.Function):
+    """`conv1d` of stride 1, for whose gradients torch's own way takes three times as long."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, padding: int, groups: int
+    ) -> torch.Tensor:
+        ctx.save_for_backward(states, weight)
+        ctx.padding, ctx.groups = padding, groups
+        return nn.functional.conv1d(states, weight, bias, padding=padding, groups=groups)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (states, weight), padding, groups = ctx.saved_tensors, ctx.padding, ctx.groups
+        (_, inner, kernel), (batch, _, frames) = weight.shape, gradient.shape
+        of_states = of_weight = None
+        if ctx.needs_input_grad[0]:
+            turned = weight.view(groups, -1, inner, kernel).transpose(1, 2).reshape(groups * inner, -1, kernel).flip(-1)
+            of_states = nn.functional.conv1d(gradient, turned, padding=kernel - 1 - padding, groups=groups)
+            del turned  # as large as the weight
+        if ctx.needs_input_grad[1]:
+            rows = gradient.transpose(0, 1).reshape(groups, -1, batch * frames)
+            padded = nn.functional.pad(states, (padding, padding)).view(batch, groups, inner, -1)
+            windows = padded.unfold(-1, frames, 1)  # (batch, groups, inner, kernel, frames)
+            of_weight = torch.empty_like(weight)
+            for group, part in enumerate(of_weight.view(groups, -1, inner * kernel)):
+                columns = windows[:, group].permute(1, 2, 0, 3).reshape(inner * kernel, -1)
+                part.copy_(_onednn_linear(rows[group], columns))
+        return of_states, of_weight, gradient.sum(dim=(0, 2)) if ctx.needs_input_grad[2] else None, None, None
+
+
 class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: torch.Tensor, p: float) -> torch.Tensor:
@@ -906,6 +951,7 @@ class _AttentionWithDropout(torch.autograd.Function):
     def forward(
         ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, p: float
     ) -> torch.Tensor:
+        query, key, value = (each.contiguous() for each in (query, key, value))  # else each product would copy them
         shares = _attention_shares(query, key, scaling)
         kept, ctx.scale = _draw_kept(shares.shape, p)
         ctx.scaling = scaling
@@ -914,12 +960,12 @@ class _AttentionWithDropout(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        query, key, value, kept = ctx.saved_tensors
+        (query, key, value, kept), gradient = ctx.saved_tensors, gradient.contiguous()
         shares = _attention_shares(query, key, ctx.scaling)
         dropped = (shares * kept).mul_(ctx.scale)
         of_value = torch.matmul(dropped.transpose(2, 3), gradient)
         of_shares = (torch.matmul(gradient, value.transpose(2, 3)) * kept).mul_(ctx.scale)
-        of_scores = (of_shares - (of_shares * shares).sum(dim=-1, keepdim=True)).mul_(shares).mul_(ctx.scaling)
+        of_scores = torch.ops.aten._softmax_backward_data(of_shares, shares, -1, shares.dtype).mul_(ctx.scaling)
         return torch.matmul(of_scores, key), torch.matmul(of_scores.transpose(2, 3), query), of_value, None, None
 
 
@@ -946,6 +992,7 @@ HAS_ONEDNN_LINEAR = torch.backends.mkldnn.is_available() and hasattr(torch.ops.m
 FAST_PATH: dict[type[nn.Module], type[nn.Module]] = {
     HubertFeatureEncoder: FastFeatureEncoder,
     HubertAttention: FastAttention,
+    HubertPositionalConvEmbedding: FastPositionalConvEmbedding,
     nn.Dropout: FastDropout,
     nn.Linear: FastLinear,
     ZeroLinear: FastZeroLinear,

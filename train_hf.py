@@ -10,6 +10,7 @@ TrainingArguments, is an option. Everything is written to the run folder, `outpu
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -175,8 +176,10 @@ def build_trainer(
     mixed = training.bf16 or training.fp16
     if mixed and training.device.type == "cuda" and training.tf32 is None:  # what is left in float32
         torch.set_float32_matmul_precision("high")
-    if recipe.fast_path and not mixed and training.device.type == "cpu" and hasattr(model, "set_fast_path"):
-        model.set_fast_path(True)
+    sharded = "ACCELERATE_USE_FSDP" in os.environ  # it finds layers by the names of their classes
+    plain = mixed or sharded or training.device.type != "cpu"
+    if recipe.fast_path and not plain and hasattr(model, "set_fast_path"):
+        model.set_fast_path()
     if training.torch_compile and hasattr(model, "compile_layers"):  # `Trainer` would compile all layers as one graph
         model.compile_layers(backend=training.torch_compile_backend, mode=training.torch_compile_mode)
         training.torch_compile, training.torch_compile_backend = False, "no"
