@@ -74,7 +74,7 @@ def write_run_card(
     for name in pictures_in(run, results):
         with whole_file(run / "model" / name) as unfinished:
             shutil.copyfile(run / name, unfinished)
-    recipe, corpora = read_table(run / "recipe.yaml"), read_table(run / "environment.json")["corpora"]
+    recipe, corpora = read_table(run / "recipe.yaml"), read_table(run / "environment.json").get("corpora", {})
     for name, text in benchmark_results(results, recipe, registry_entries(results, corpora)).items():
         write_text(run / "model" / EVAL_RESULTS / name, text)
     known = card_metadata(run / "model" / CARD)
