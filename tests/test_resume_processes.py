@@ -55,7 +55,7 @@ def test_the_death_of_one_process_ends_the_others(folder, live):
 
 
 @pytest.mark.heavy
-def test_torchrun_ends_with_an_error_when_one_process_dies(folder):
+def test_torchrun_ends_with_an_error_when_one_process_dies(folder, live):  # which writes the recipe
     script = folder / "dies.py"
     script.write_text(
         "import signal, sys, lives, train_hf\n"
