@@ -297,8 +297,8 @@ def training_batches(place: Place, workers: int = 0) -> Run:
     collator = AudioCollator(make_feature_extractor(AutoConfig.from_pretrained(place.hubert)))
 
     def run(load: Load) -> Found:
-        rows = [{"audio": {"path": str(file)}, "labels": 0, "crop": 0.5} for file in place.audio(load)]
-        loader: Any = DataLoader(rows, COLLATED, num_workers=workers, collate_fn=collator)  # type: ignore[arg-type]
+        rows: Any = [{"audio": {"path": str(file)}, "labels": 0, "crop": 0.5} for file in place.audio(load)]
+        loader: Any = DataLoader(rows, COLLATED, num_workers=workers, collate_fn=collator)
         return {**timed(lambda: list(loader), "cpu"), "windows": load.files}
 
     return run

@@ -319,8 +319,7 @@ def serve(group: Group, place: Place, options: argparse.Namespace) -> None:
 
     answer(prepare)
     for line in sys.stdin:
-        load = Load(**json.loads(line))
-        answer(lambda load=load: with_memory(prepared[0](load)))  # type: ignore[misc]
+        answer(partial(lambda load: with_memory(prepared[0](load)), Load(**json.loads(line))))
 
 
 def with_memory(found: dict[str, Any]) -> dict[str, Any]:

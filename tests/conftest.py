@@ -193,11 +193,13 @@ class Forks:
 
     Args:
         imports: modules, or `module:name`.
-        environment: of that process. Libraries read most of theirs when they are imported. What is below its HF_HOME,
-            if it has one, is gone before each run.
+        environment: of that process. Libraries read most of theirs when they are imported.
+        own_home: a folder of ours, made for these runs, whose content is gone before each; it never comes from the
+            environment, where it may be the user's.
     """
 
-    def __init__(self, imports: Sequence[str], environment: dict[str, str]) -> None:
+    def __init__(self, imports: Sequence[str], environment: dict[str, str], own_home: str | None = None) -> None:
+        self.own_home = own_home
         self.process = subprocess.Popen(
             [sys.executable, str(ROOT / "tests" / "fork_server.py"), *imports],
             stdin=subprocess.PIPE,  # its end ends the process
@@ -209,6 +211,8 @@ class Forks:
     def __call__(
         self, code: str, *arguments: object, folder: Path, **environment: str
     ) -> subprocess.CompletedProcess[str]:
+        if self.own_home is not None:
+            shutil.rmtree(self.own_home, ignore_errors=True)
         with tempfile.TemporaryDirectory() as place:
             files = [os.path.join(place, name) for name in ("output", "errors")]
             request = {"code": textwrap.dedent(code), "arguments": [str(argument) for argument in arguments]}
@@ -250,7 +254,7 @@ def forks_of_libraries() -> Forks:
     """Of a process that has not imported the package; the cache of each is empty."""
     home = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, home, ignore_errors=True)
-    return Forks(LIBRARIES, environment_without_package(home))
+    return Forks(LIBRARIES, environment_without_package(home), own_home=home)
 
 
 def run_without_package(tmp_path: Path, script: str, fresh: bool = False) -> dict:

@@ -10,19 +10,15 @@ import gc
 import importlib
 import json
 import os
-import shutil
 import sys
 import types
-from typing import Any
 
 
-def run(code: str, arguments: list[str], folder: str, output: str, errors: str, environment: dict[str, str]) -> Any:
+def run(code: str, arguments: list[str], folder: str, output: str, errors: str, environment: dict[str, str]) -> None:
     """What `python -c` does, in this process."""
     for number, name in enumerate((os.devnull, output, errors)):
         os.dup2(os.open(name, os.O_RDWR | os.O_CREAT, 0o600), number)
     os.environ.update(environment)
-    if "HF_HOME" in os.environ:  # of this server: each fork finds it empty
-        shutil.rmtree(os.environ["HF_HOME"], ignore_errors=True)
     os.chdir(folder)
     sys.path[0], sys.argv = "", ["-c", *arguments]
     sys.modules["__main__"] = main = types.ModuleType("__main__")

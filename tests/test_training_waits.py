@@ -97,7 +97,7 @@ def test_an_update_reads_no_value_of_the_device(monkeypatch, build, update):
         trainer.train()
     assert len(trainer.unchecked) == 3 * (2 if update == "round" else 1)
     assert {loss.device.type for _, loss, _ in trainer.unchecked} == {"meta"}
-    with pytest.raises((NotImplementedError, RuntimeError)):  # so does the check, where it is due
+    with pytest.raises(RuntimeError, match="meta tensor"):  # so does the check, where it is due
         trainer.check_losses()
 
 
@@ -209,18 +209,28 @@ def test_one_loader_serves_all_corpora_and_changes_no_number(monkeypatch, build)
 
 
 def test_the_share_of_time_that_went_by_waiting_for_data_is_logged(monkeypatch, build):
-    collate = AudioCollator.__call__
+    """By a clock that goes on by three seconds with each batch that is made, and by one with each forward."""
+    now, collate, step = [0.0], AudioCollator.__call__, RoundRobinTrainer.training_step
 
     def slow(self, rows):
-        time.sleep(0.3)
+        now[0] += 3
         return collate(self, rows)
 
+    def slow_step(self, *args, **kwargs):
+        now[0] += 1
+        return step(self, *args, **kwargs)
+
+    clock = SimpleNamespace(perf_counter=lambda: now[0], monotonic=time.monotonic)
+    monkeypatch.setattr("exhubert.training.trainer.time", clock)
     trainer = build(training={**QUIET, "logging_steps": 2, "save_strategy": "no"})
     monkeypatch.setattr(AudioCollator, "__call__", slow)
+    monkeypatch.setattr(RoundRobinTrainer, "training_step", slow_step)
     trainer.train()
-    assert len(losses(trainer)) == 3
-    assert all(0.3 < entry["data_wait"] <= 1 for entry in losses(trainer))
-    assert 0.3 < trainer.data_wait() <= 1
+    updates = trainer.state.global_step
+    assert trainer.data_wait() == pytest.approx(3 / 4)
+    # One batch is made ahead: with the first update two, with the last none.
+    assert [entry["data_wait"] for entry in losses(trainer)] == pytest.approx([9 / 11, 6 / 8, 3 / 5], abs=1e-3)
+    assert updates == 6
 
 
 def test_seeks_in_an_mp3_leave_the_terminal_alone(tmp_path, capfd):
