@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from exhubert.utils.files import read_table
+from exhubert.utils.files import LOADER_OF_OWN_FILES, read_table
 from exhubert.utils.text import markdown_table, nearest
 
 FOLDER = Path(__file__).with_name("known")
@@ -226,7 +226,7 @@ def read_entry(path: Path) -> Corpus:
     Raises:
         ValueError: for an unknown or missing field, a value of the wrong form, or a pattern that is none.
     """
-    values = read_table(path, "YAML")
+    values = read_table(path, "YAML", LOADER_OF_OWN_FILES)
     _check_fields(path, "the file", values, {spec.name for spec in fields(Corpus)} - {"key"})
     try:
         corpus = Corpus(key=path.stem, **values)

@@ -18,6 +18,7 @@ import torch
 from conftest import refused
 from exhubert import ExHuBERTConfig, evaluate_hf, train_hf
 from exhubert.cli import main
+from exhubert.corpora.labels import load_label_map
 from exhubert.training.arguments import parse
 from exhubert.utils.command import named_errors, run_with_one_line_errors
 
@@ -152,10 +153,12 @@ def test_recipes_without_measure(write_keys, changes, message):
         parse([write_keys(**changes)])
 
 
-def test_a_recipe_of_brackets(tmp_path):
-    (tmp_path / "recipe.yaml").write_text("model: m\nlora: " + "[" * 1200)
-    with pytest.raises(ValueError, match=r"recipe\.yaml is not YAML"):
-        parse([str(tmp_path / "recipe.yaml")])
+@pytest.mark.parametrize("brackets", [1200, 100_000])  # of so many libyaml's parser ends the process
+def test_yaml_of_brackets(tmp_path, brackets):
+    (tmp_path / "some.yaml").write_text("model: m\nlora: " + "[" * brackets)
+    for read in (lambda path: parse([path]), lambda path: load_label_map(path)):
+        with pytest.raises(ValueError, match=r"some\.yaml is not YAML"):
+            read(str(tmp_path / "some.yaml"))
 
 
 def test_a_full_disk_in_the_middle_of_a_corpus(tmp_path, make_corpus, capsys, monkeypatch):
