@@ -14,6 +14,7 @@ from exhubert.utils.command import quiet_transformers, run_with_one_line_errors,
 
 # The scripts of the checkout's root, which read their own arguments: module and help.
 SCRIPTS = {
+    "pretrain": ("pretrain_hf", "pre-train a HuBERT on audio without labels"),
     "train": ("train_hf", "fine-tune a model by a recipe"),
     "evaluate": ("evaluate_hf", "evaluate models on corpora, and write a report"),
 }
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_script(name: str, *arguments: str) -> int:
-    """Runs `exhubert train` or `exhubert evaluate`; returns the exit code."""
+    """Runs `exhubert pretrain`, `exhubert train` or `exhubert evaluate`; returns the exit code."""
     try:
         script = import_module(f"exhubert.{SCRIPTS[name][0]}")
     except ModuleNotFoundError as error:

@@ -44,7 +44,7 @@ HUB_ID = re.compile(r"(?P<name>\w[\w.-]*/[\w.-]+)(:(?P<config>[\w.-]+))?(/(?P<pa
 CLIPS_AT_ONCE = 256
 
 
-def read_corpus(source: str | os.PathLike[str]) -> Dataset:
+def read_corpus(source: str | os.PathLike[str], labelled: bool = True) -> Dataset:
     """Reads a corpus's metadata; the audio files need not be there yet.
 
     Args:
@@ -52,6 +52,8 @@ def read_corpus(source: str | os.PathLike[str]) -> Dataset:
             paths relative to its folder; a folder that `datasets` saved; an audformat database; or the id of a Hub
             dataset, `user/name` or `user/name:config`, with `/part` for one part of it. A plain file's and a dataset's
             columns may be called as in `COLUMN_NAMES`.
+        labelled: whether labels are needed; if not, those of a folder's table are not looked at, nor is one without
+            speakers refused.
 
     Returns:
         One row a clip: `audio` (undecoded: path, or bytes where a dataset holds them), `file_name` (relative),
@@ -65,7 +67,10 @@ def read_corpus(source: str | os.PathLike[str]) -> Dataset:
     path = Path(source)
     table = table_of_files(path)
     if table is not None:
-        return _dataset_of(*table)
+        origin, rows, root = table
+        if not labelled:
+            rows = rows.assign(label="unlabelled", **({} if "speaker" in rows.columns else {"speaker": ""}))
+        return _dataset_of(origin, rows, root)
     if path.is_dir():
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             try:

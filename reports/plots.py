@@ -101,6 +101,38 @@ def plot_curves(
     return figure
 
 
+def plot_pretraining(path: Path, log_history: Sequence[Mapping[str, Any]], title: str) -> Figure:
+    """Writes how a pre-training went: accuracy on masked and unmasked frames on the left, the losses on the right.
+
+    Args:
+        path: the PNG file.
+        log_history: `Trainer`'s, with `loss`, `accuracy_masked` and `accuracy_unmasked`; of validation after `eval_`.
+        title: of the picture.
+    """
+    figure = new_figure(12, 4.2, title)
+    left, right = figure.subplots(1, 2, sharex=True)
+    handles: dict[str, Any] = {}
+    for prefix, part, line in (("", "training", "dotted"), ("eval_", "validation", "solid")):
+        for which, axes, colour in (
+            ("accuracy_masked", left, BLUE),
+            ("accuracy_unmasked", left, VERMILION),
+            ("loss", right, BLUE),
+        ):
+            points = [(entry["step"], entry[prefix + which]) for entry in log_history if prefix + which in entry]
+            if points:
+                steps, values = np.transpose(points)
+                name = f"{which.replace('accuracy_', '')} frames, {part}" if axes is left else f"loss, {part}"
+                (handles[name],) = axes.plot(steps, values * (100 if axes is left else 1), color=colour, linestyle=line)
+    for axes, label in ((left, "frames predicted right, in %"), (right, "loss")):
+        axes.set(xlabel="updates", ylabel=label)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+    left.set_ylim(bottom=0)
+    add_legend(figure, list(handles.values()), list(handles))
+    save_figure(figure, path)
+    return figure
+
+
 def plot_runs(
     path: Path,
     runs: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]],

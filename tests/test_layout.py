@@ -20,7 +20,7 @@ FLOORS = (
     ("corpora", "reports", "modeling_exhubert", "pipeline_exhubert"),
     ("model_folder", "evaluation"),
     ("training", "inference", "convert", "publish"),
-    ("train_hf", "evaluate_hf"),
+    ("pretrain_hf", "train_hf", "evaluate_hf"),
     ("cli", "__main__", "demo", "benchmarks"),
 )
 # Saving the model carries the configuration, audio and pipeline code along.
@@ -95,6 +95,7 @@ def test_the_root_holds_the_scripts_and_the_files_of_hub_repos():
         "modeling_exhubert.py",
         "modeling_wav2vec2_emotion.py",
         "pipeline_exhubert.py",
+        "pretrain_hf.py",
         "train_hf.py",
     ]
 

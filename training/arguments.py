@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import yaml
@@ -50,6 +50,8 @@ SHORTEST_WINDOW_SECONDS = 0.25  # below it transformers' models have too few fra
 class Recipe:
     """What is trained on what. The values here are the defaults of a recipe that does not name the key."""
 
+    LENGTH: ClassVar[str] = "rounds"  # the key that says how long it trains
+
     model: str = ""  # Hub id or folder of the model to start from
     expand_copies: int = 0  # copies of each encoder layer added on loading a HuBERT
     gate_original_layers: bool = False  # originals, too, end in a linear layer
@@ -81,28 +83,8 @@ class Recipe:
 
     def check(self) -> None:
         """Raises ValueError for a value that is not among the legal ones; fills in what `lora` leaves out."""
-        for name in ("model", "corpora", "output"):
-            if not getattr(self, name):
-                raise ValueError(f"the recipe needs `{name}`; give it there or as --{name}")
-        for spec in fields(self):
-            value = getattr(self, spec.name)
-            if isinstance(value, (list, dict)) and spec.default is not MISSING:
-                raise ValueError(f"{spec.name} is {value!r}; a word is needed")
-        for name, legal in CHOICES.items():
-            if getattr(self, name) not in legal:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be {' or '.join(legal)}")
-        for part in self.freeze:
-            if part not in FREEZABLE:
-                raise ValueError(f"freeze names {part!r}; the parts are {', '.join(FREEZABLE)}")
-        for name in ("rounds", "batch_size", "micro_batches", "window_seconds", "clips_per_corpus"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value <= LARGEST:
-                raise ValueError(f"{name} is {value}; it must be above 0, and at most {LARGEST:,}")
-        if self.window_seconds < SHORTEST_WINDOW_SECONDS:
-            raise ValueError(f"window_seconds is {self.window_seconds}; at least {SHORTEST_WINDOW_SECONDS} are needed")
-        for name in ("expand_copies", "early_stopping", "save_minutes"):
-            if not 0 <= getattr(self, name) <= LARGEST:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more, and at most {LARGEST:,}")
+        positive = ("rounds", "batch_size", "micro_batches", "window_seconds", "clips_per_corpus")
+        check_values(self, CHOICES, FREEZABLE, positive, ("expand_copies", "early_stopping", "save_minutes"))
         if self.lora:
             lora = Lora(**typed(as_options(self.lora), [Lora], "lora: unknown key", "lora: "))
             lora.check()
@@ -113,6 +95,46 @@ class Recipe:
                 )
         if self.augmentation:
             Augmentation(self.augmentation)  # says what is wrong with it
+
+
+def check_values(
+    recipe: Any,
+    choices: Mapping[str, Sequence[str]],
+    freezable: Sequence[str],
+    positive: Sequence[str],
+    not_negative: Sequence[str],
+) -> None:
+    """Raises ValueError for what is wrong with a recipe of any kind.
+
+    Args:
+        recipe: a `Recipe`, or another dataclass with the keys that all have.
+        choices: the legal values of keys that are words.
+        freezable: the legal values of `freeze`.
+        positive: the keys that are numbers above 0, or None.
+        not_negative: the keys that are numbers from 0 on.
+    """
+    for name in ("model", "corpora", "output"):
+        if not getattr(recipe, name):
+            raise ValueError(f"the recipe needs `{name}`; give it there or as --{name}")
+    for spec in fields(recipe):
+        value = getattr(recipe, spec.name)
+        if isinstance(value, (list, dict)) and spec.default is not MISSING:
+            raise ValueError(f"{spec.name} is {value!r}; a word is needed")
+    for name, legal in choices.items():
+        if getattr(recipe, name) not in legal:
+            raise ValueError(f"{name} is {getattr(recipe, name)!r}; it must be {' or '.join(legal)}")
+    for part in recipe.freeze:
+        if part not in freezable:
+            raise ValueError(f"freeze names {part!r}; the parts are {', '.join(freezable)}")
+    for name in positive:
+        value = getattr(recipe, name)
+        if value is not None and not 0 < value <= LARGEST:
+            raise ValueError(f"{name} is {value}; it must be above 0, and at most {LARGEST:,}")
+    if recipe.window_seconds < SHORTEST_WINDOW_SECONDS:
+        raise ValueError(f"window_seconds is {recipe.window_seconds}; at least {SHORTEST_WINDOW_SECONDS} are needed")
+    for name in not_negative:
+        if not 0 <= getattr(recipe, name) <= LARGEST:
+            raise ValueError(f"{name} is {getattr(recipe, name)}; it must be 0 or more, and at most {LARGEST:,}")
 
 
 FIELDS = yaml.safe_load(Path(__file__).with_name("training_arguments.yaml").read_text(encoding="utf-8"))
@@ -137,39 +159,56 @@ def parse(
     Raises:
         ValueError: for a missing recipe, an unknown key (the nearest is named) or an illegal value.
     """
-    usage = f"{prog} RECIPE [--key value ...]"
-    command = argparse.ArgumentParser(
-        prog=prog,
-        description="Fine-tunes an audio-classification model on emotion corpora.",
-        epilog=keys_help(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage=f"{usage} [--resume] [--trust-remote-code]",
-        allow_abbrev=False,
-    )
-    command.add_argument("recipe", help=f"YAML file, or one of {RECIPES} by its name there, such as stage1.yaml")
-    command.add_argument("--resume", action="store_true", help="go on from the run folder's last checkpoint")
+    command = make_parser(Recipe, prog, "Fine-tunes an audio-classification model on emotion corpora.")
     command.add_argument(
         *("--trust-remote-code", "--trust_remote_code"),
         action="store_true",
         help="let code run that the model brings; read it first (default: no)",
     )
+    recipe, training, known = read_arguments(Recipe, command, arguments)
+    return recipe, training_arguments(recipe, training), known
+
+
+def make_parser(kind: Any, prog: str, description: str) -> argparse.ArgumentParser:
+    """Returns the parser of a command that takes a recipe, an instance of the dataclass `kind`."""
+    command = argparse.ArgumentParser(
+        prog=prog,
+        description=description,
+        epilog=keys_help(kind),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.add_argument("recipe", help=f"YAML file, or one of {RECIPES} by its name there, such as stage1.yaml")
+    command.add_argument("--resume", action="store_true", help="go on from the run folder's last checkpoint")
+    return command
+
+
+def read_arguments(
+    kind: Any, command: argparse.ArgumentParser, arguments: Sequence[str] | None
+) -> tuple[Any, dict[str, Any], argparse.Namespace]:
+    """Reads a command line of `make_parser`'s; returns the recipe, fields of TrainingArguments, and what else it has.
+
+    Raises:
+        ValueError: as `parse`.
+    """
+    usage = f"{command.prog} RECIPE [--key value ...]"
+    command.usage = " ".join([usage, *(f"[{action.option_strings[0]}]" for action in command._actions[2:])])
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments and arguments[0].startswith("--") and arguments[0] != "--help":
         raise ValueError(f"{arguments[0]}: the recipe comes first: {usage}")
     known, options = command.parse_known_args(arguments)
     # What the recipe says comes first, so that the command line wins.
-    written = as_options(read_recipe(find_recipe(known.recipe)))
-    settings = typed([*written, *options], [Recipe, TrainingArguments], "unknown option")
-    keys = [spec.name for spec in fields(Recipe)]
-    recipe = Recipe(**{name: value for name, value in settings.items() if name in keys})
+    written = as_options(read_recipe(find_recipe(known.recipe), kind=kind))
+    settings = typed([*written, *options], [kind, TrainingArguments], "unknown option")
+    keys = [spec.name for spec in fields(kind)]
+    recipe = kind(**{name: value for name, value in settings.items() if name in keys})
     recipe.check()
-    training = {name: value for name, value in settings.items() if name not in keys}
-    return recipe, training_arguments(recipe, training), known
+    return recipe, {name: value for name, value in settings.items() if name not in keys}, known
 
 
-def keys_help() -> str:
-    """The keys of a recipe with their defaults and meanings, as `Recipe` lists them."""
-    keys = re.findall(r"^    (\w+): .* = (.+?)  # (.+)$", inspect.getsource(Recipe), re.MULTILINE)
+def keys_help(kind: Any) -> str:
+    """The keys of a recipe with their defaults and meanings, as its dataclass lists them."""
+    keys = re.findall(r"^    ([a-z]\w*): .* = (.+?)  # (.+)$", inspect.getsource(kind), re.MULTILINE)
     lines = [
         f"  {name:21} {re.sub('field.*', 'none', default.replace('None', 'null')):13} {meaning}"
         for name, default, meaning in keys
@@ -184,11 +223,12 @@ def find_recipe(name: str) -> Path:
     return shipped if shipped.is_file() and not Path(name).exists() else Path(name)
 
 
-def read_recipe(path: str | os.PathLike[str], extended_by: Sequence[Path] = ()) -> dict[str, Any]:
+def read_recipe(path: str | os.PathLike[str], extended_by: Sequence[Path] = (), kind: Any = Recipe) -> dict[str, Any]:
     """Returns the keys of a YAML recipe, those below `training` among them, as YAML has them.
 
     `extends: other.yaml`, relative to the recipe, takes over another recipe's keys; the recipe's own win, each key
-    as a whole, and below `training` each field. `extended_by` are the recipes that led to this one.
+    as a whole, and below `training` each field. `extended_by` are the recipes that led to this one; `kind` is the
+    dataclass that has its keys.
 
     Raises:
         ValueError: if it is no recipe, has an unknown key, or extends itself.
@@ -209,9 +249,9 @@ def read_recipe(path: str | os.PathLike[str], extended_by: Sequence[Path] = ()) 
     training = values.pop("training", None) or {}
     if not isinstance(training, dict):
         raise ValueError(f"{path}: `training` is {training!r}; a table `field: value` is needed")
-    check_names(values, [*vars(Recipe()), "training", "extends"], f"{path}: unknown key")
+    check_names(values, [*vars(kind()), "training", "extends"], f"{path}: unknown key")
     check_names(training, [spec.name for spec in fields(TrainingArguments)], f"{path}: unknown key below `training`")
-    inherited = {} if base is None else read_recipe(path.parent / base, (*extended_by, path))
+    inherited = {} if base is None else read_recipe(path.parent / base, (*extended_by, path), kind)
     return inherited | values | training
 
 
@@ -302,9 +342,33 @@ def read_value(kind: Any, needed: str, text: str) -> Any:
 
 def training_arguments(recipe: Recipe, training: dict[str, Any]) -> TrainingArguments:
     """Returns `TrainingArguments` for a recipe; batch sizes, accumulation and the number of steps follow from it."""
+    check_fields(training, DERIVED)
+    if training.get("push_to_hub") and not training.get("hub_model_id"):
+        raise ValueError("push_to_hub needs hub_model_id, the name of the repo: user/model")
+    check_batch_size(recipe)
+    batches_per_update = len(recipe.corpora) if recipe.update == "round" else 1
+    steps = recipe.rounds * len(recipe.corpora) // batches_per_update
+    values = TRAINING_DEFAULTS | training
+    if not 0 <= values.get("label_smoothing_factor", 0) < 1:
+        raise ValueError(f"label_smoothing_factor is {values['label_smoothing_factor']}; it must be from 0 to below 1")
+    if recipe.early_stopping and values["eval_strategy"] == "no":
+        raise ValueError("early_stopping needs evaluations; leave eval_strategy out")
+    if recipe.early_stopping and values["metric_for_best_model"] != TRAINING_DEFAULTS["metric_for_best_model"]:
+        raise ValueError("early_stopping goes by the average UAR; leave metric_for_best_model out")
+    metric = str(values["metric_for_best_model"]).removeprefix("eval_")
+    corpora = [folder_name(corpus) for corpus in recipe.corpora]
+    known = [f"{name}_{score}" for name in ("average", *corpora) for score in METRICS]
+    known += [f"{name}_loss" for name in corpora]
+    check_names([metric], known, "metric_for_best_model: there is no")
+    derived = {"label_names": ["labels"], "greater_is_better": not metric.endswith("_loss")}
+    return make_training_arguments(recipe, training, values | derived, steps, batches_per_update)
+
+
+def check_fields(training: Mapping[str, Any], derived: Mapping[str, str]) -> None:
+    """Raises ValueError for fields of TrainingArguments that cannot be used, or that follow from the recipe."""
     for name in training:
-        if name in DERIVED:
-            raise ValueError(f"{name} follows from the recipe; set {DERIVED[name]} instead")
+        if name in derived:
+            raise ValueError(f"{name} follows from the recipe; set {derived[name]} instead")
         if name.startswith(("hub_", "push_to_hub")) and name not in HUB_FIELDS:
             raise ValueError(
                 f"{name} has no place here: the finished model is pushed, and nothing else ({', '.join(HUB_FIELDS)}); "
@@ -322,21 +386,34 @@ def training_arguments(recipe: Recipe, training: dict[str, Any]) -> TrainingArgu
     for tracker in [trackers] if isinstance(trackers, str) else trackers:
         if tracker in INTEGRATION_TO_CALLBACK and tracker not in get_available_reporting_integrations():
             raise ValueError(f"report_to names {tracker!r}, which is not installed; install it, or leave report_to out")
-    if training.get("push_to_hub") and not training.get("hub_model_id"):
-        raise ValueError("push_to_hub needs hub_model_id, the name of the repo: user/model")
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def process_count() -> int:
+    """How many processes the launcher says that it started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def check_batch_size(recipe: Any) -> None:
+    """Raises ValueError if a batch cannot be dealt to the processes, and there be computed in so many parts."""
+    processes = process_count()
     if recipe.batch_size % (processes * recipe.micro_batches):
         parts = f"{processes} processes" + (f" x {recipe.micro_batches} micro_batches" * (recipe.micro_batches > 1))
         raise ValueError(f"batch_size is {recipe.batch_size}; it must be a multiple of the {parts}")
-    batches_per_update = len(recipe.corpora) if recipe.update == "round" else 1
-    steps = recipe.rounds * len(recipe.corpora) // batches_per_update
-    values = TRAINING_DEFAULTS | training
-    if not 0 <= values.get("label_smoothing_factor", 0) < 1:
-        raise ValueError(f"label_smoothing_factor is {values['label_smoothing_factor']}; it must be from 0 to below 1")
-    if recipe.early_stopping and values["eval_strategy"] == "no":
-        raise ValueError("early_stopping needs evaluations; leave eval_strategy out")
-    if recipe.early_stopping and values["metric_for_best_model"] != TRAINING_DEFAULTS["metric_for_best_model"]:
-        raise ValueError("early_stopping goes by the average UAR; leave metric_for_best_model out")
+
+
+def make_training_arguments(
+    recipe: Any, training: Mapping[str, Any], values: dict[str, Any], steps: int, batches_per_update: int = 1
+) -> TrainingArguments:
+    """Returns `TrainingArguments` for so many updates, with what follows from a recipe of any kind, and the device.
+
+    Args:
+        recipe: its `save_minutes` becomes 0 where updates decide when to save.
+        training: the fields that were given, for an error.
+        values: all fields.
+        steps: updates of the run.
+        batches_per_update: batches of `batch_size` whose gradients are added up.
+    """
+    processes = process_count()
     values["eval_steps"] = values.get("eval_steps") or max(1, steps // EVALUATIONS)  # from below 1 a share of the run
     if values.get("save_steps"):
         recipe.save_minutes = 0.0
@@ -345,11 +422,6 @@ def training_arguments(recipe: Recipe, training: dict[str, Any]) -> TrainingArgu
     # Without it each of several processes on CPU would take itself for the only one.
     values.setdefault("use_cpu", not torch.accelerator.is_available())
     values = for_device(values)
-    metric = str(values["metric_for_best_model"]).removeprefix("eval_")
-    corpora = [folder_name(corpus) for corpus in recipe.corpora]
-    known = [f"{name}_{score}" for name in ("average", *corpora) for score in METRICS]
-    known += [f"{name}_loss" for name in corpora]
-    check_names([metric], known, "metric_for_best_model: there is no")
     # `Trainer` would ask for a save at every evaluation; ours saves where the best one is.
     load_best = values.pop("load_best_model_at_end")
     try:
@@ -359,8 +431,6 @@ def training_arguments(recipe: Recipe, training: dict[str, Any]) -> TrainingArgu
             per_device_train_batch_size=recipe.batch_size // processes // recipe.micro_batches,
             gradient_accumulation_steps=batches_per_update * recipe.micro_batches,
             remove_unused_columns=False,
-            label_names=["labels"],
-            greater_is_better=not metric.endswith("_loss"),
             **values,
         )
         arguments.load_best_model_at_end = load_best
@@ -396,7 +466,7 @@ def for_device(values: dict[str, Any]) -> dict[str, Any]:
     return values | {"accelerator_config": {"non_blocking": on_gpu and values["dataloader_pin_memory"]}}
 
 
-def resolved(recipe: Recipe, training: TrainingArguments) -> dict[str, Any]:
+def resolved(recipe: Any, training: TrainingArguments) -> dict[str, Any]:
     """The recipe with every default filled in, as it is kept beside the results."""
     kept = {}
     for spec in fields(TrainingArguments):

@@ -6,10 +6,9 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from transformers import TrainingArguments
-
-from exhubert.training.arguments import Recipe
 
 SMALLEST_SHARE = 4  # clips of a batch, below which a process waits for the others more than it computes
 FLOAT32_BYTES = 4
@@ -29,7 +28,7 @@ def resume_notices(checkpoint: str | None, resume: bool, processes: int) -> list
     return notices
 
 
-def launch_notices(recipe: Recipe, training: TrainingArguments) -> list[str]:
+def launch_notices(recipe: Any, training: TrainingArguments) -> list[str]:
     """Names what a launcher did otherwise than was meant, and what makes a run slower than it need be."""
     notices = []
     # accelerate's launcher of one process leaves these, the first only where several processes were asked for.

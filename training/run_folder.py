@@ -26,7 +26,7 @@ SETTINGS, ENVIRONMENT = "recipe.yaml", "environment.json"
 # (The corpora are compared by name and by their clips, wherever they lie and however they came to be chosen.)
 FREE = (
     *("output", "corpora_root", "corpora", "label_file", "skip_bad_audio"),
-    *("micro_batches", "rounds", "early_stopping", "save_minutes"),
+    *("micro_batches", "rounds", "updates", "early_stopping", "save_minutes", "probe_corpora"),
 )
 FREE_TRAINING = (  # beginnings of names
     *("logging_", "log_", "report_to", "run_name", "disable_tqdm", "hub_", "push_to_hub", "eval_", "per_device_eval_"),
@@ -37,11 +37,11 @@ ANEW = "put a copy of it there, or start a new run with the newest checkpoint as
 NEW_RUN = "other settings need a new run (`output`), which can start from a checkpoint of this one (`model`)"
 
 
-def find_checkpoint(output: str, resume: bool, recipe: dict[str, Any]) -> str | None:
+def find_checkpoint(output: str, resume: bool, recipe: dict[str, Any], kind: Any = Recipe) -> str | None:
     """Returns the checkpoint to go on from, or None to start from the beginning; changes nothing.
 
-    A run that was killed before its first checkpoint starts from the beginning. Of the `recipe`, as resolved, only
-    `rounds` may have grown, and what does not shape the weights may differ.
+    A run that was killed before its first checkpoint starts from the beginning. Of the `recipe`, as resolved, of the
+    dataclass `kind`, only its length (`rounds`) may have grown, and what does not shape the weights may differ.
 
     Raises:
         ValueError: if there is no run to resume, its recipe was another, or a new run would write into a folder that
@@ -59,7 +59,7 @@ def find_checkpoint(output: str, resume: bool, recipe: dict[str, Any]) -> str | 
     if resume and (not directory.is_dir() or (used and not (directory / SETTINGS).is_file())):
         raise ValueError(f"{directory}: no checkpoint to resume from; start without --resume")
     if resume and (whole or (directory / RESULTS).is_file()):
-        check_recipe(directory, recipe)
+        check_recipe(directory, recipe, kind)
     return str(whole[-1]) if resume and whole else None
 
 
@@ -70,20 +70,20 @@ def whole_checkpoints(checkpoints: Path) -> list[Path]:
     return sorted(numbered, key=lambda path: int(path.name.split("-")[1]))
 
 
-def is_complete(output: str, recipe: dict[str, Any]) -> bool:
+def is_complete(output: str, recipe: dict[str, Any], kind: Any = Recipe) -> bool:
     """Whether the run has its results and neither more rounds nor another early stopping are asked for."""
     directory = Path(output)
     if not (directory / RESULTS).is_file():
         return False
-    began = read_settings(directory)
-    return all(began.get(name) == recipe.get(name) for name in ("rounds", "early_stopping"))
+    began = read_settings(directory, kind)
+    return all(began.get(name) == recipe.get(name) for name in (kind.LENGTH, "early_stopping"))
 
 
-def read_settings(directory: Path) -> dict[str, Any]:
+def read_settings(directory: Path, kind: Any = Recipe) -> dict[str, Any]:
     """The resolved recipe that a run began with; raises ValueError if it is none any more."""
     began = read_table(directory / SETTINGS)
-    for name, kind in {"corpora": list, "training": dict, "rounds": int}.items():
-        if not isinstance(began.get(name), kind):
+    for name, type_ in {"corpora": list, "training": dict, kind.LENGTH: int}.items():
+        if not isinstance(began.get(name), type_):
             raise ValueError(
                 f"{directory / SETTINGS} is not as the run wrote it: {name} is {began.get(name)!r}; {ANEW}"
             )
@@ -166,12 +166,12 @@ def write_curves(
         plot_curves(Path(output) / "curves.png", curves, losses, chance, chosen, title)
 
 
-def check_recipe(directory: Path, recipe: dict[str, Any]) -> None:
+def check_recipe(directory: Path, recipe: dict[str, Any], kind: Any = Recipe) -> None:
     """Raises ValueError if a resolved recipe differs, in what shapes the weights, from that a run began with."""
-    began = {"fast_path": False} | read_settings(directory)  # of a run from before there was that key
+    began = {"fast_path": False} | read_settings(directory, kind)  # of a run from before there was that key
     shaping = []
     for given in (recipe, began):
-        values = {name: given.get(name, default) for name, default in vars(Recipe()).items() if name not in FREE}
+        values = {name: given.get(name, default) for name, default in vars(kind()).items() if name not in FREE}
         values["corpora"] = [Path(entry).name for entry in given["corpora"]]
         for spec in fields(TrainingArguments):
             if not spec.name.startswith(FREE_TRAINING):
@@ -181,5 +181,6 @@ def check_recipe(directory: Path, recipe: dict[str, Any]) -> None:
         then = shaping[1][name]
         if now != then:
             raise ValueError(f"{name} is {now!r}, but the run in {directory} began with {then!r}; {NEW_RUN}")
-    if recipe["rounds"] < began["rounds"]:
-        raise ValueError(f"rounds is {recipe['rounds']}, but the run in {directory} is of {began['rounds']}; give more")
+    length = kind.LENGTH
+    if recipe[length] < began[length]:
+        raise ValueError(f"{length} is {recipe[length]}, but the run in {directory} is of {began[length]}; give more")

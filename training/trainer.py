@@ -24,13 +24,12 @@ from transformers.integrations import TensorBoardCallback
 from exhubert.evaluation.metrics import average_metrics, compute_metrics, only_logits
 from exhubert.training.callbacks import EarlyStopping, RoundProgress, Safeguards
 from exhubert.training.checkpoints import CheckpointTrainer, check_checkpoint
-from exhubert.training.collator import AudioCollator
 from exhubert.training.interruption import EvaluationCutShort, Interrupted, Signals
 from exhubert.training.round_robin import CorpusSampler, Draw, RoundRobinSampler, ValidationClips
 from exhubert.training.run_folder import whole_checkpoints
 from exhubert.utils.text import first_line
 
-AVERAGE = "eval_average_uar"
+AVERAGE = "eval_average_uar"  # ends an evaluation of all corpora
 LOST_PROCESS = ("Connection", "gloo", "NCCL", "Timed out")  # in the errors of collectives
 NAMED_FILES = 3  # of a batch whose loss is not finite, for each corpus
 CHECKED_TOGETHER = 10  # losses of so many updates are looked at together, at most
@@ -51,17 +50,18 @@ class RoundRobinTrainer(CheckpointTrainer):
         kwargs: as for `Trainer`, by name. `eval_dataset` is a dict of one dataset a corpus.
     """
 
+    whole_evaluation = AVERAGE  # the last of what an evaluation logs
+
     def __init__(
         self,
         sampler: RoundRobinSampler,
-        collator: AudioCollator,
+        collator: Any,
         log_directory: Path,
         save_minutes: float = 0.0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            data_collator=collator, compute_metrics=compute_metrics, preprocess_logits_for_metrics=only_logits, **kwargs
-        )
+        metrics = {"compute_metrics": compute_metrics, "preprocess_logits_for_metrics": only_logits}
+        super().__init__(data_collator=collator, **(metrics | kwargs))
         if self.is_fsdp_enabled:
             self.model.get_input_embeddings = lambda: None  # FSDP2 asks for them, and transformers' audio models raise
             plugin = self.accelerator.state.fsdp_plugin
@@ -286,7 +286,7 @@ class RoundRobinTrainer(CheckpointTrainer):
                 state.best_metric = state.best_global_step = None
                 if self.is_world_process_zero():
                     print(f"{best}, the best checkpoint so far, is gone; the best of what follows counts")
-        evaluated = {entry["step"] for entry in state.log_history if AVERAGE in entry}
+        evaluated = {entry["step"] for entry in state.log_history if self.whole_evaluation in entry}
         scheduled = state.global_step % state.eval_steps == 0 or state.global_step == state.max_steps
         wanted = self.args.eval_strategy == "steps" and state.global_step >= max(1, self.args.eval_delay)
         if wanted and scheduled and state.global_step not in evaluated:
