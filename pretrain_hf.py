@@ -36,12 +36,14 @@ from exhubert.training.masked_prediction import (
     hubert_config,
     load_encoder,
     make_model,
+    random_encoder,
     read_start,
     save_hubert,
 )
 from exhubert.training.notices import check_disk, launch_notices, resume_notices
 from exhubert.training.pretraining_recipe import PretrainingRecipe, parse_pretraining
 from exhubert.training.pretraining_trainer import POOL, PretrainingTrainer, ValidationPool
+from exhubert.training.probe import probe_table, read_probe_corpora, run_probes
 from exhubert.training.round_robin import MultiCorpus, RoundRobinSampler
 from exhubert.training.targets import (
     TARGETS,
@@ -85,6 +87,7 @@ def pretrain(recipe: PretrainingRecipe, training: TrainingArguments, resume: boo
     check_targets(recipe, config, random)
     pool = read_pool(recipe.corpora, recipe.corpora_root, recipe.skip_bad_audio, recipe.clips_per_corpus)
     held_out = hold_out(pool)
+    probe_corpora = read_probe_corpora(recipe.probe_corpora, recipe.corpora_root, recipe.skip_bad_audio)
     for name, rows in pool.table.groupby("corpus", sort=False):
         held = int(held_out[rows.index].sum())
         length = seconds_text(rows["duration_seconds"].sum() / 3600)
@@ -128,12 +131,21 @@ def pretrain(recipe: PretrainingRecipe, training: TrainingArguments, resume: boo
         with disk_errors(saved):
             trained: Any = trainer.accelerator.unwrap_model(trainer.model)
             save_hubert(trained, config, saved, recipe.window_seconds, "" if random else recipe.model)
+    PartialState().wait_for_everyone()
+    encoders = {"random": partial(random_encoder, config)}
+    encoders |= {} if random else {"start": partial(load_encoder, recipe.model)}
+    encoders |= {"pre-trained": partial(load_encoder, str(saved))}
+    probes = run_probes(encoders, probe_corpora, Path(recipe.output), training.device) if probe_corpora else {}
+    if main_process:
+        if probes:
+            print(f"linear probes, UAR in %:\n{probe_table(probes)}")
         results = {
             "model": recipe.model,
             "parameters": parameters,
             "audio": {"clips": len(pool), "hours": pool.hours, "validation_clips": int(held_out.sum())},
             "targets": found,
             "validation": validation,
+            "probe": probes,
             "seed": training.seed,
             "versions": versions(),
         }

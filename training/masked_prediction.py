@@ -219,8 +219,10 @@ def load_encoder(name_or_path: str) -> ExHuBERTModel:
 
 
 def random_encoder(config: HubertConfig) -> ExHuBERTModel:
-    """A HuBERT of random weights, otherwise as `load_encoder`'s."""
-    return frozen(ExHuBERTModel(ExHuBERTConfig.from_hubert_config(config, num_copies=0)))
+    """A HuBERT of random weights, always the same ones, otherwise as `load_encoder`'s."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return frozen(ExHuBERTModel(ExHuBERTConfig.from_hubert_config(config, num_copies=0)))
 
 
 def frozen(model: ExHuBERTModel) -> ExHuBERTModel:

@@ -71,12 +71,12 @@ def whole_checkpoints(checkpoints: Path) -> list[Path]:
 
 
 def is_complete(output: str, recipe: dict[str, Any], kind: Any = Recipe) -> bool:
-    """Whether the run has its results and neither more rounds nor another early stopping are asked for."""
+    """Whether the run has its results and neither more rounds, another early stopping nor probes are asked for."""
     directory = Path(output)
     if not (directory / RESULTS).is_file():
         return False
     began = read_settings(directory, kind)
-    return all(began.get(name) == recipe.get(name) for name in (kind.LENGTH, "early_stopping"))
+    return all(began.get(name) == recipe.get(name) for name in (kind.LENGTH, "early_stopping", "probe_corpora"))
 
 
 def read_settings(directory: Path, kind: Any = Recipe) -> dict[str, Any]:
