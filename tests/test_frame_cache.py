@@ -21,6 +21,7 @@ import torch
 import yaml
 from safetensors.numpy import save_file
 from safetensors.torch import load_file
+from torch.utils.data import DataLoader
 
 import train_hf
 from conftest import refused, write_corpus
@@ -90,7 +91,7 @@ def test_clips_within_the_window_train_as_without_a_cache(tmp_path, make_hubert,
     write_model(kind, tmp_path / "model", make_hubert)
     recipe = write_run(**changes)
     plain = trained(recipe, tmp_path / "plain")
-    kept = trained(recipe, tmp_path / "kept", "--cnn_cache", str(tmp_path / "cache"), "--dataloader_num_workers", "1")
+    kept = trained(recipe, tmp_path / "kept", "--cnn_cache", str(tmp_path / "cache"))
     start = load_file(tmp_path / "model" / "model.safetensors")
     assert plain.keys() == kept.keys()
     assert any(not torch.equal(start[name], plain[name]) for name in start.keys() & plain.keys()) or kind == "wav2vec2"
@@ -104,7 +105,9 @@ def test_of_clips_within_the_window_the_model_says_the_same(tmp_path, corpus):
     found, model, _ = cached(tmp_path / "cache", corpus, 0.8)
     rows = [{**row, "labels": 0, "crop": 0.3} for row in read_corpus(corpus)]
     extractor = ExHuBERTFeatureExtractor(0.8)
-    audio, frames = (AudioCollator(extractor, cache=cache)(rows)["input_values"] for cache in (None, found))
+    audio = AudioCollator(extractor)(rows)["input_values"]
+    loader = DataLoader(rows, batch_size=12, collate_fn=AudioCollator(extractor, cache=found), num_workers=1)
+    (frames,) = (batch["input_values"] for batch in loader)
     assert audio.shape == (12, 12_800) and frames.shape == (12, 16, found.window_frames)
     with torch.no_grad():
         assert torch.allclose(model(frames).logits, model(audio).logits, rtol=0, atol=1e-6)
@@ -138,7 +141,6 @@ def test_a_longer_clip_is_cropped_in_frames(tmp_path, corpus, monkeypatch, piece
 
 
 def test_a_part_of_a_file_is_a_clip_of_its_own(tmp_path, corpus):
-    found, _, _ = cached(tmp_path / "cache", corpus)
     parts = write_corpus(
         tmp_path / "parts",
         ("anger",),
@@ -245,12 +247,12 @@ def test_a_killed_run_leaves_whole_files_only(tmp_path, corpus, monkeypatch):
 
 
 def test_a_resumed_run_ends_bit_for_bit_as_an_undisturbed_one(tmp_path, capsys, make_hubert, write_run):
-    """With crops of longer clips, a worker, and the cache in another place."""
+    """With crops of longer clips, and the cache in another place."""
     write_model("hubert", tmp_path / "model", make_hubert)
     recipe = write_run(expand_copies=1, window_seconds=0.5)
     cache = ("--cnn_cache", str(tmp_path / "cache"))
     undisturbed = trained(recipe, tmp_path / "undisturbed", *cache)
-    trained(recipe, tmp_path / "resumed", *cache, "--rounds", "2", "--dataloader_num_workers", "1")
+    trained(recipe, tmp_path / "resumed", *cache, "--rounds", "2")
     (tmp_path / "cache").rename(tmp_path / "moved")
     again = [recipe, "--output", str(tmp_path / "resumed"), "--resume"]
     line = refused(capsys, train_hf.main, *again)

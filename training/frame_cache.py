@@ -101,11 +101,12 @@ def take_frames(model: PreTrainedModel) -> None:
             "whose output could be kept; leave cnn_cache out"
         )
     fast = FAST_PATH.get(type(encoder), type(encoder))
+    # In place, as `set_fast_path` does: the weights stay where they are, and are saved under their names.
     encoder.__class__ = type(fast.__name__, (TakesFrames, fast), {})
 
 
 def shared_frame_cache(main_process: bool, *arguments: Any) -> FrameCache:
-    """`make_frame_cache(*arguments)`, by one process for all; raises on all of them what it raises."""
+    """`make_frame_cache(*arguments)`, by the main process for all; what it raises is raised on all of them."""
     made: list[Any] = [None]
     if main_process:
         try:
