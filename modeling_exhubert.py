@@ -352,7 +352,8 @@ class ExHuBERTModel(ExHuBERTPreTrainedModel, HubertModel):
         """
         _check_keywords(kwargs)
         self._check_kernels(input_values.device)
-        _check_input(input_values, attention_mask, self.config)
+        if input_values.dim() != 3 or not hasattr(self.feature_extractor, "takes_frames"):  # else they were through it
+            _check_input(input_values, attention_mask, self.config)
         if return_dict is None:
             return_dict = self.config.return_dict
         if output_hidden_states is None:

@@ -35,6 +35,7 @@ from exhubert.training.arguments import Recipe, parse, resolved
 from exhubert.training.augmentation import Augmentation
 from exhubert.training.callbacks import EarlyStopping
 from exhubert.training.collator import AudioCollator
+from exhubert.training.frame_cache import shared_frame_cache, take_frames
 from exhubert.training.interruption import Interrupted
 from exhubert.training.losses import build_loss
 from exhubert.training.models import load_model, parts_table
@@ -183,11 +184,17 @@ def build_trainer(
     if training.torch_compile and hasattr(model, "compile_layers"):  # `Trainer` would compile all layers as one graph
         model.compile_layers(backend=training.torch_compile_backend, mode=training.torch_compile_mode)
         training.torch_compile, training.torch_compile_backend = False, "no"
+    cache = None
+    if recipe.cnn_cache:
+        take_frames(model)
+        heard = [splits[split] for splits in corpora.values() for split in ("train", "validation")]
+        main_process = training.process_index == 0
+        cache = shared_frame_cache(main_process, recipe.cnn_cache, model, extractor, heard, training.device, say)
     config: Any = model.config
     masks = config.model_type == ExHuBERTConfig.model_type and config.apply_spec_augment and config.mask_time_prob > 0
     return RoundRobinTrainer(
         sampler=sampler,
-        collator=AudioCollator(extractor, recipe.crop, augment, config if masks else None),
+        collator=AudioCollator(extractor, recipe.crop, augment, config if masks else None, cache),
         log_directory=Path(recipe.output) / "logs",
         save_minutes=recipe.save_minutes if training.save_strategy == "steps" else 0.0,
         model=model,

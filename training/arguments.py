@@ -78,6 +78,7 @@ class Recipe:
     soft_labels: bool = False  # train on the shares of raters' votes (votes_<word>)
     early_stopping: int = 0  # stop after so many evaluations without a better UAR
     fast_path: bool = True  # in float32 on the CPU, a model that has a faster way of computing takes it
+    cnn_cache: str | None = None  # folder where a frozen CNN's output is kept, computed once a clip
     save_minutes: float = 15.0  # minutes between checkpoints; 0 or save_steps: by updates
     output: str = ""  # run folder
 
@@ -95,6 +96,13 @@ class Recipe:
                 )
         if self.augmentation:
             Augmentation(self.augmentation)  # says what is wrong with it
+        if self.cnn_cache and not (self.lora or {"feature_encoder", "base"} & set(self.freeze)):
+            raise ValueError(
+                "cnn_cache keeps the output of a CNN that stays as it is; add feature_encoder to freeze, or leave "
+                "cnn_cache out"
+            )
+        if self.cnn_cache and self.augmentation:
+            raise ValueError("cnn_cache keeps clips as they are, and augmentation changes them; leave one of them out")
 
 
 def check_values(

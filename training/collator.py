@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from exhubert.audio_exhubert import audio_seconds, extract_features, read_audio
+from exhubert.audio_exhubert import SAMPLING_RATE, audio_seconds, extract_features, read_audio
 from exhubert.configuration_exhubert import ExHuBERTConfig
 from exhubert.corpora.readers import locate_clip
 from exhubert.modeling_exhubert import draw_time_mask
 from exhubert.training.augmentation import Augmentation, seeded
+from exhubert.training.frame_cache import FrameCache
 from exhubert.utils.command import silent_c_libraries
 
 
@@ -32,47 +33,59 @@ class AudioCollator:
         augment: changes the cut samples of training rows, before they are padded and normalised.
         time_mask: the configuration of a model that takes `mask_time_indices`, which are then drawn here, for each
             training row by its `time_mask_seed`; None for other models, which draw their own.
+        cache: where crops are taken from, in frames, without decoding audio: for a model after `take_frames`, whose
+            input is then `(batch, channels, frames)`.
     """
 
     extractor: Any
     crop: str = "random"
     augment: Augmentation | None = None
     time_mask: ExHuBERTConfig | None = None
+    cache: FrameCache | None = None
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Returns the batch; of training rows with `draws`, a list, which stays on the CPU when the batch leaves it."""
-        inputs = [extract_features(self.samples(row), self.extractor) for row in rows]
-        batch: dict[str, Any] = {self.extractor.model_input_names[0]: torch.from_numpy(np.stack(inputs))}
+        if self.cache is None:
+            inputs = torch.from_numpy(np.stack([extract_features(self.samples(row), self.extractor) for row in rows]))
+        else:
+            frames = [self.cache.crop(row, self.place(row)) for row in rows]
+            inputs = torch.from_numpy(np.stack(frames)).transpose(1, 2)
+        batch: dict[str, Any] = {self.extractor.model_input_names[0]: inputs}
         training = "crop" in rows[0]
         if training and "target" in rows[0]:
             batch["labels"] = torch.from_numpy(np.stack([row["target"] for row in rows]))
         else:
             batch["labels"] = torch.tensor([row["labels"] for row in rows])
         if training and self.time_mask is not None:
-            masks = []
-            for row, samples in zip(rows, inputs, strict=True):
+            masks, window = [], torch.empty(1, round(self.extractor.window_seconds * SAMPLING_RATE))
+            for row in rows:
                 with seeded(row["time_mask_seed"]):
-                    masks.append(draw_time_mask(torch.from_numpy(samples)[None], None, self.time_mask))
+                    masks.append(draw_time_mask(window, None, self.time_mask))
             batch["mask_time_indices"] = torch.cat(masks)
         if training and "draw" in rows[0]:
             batch["draws"] = [row["draw"] for row in rows]
         return batch
 
+    def place(self, row: dict[str, Any]) -> float:
+        """Where the window lies in a clip that is longer, 0 to 1."""
+        if "crop" not in row or self.crop == "start":
+            return 0.0
+        return 0.5 if self.crop == "center" else row["crop"]
+
     def samples(self, row: dict[str, Any]) -> np.ndarray:
         """The clip, or the part of it that the window takes: 16 kHz mono `(samples,)`."""
         window_seconds: float = self.extractor.window_seconds
-        training = "crop" in row
         audio, start, duration = locate_clip(row)
         with silent_c_libraries():
-            if training and self.crop != "start":
+            if place := self.place(row):
                 seconds = audio_seconds(audio) - start
                 if duration is not None:
                     seconds = min(seconds, duration)
                 spare = max(0.0, seconds - window_seconds)
-                offset = spare * (0.5 if self.crop == "center" else row["crop"])
+                offset = spare * place
                 start, duration = start + offset, None if duration is None else duration - offset
             window = window_seconds if duration is None else min(duration, window_seconds)
             samples = read_audio(audio, start, window)
-        if training and self.augment is not None:
+        if "crop" in row and self.augment is not None:
             samples = self.augment(samples, row["augmentation_seed"])
         return samples

@@ -123,7 +123,8 @@ def prepare(model: PreTrainedModel, recipe: Recipe) -> None:
         if hasattr(model, method):
             getattr(model, method)()  # of a frozen base, too: else its output would be computed with a graph
         elif part != "base":
-            raise ValueError(f"freeze names {part!r}, which {type(model).__name__} does not have")
+            kind = f"{type(model).__name__} does not have (model_type {model.config.model_type!r})"
+            raise ValueError(f"freeze names {part!r}, which {kind}; leave it out of freeze")
     if recipe.lora:
         add_lora(model, Lora(**recipe.lora))
 
