@@ -20,8 +20,8 @@ FLOORS = (
     ("corpora", "reports", "modeling_exhubert", "pipeline_exhubert"),
     ("model_folder", "evaluation"),
     ("training", "inference", "convert", "publish"),
-    ("train_hf", "evaluate_hf"),
-    ("cli", "__main__", "demo", "benchmarks"),
+    ("train_hf", "evaluate_hf", "pretrain_hf"),
+    ("cli", "__main__", "demo", "benchmarks", "replication"),
 )
 # Saving the model carries the configuration, audio and pipeline code along.
 WITHIN_A_FLOOR = {("modeling_exhubert", "pipeline_exhubert"), ("__main__", "cli")}
