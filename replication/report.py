@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,9 +21,7 @@ import pandas
 
 from exhubert.configuration_exhubert import SIX_CLASSES
 from exhubert.evaluation.scores import compare, score_and_average
-from exhubert.replication.pictures import plot_bands
-from exhubert.replication.plan import COLUMNS, ROOT, STAGE_1, Cell
-from exhubert.replication.results import (
+from exhubert.replication.finished import (
     CLIP,
     CLIPS,
     Found,
@@ -35,6 +33,8 @@ from exhubert.replication.results import (
     uar_of,
     with_probabilities,
 )
+from exhubert.replication.pictures import plot_bands
+from exhubert.replication.plan import COLUMNS, ROOT, STAGE_1, Cell
 from exhubert.reports.plots import plot_uars
 from exhubert.reports.tables import AVERAGE, UNKNOWN, parameter_count, percent, points
 from exhubert.utils.command import run_with_one_line_errors
@@ -117,10 +117,7 @@ def report_text(run: Run, pictures: Sequence[str] = ()) -> str:
         ("Pre-training", pretraining_section(run)),
         ("Pictures", "\n\n".join(f"![{name}]({name})" for name in pictures)),
     ]
-    headings = [
-        f"{'##' if number else '#'} {heading}\n\n{text}" for number, (heading, text) in enumerate(parts) if text
-    ]
-    return "\n\n".join(headings) + "\n"
+    return "\n\n".join(f"## {heading}\n\n{text}" for heading, text in parts if text)[1:] + "\n"
 
 
 def progress(run: Run) -> str:
@@ -130,8 +127,8 @@ def progress(run: Run) -> str:
     cells = sum(seconds for name, seconds in run.seconds.items() if "/" in name)
     before = sum(seconds for name, seconds in run.seconds.items() if "/" not in name)
     lines = [
-        f"{len(run.cells)} of {total} cells are finished ({run.plan['seeds']} seeds, {len(corpora)} corpora held out in "
-        f"turn, stage 1 and {len(columns)} columns). They took {cells / 3600:.1f} h of process time on "
+        f"{len(run.cells)} of {total} cells are finished ({run.plan['seeds']} seeds, {len(corpora)} corpora held out "
+        f"in turn, stage 1 and {len(columns)} columns). They took {cells / 3600:.1f} h of process time on "
         f"{run.plan['device']}" + (f", pre-training {before / 60:.0f} min." if before else ".")
     ]
     rows = []
@@ -221,10 +218,10 @@ def verdict(interval: Sequence[float] | None, alike: bool = False) -> str:
         return "undecided"
     low, high = interval
     if alike:
-        return (
-            "held" if low > -ALIKE and high < ALIKE else "did not hold" if low > ALIKE or high < -ALIKE else "undecided"
-        )
-    return "held" if low > 0 else "did not hold" if high < 0 else "undecided"
+        held, refuted = low > -ALIKE and high < ALIKE, low > ALIKE or high < -ALIKE
+    else:
+        held, refuted = low > 0, high < 0
+    return "held" if held else "did not hold" if refuted else "undecided"
 
 
 def compared(run: Run, claim: Claim) -> dict[str, Any] | None:
@@ -232,10 +229,8 @@ def compared(run: Run, claim: Claim) -> dict[str, Any] | None:
 
     `seeds` has the difference of the average UAR of each seed that has all corpora. None without such cells.
     """
-    both = [cell for cell in sorted(run.cells) if cell.column == claim.better]
-    pairs = [
-        (cell, cell._replace(column=claim.other)) for cell in both if cell._replace(column=claim.other) in run.cells
-    ]
+    chosen = [cell for cell in sorted(run.cells) if cell.column == claim.better]
+    pairs = [(cell, other) for cell in chosen if (other := cell._replace(column=claim.other)) in run.cells]
     if not pairs:
         return None
     better, other = (pooled([run.cells[pair[side]] for pair in pairs]) for side in (0, 1))
@@ -277,10 +272,10 @@ def claims_section(run: Run) -> str:
             ]
         )
     note = (
-        'Differences of UAR in points on the same clips of all seeds together, with 95 % intervals by speaker. "held": '
-        'the interval is above zero; "did not hold": below; "undecided": it reaches zero. "As good" holds within '
+        "Differences of UAR in points on the same clips of all seeds together, with 95 % intervals by speaker. `held`: "
+        "the interval is above zero; `did not hold`: below; `undecided`: it reaches zero. As good is within "
         f"{100 * ALIKE:.0f} points of zero. p is not corrected for the number of claims. An interval by speaker is for "
-        "other speakers and these trainings; how far other seeds are apart is in the column by seed."
+        "other speakers and these trainings; how far seeds are apart is in the column by seed."
     )
     header = ["claim", "difference", AVERAGE, "p", "average by seed", *corpora]
     return f"{markdown_table(header, rows, left=(0, 1))}\n\n{note}"
@@ -328,11 +323,9 @@ def stage_1_section(run: Run) -> str:
         found = cells_of(run, STAGE_1, held_out)
         others = [name for name in run.plan["corpora"] if name != held_out]
         guessed = float(np.mean([chance[name] for name in others]))
-        curves = [[uar for _, uar in each.curves[AVERAGE]] for each in found if each.curves.get(AVERAGE)]
-        summaries: list[Callable[[list[float]], float]] = [lambda curve: curve[0], max, lambda curve: curve[-1]]
-        validation = [
-            percent(float(np.mean([pick(curve) for curve in curves]))) if curves else "" for pick in summaries
-        ]
+        curves = [[uar for _, uar in each.curves[AVERAGE]] for each in found if AVERAGE in each.curves]
+        summaries = [(curve[0], max(curve), curve[-1]) for curve in curves]
+        validation = [percent(float(value)) for value in np.mean(summaries, axis=0)] if curves else [""] * 3
         tests = []
         for name in others:
             uars = [uar_of(each.test[each.test["corpus"] == name]) for each in found]

@@ -122,13 +122,12 @@ def export(run: Run, target: Path) -> None:
         }
 
     def digits(table: pandas.DataFrame, fold: int) -> dict[str, str]:
-        return {
-            str(corpus): "".join(
-                rows.set_index(CLIP)["prediction"].map(digit).reindex(clips[f"fold {fold}", str(corpus)].index)
-                .fillna(NOT_TESTED)
-            )
-            for corpus, rows in table.groupby("corpus", sort=False)
-        }  # fmt: skip
+        rows_of = {}
+        for corpus, rows in table.groupby("corpus", sort=False):
+            tested = rows.set_index(CLIP)["prediction"].map(digit)
+            every = tested.reindex(clips[f"fold {fold}", str(corpus)].index).fillna(NOT_TESTED)
+            rows_of[str(corpus)] = "".join(every)
+        return rows_of
 
     target.mkdir(parents=True, exist_ok=True)
     write_text(target / CLIPS, json.dumps(described, indent=1) + "\n")
