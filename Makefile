@@ -1,4 +1,6 @@
 # make demo   the whole idea in some minutes: two stages on synthetic speech; CORPORA=DIR uses real corpora there
+# make replicate         the paper's claims on four corpora or yours (CORPORA="DIR ..."), hours, resumable; DEVICE=cuda
+# make replicate-report  its table, claims and pictures, of what is finished
 # make test   lint, type check and every test but the heaviest
 # make test-slow      the heaviest: kills and memory in their whole form
 # make test-avx2      the numeric tests, held to what most laptops' processors can do
@@ -12,12 +14,16 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 # The demo's settings; see demo/run.py --help.
-RUN ?= runs/demo
+RUN ?= $(if $(filter replicate%,$(MAKECMDGOALS)),runs/replication,runs/demo)
 CORPORA ?=
 LIMIT ?=
 ROUNDS ?=
 DEMO_OPTIONS = --run "$(RUN)" $(if $(CORPORA),--corpora "$(CORPORA)") $(if $(LIMIT),--limit $(LIMIT)) \
 	$(if $(ROUNDS),--rounds $(ROUNDS))
+
+# Those of `make replicate`; see replication/run.py --help.
+WORKERS ?=
+OPTIONS ?=
 
 # A process for each core, as the tests' models are too small for more threads; conftest.py puts the longest files first.
 PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile \
@@ -38,17 +44,25 @@ RELEASE_TESTS := $(patsubst %,tests/test_%.py,model model_modes model_start mode
 BETWEEN := 5.0.0 5.10.4
 BETWEEN_TESTS := $(patsubst %,tests/test_%.py,model model_folder saved_by_others training_releases)
 SLOW ?=
-# Of the benchmarks: cpu or cuda.
+# Of the benchmarks and of `make replicate`: cpu or cuda.
 DEVICE ?= cpu
 RELEASE_PYTHON = env HF_HOME="$(CURDIR)/.releases/$*/cache" HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 \
 	PYTHONDONTWRITEBYTECODE= $(if $(filter $(PINNED),$*),$(BIN),.releases/$*/bin)/python
 RELEASE_ENVIRONMENTS := $(patsubst %,.releases/%/.ready,$(filter-out $(PINNED),$(RELEASES)))
 
 .PHONY: demo test test-slow test-avx2 test-releases release-environments test-peers $(RELEASES:%=test-%) bench \
-	bench-quick lint types clean
+	bench-quick replicate replicate-report lint types clean
 
 demo: $(READY)
 	$(BIN)/python demo/run.py $(DEMO_OPTIONS)
+
+# It goes on where it was stopped.
+replicate: $(READY)
+	$(BIN)/python replication/run.py --run "$(RUN)" --device $(DEVICE) $(if $(CORPORA),--corpora $(CORPORA)) \
+		$(if $(WORKERS),--workers $(WORKERS)) $(OPTIONS)
+
+replicate-report: $(READY)
+	$(BIN)/python replication/report.py "$(RUN)" $(OPTIONS)
 
 test: lint types
 	$(PYTEST) -m "not heavy"

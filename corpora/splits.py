@@ -27,8 +27,10 @@ CANDIDATES = 200
 FOLDS = 5
 USABLE = {"folds", "splits", "labels"}  # what makes a registry entry's protocol more than a mark
 BY_SPEAKER = ("speaker_balanced", "speakers")
-# docs/corpora.md says what each does; the last three have folds, and the number of speaker_folds follows as `:K`.
-PROTOCOLS = ("auto", "official", *BY_SPEAKER, "files", "leave_one_speaker_out", "speaker_folds", "session_folds")
+# docs/corpora.md says what each does; the last four have folds, and the number of those in COUNTED follows as `:K`.
+WITH_FOLDS = ("leave_one_speaker_out", "speaker_folds", "session_folds", "folds")
+COUNTED = ("speaker_folds", "folds")
+PROTOCOLS = ("auto", "official", *BY_SPEAKER, "files", *WITH_FOLDS)
 
 
 def split_corpus(
@@ -101,7 +103,7 @@ def assign_splits(
     own = [SPLIT_NAMES.get(split.lower(), split.lower()) for split in columns.get("split") or []]
     named = _named_protocol(corpus, protocol)
     kind = protocol.partition(":")[0]
-    has_folds = bool(named.get("folds")) or kind in ("leave_one_speaker_out", "speaker_folds", "session_folds")
+    has_folds = bool(named.get("folds")) or kind in WITH_FOLDS
     if fold is not None and not has_folds:
         raise ValueError(f"corpus {corpus!r}: the protocol {protocol!r} has no folds; leave `fold` out")
 
@@ -132,6 +134,14 @@ def assign_splits(
         if problem:
             print(f"corpus {corpus!r}: in its own split {problem}; training takes it with `protocol: official`")
         return own
+    if kind == "folds":
+        known = len({speaker for speaker in speakers if speaker})
+        if known:
+            _check_speakers_known(speakers, corpus)
+        if len(set(groups)) < int(protocol.partition(":")[2] or FOLDS):
+            print(f"corpus {corpus!r}: {known or 'no'} speaker(s) known; its folds are of clips, and share speakers")
+            groups = [content_hash or name for name, content_hash in zip(file_names, hashes, strict=True)]
+            speakers = [""] * len(file_names)  # shared, as was said
     if has_folds:
         assigned = _fold(columns, groups, corpus, protocol, fold)
     elif "splits" in named:
@@ -141,13 +151,9 @@ def assign_splits(
             unknown = speakers[assigned.index("")]
             raise ValueError(f"corpus {corpus!r}: the protocol {protocol!r} knows no speaker {unknown!r}")
     else:
-        known = [speaker for speaker in speakers if speaker]
-        names = sorted(set(known))
-        if kind != "files" and 0 < len(known) < len(speakers):
-            raise ValueError(
-                f"corpus {corpus!r}: {len(speakers) - len(known)} of {len(speakers)} clips have no speaker; fill them "
-                "in, leave all empty, or use `protocol: files`"
-            )
+        names = sorted({speaker for speaker in speakers if speaker})
+        if kind != "files" and names:
+            _check_speakers_known(speakers, corpus)
         if kind != "files" and len(set(groups)) >= len(SPLITS):
             rule = split_speakers if kind == "speakers" else balance_speakers
             of_group = rule(groups, labels, corpus, seed)
@@ -257,6 +263,16 @@ def split_files(file_names: Sequence[str], hashes: Sequence[str], seed: int) -> 
     return [split_of[unit] for unit in units]
 
 
+def _check_speakers_known(speakers: Sequence[str], corpus: str) -> None:
+    """Raises ValueError for clips without a speaker."""
+    unknown = sum(not speaker for speaker in speakers)
+    if unknown:
+        raise ValueError(
+            f"corpus {corpus!r}: {unknown} of {len(speakers)} clips have no speaker; fill them in, leave all empty, "
+            "or use `protocol: files`"
+        )
+
+
 def _fold(
     columns: Mapping[str, Sequence[str]], groups: Sequence[str], corpus: str, protocol: str, fold: int | None
 ) -> list[str]:
@@ -268,7 +284,7 @@ def _fold(
         if not all(sessions) or not sessions:
             raise ValueError(f"corpus {corpus!r}: the protocol {protocol!r} needs a `session` in every row")
         of_row = np.unique(sessions, return_inverse=True)[1].tolist()
-    elif not any(speakers):
+    elif folds != "folds" and not any(speakers):
         raise ValueError(f"corpus {corpus!r}: the protocol {protocol!r} needs speakers, and none is known")
     elif isinstance(folds, list):
         numbers = {speaker: number for number, group in enumerate(folds) for speaker in group}
@@ -276,12 +292,13 @@ def _fold(
         if unknown:
             raise ValueError(f"corpus {corpus!r}: the protocol {protocol!r} knows no speaker {unknown[0]!r}")
         of_row = [numbers[speaker] for speaker in speakers]
-    elif folds == "speaker_folds":
+    elif folds in COUNTED:
         # The largest group first, each to the fold that it leaves the most even.
         names, counts = _counts(groups, columns["label"])
         count = int(wanted or FOLDS)
         if len(names) < count:
-            raise ValueError(f"corpus {corpus!r}: {count} folds of {len(names)} speakers; give fewer")
+            what = "speakers" if any(speakers) else "clips"
+            raise ValueError(f"corpus {corpus!r}: {count} folds of {len(names)} {what}; give fewer")
         filled = np.zeros((count, counts.shape[1]))
         share = counts.sum(axis=0) / count
         fold_of = {}
@@ -333,7 +350,7 @@ def _counts(groups: Sequence[str], labels: Sequence[str]) -> tuple[list[str], np
 def _named_protocol(corpus: str, protocol: str) -> Mapping[str, Any]:
     """The registry's protocol of that name for this corpus; empty for one of `PROTOCOLS`."""
     kind, colon, folds = protocol.partition(":")
-    if kind in PROTOCOLS and (not colon or (kind == "speaker_folds" and folds.isdigit() and int(folds) > 0)):
+    if kind in PROTOCOLS and (not colon or (kind in COUNTED and folds.isdigit() and int(folds) > 0)):
         return {}
     entry = corpus_or_none(corpus)
     own = {name: value for name, value in (entry.protocols if entry else {}).items() if set(value) & USABLE}

@@ -29,7 +29,7 @@ from exhubert.training.models import parts_table, prepare
 from small_models import write_model
 
 RECIPES = sorted(str(path.relative_to(ROOT / "recipes")) for path in (ROOT / "recipes").rglob("*.yaml"))
-RECIPES = [name for name in RECIPES if not name.startswith(("accelerate/", "pretraining/"))]
+RECIPES = [name for name in RECIPES if not name.startswith(("accelerate/", "pretraining/", "replication/"))]
 SIX = list(SIX_CLASSES)
 WHAT = ("model", "corpora", "corpora_root", "rounds", "batch_size", "output")
 
