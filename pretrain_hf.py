@@ -105,7 +105,7 @@ def pretrain(recipe: PretrainingRecipe, training: TrainingArguments, resume: boo
     say(f"model {recipe.model}: {parameters['total']:,} parameters, {parameters['trainable']:,} trainable, {start}")
     say(check_disk(recipe.output, training, parameters))
     if main_process:
-        facts = {name: {"clips": len(rows)} for name, rows in pool.table.groupby("corpus", sort=False)}
+        facts = {str(name): {"clips": len(rows)} for name, rows in pool.table.groupby("corpus", sort=False)}
         run_folder.write_settings(recipe.output, settings, clips, training.seed, facts)
     targets = make_targets(recipe, training, model, pool, ~held_out, say)
     found = targets.facts
