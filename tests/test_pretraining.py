@@ -27,11 +27,14 @@ from exhubert.training.audio_pool import LONGEST_CLIP_SECONDS, hold_out, read_po
 from exhubert.training.masked_prediction import (
     HubertForMaskedPrediction,
     MaskedPredictionCollator,
+    clip_statistics,
+    count_hits,
     load_encoder,
     make_model,
     masked_prediction_loss,
+    read_start,
 )
-from exhubert.training.pretraining_recipe import PretrainingRecipe
+from exhubert.training.pretraining_recipe import PretrainingRecipe, parse_pretraining
 from exhubert.training.round_robin import Draw, MultiCorpus
 from exhubert.training.targets import find_targets, frame_count, hidden_states_of, load_targets, mfcc_with_deltas
 from small_models import LARGE, STANDARD_CNN
@@ -303,6 +306,59 @@ def test_a_second_iteration_predicts_clusters_of_the_first_models_features(train
     assert settings["target_model"] == str(first)
     facts = load_targets(tmp_path / "run" / "targets.npz", "another key")
     assert facts is None
+
+
+def test_a_trained_hubert_goes_on_with_clusters_of_its_own_features(tmp_path, make_hubert):
+    """Of one without a vector for masked frames, which the result does not have either; probed against both starts."""
+    start = str(make_hubert(head="none", mask_time_prob=0.0, layerdrop=0.1))
+    write_corpus(tmp_path / "acted")
+    recipe = recipe_in(tmp_path, model=start, corpora=["acted"], targets="features", target_layer=1, updates=1)
+    assert pretrain_hf.main([recipe, "--probe_corpora", "acted"]) == 0
+    model, report = HubertModel.from_pretrained(tmp_path / "run" / "model", output_loading_info=True)
+    assert not any(report.values())
+    assert (model.config.mask_time_prob, model.config.layerdrop) == (0.0, 0.1)
+    assert "masked_spec_embed" not in model.state_dict()
+    found = json.loads((tmp_path / "run" / "results.json").read_text())["probe"]
+    assert [pair["models"] for pair in found["comparison"]] == [
+        ["random", "start"],
+        ["random", "pre-trained"],
+        ["start", "pre-trained"],
+    ]
+
+
+@pytest.mark.parametrize("name", ["first", "second", "continued"])
+def test_every_recipe_trains_at_tiny_size(trained, tmp_path, name):
+    recipe_in(write_talk(tmp_path))
+    start = trained / "run" / "model" if name == "continued" else tmp_path / "shape.yaml"
+    given = ["--model", start, "--corpora", tmp_path / "talk", "--output", tmp_path / "run", "--clusters", 4]
+    given += ["--updates", 1, "--batch_size", 2, "--window_seconds", 0.6, "--report_to", "none", "--use_cpu"]
+    if name != "first":
+        given += ["--target_model", trained / "run" / "model", "--target_layer", 2]
+    assert pretrain_hf.main([str(each) for each in (f"pretraining/{name}.yaml", *given)]) == 0
+    settings = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
+    optimiser = {"adam_beta2": 0.98, "weight_decay": 0.01, "lr_scheduler_type": "linear", "warmup_steps": 0.08}
+    assert settings["training"].items() >= optimiser.items()
+    assert settings["training"]["learning_rate"] == (5.0e-5 if name == "continued" else 5.0e-4)
+    assert settings["targets"] == ("mfcc" if name == "first" else "features")
+
+
+def test_the_shipped_shape_is_hubert_base():
+    recipe, _, _ = parse_pretraining(["pretraining/first.yaml", "--use_cpu"])
+    config, random = read_start(recipe)
+    with torch.device("meta"):
+        assert HubertModel(config).num_parameters() == 94_371_712  # as facebook/hubert-base-ls960
+    assert random
+
+
+def test_an_update_waits_for_no_value_of_a_gpu():
+    """On the meta device, where there are none."""
+    model = HubertForMaskedPrediction(masked_config()).train().to("meta")
+    with torch.device("meta"):
+        labels = torch.zeros(2, 24, dtype=torch.long)
+        logits = model(torch.zeros(2, 8000), labels == 1)["logits"]
+        masked_prediction_loss({"logits": logits}, labels, torch.tensor(9)).backward()
+        assert count_hits(logits, labels, labels).shape == (2, 4)
+        assert clip_statistics((logits,), (labels, labels)).shape == (2, 5 + 2 * 8)
 
 
 def test_probes_compare_the_model_with_random_weights(trained, tmp_path, capsys):
