@@ -43,7 +43,7 @@ from exhubert.training.masked_prediction import (
 from exhubert.training.notices import check_disk, launch_notices, resume_notices
 from exhubert.training.pretraining_recipe import PretrainingRecipe, parse_pretraining
 from exhubert.training.pretraining_trainer import POOL, PretrainingTrainer, ValidationPool
-from exhubert.training.probe import probe_table, read_probe_corpora, run_probes
+from exhubert.training.probe import ProbeCorpus, probe_table, read_probe_corpora, run_probes
 from exhubert.training.round_robin import MultiCorpus, RoundRobinSampler
 from exhubert.training.targets import (
     TARGETS,
@@ -105,7 +105,7 @@ def pretrain(recipe: PretrainingRecipe, training: TrainingArguments, resume: boo
     say(f"model {recipe.model}: {parameters['total']:,} parameters, {parameters['trainable']:,} trainable, {start}")
     say(check_disk(recipe.output, training, parameters))
     if main_process:
-        facts = {name: {"clips": len(rows)} for name, rows in pool.table.groupby("corpus", sort=False)}
+        facts = {str(name): {"clips": len(rows)} for name, rows in pool.table.groupby("corpus", sort=False)}
         run_folder.write_settings(recipe.output, settings, clips, training.seed, facts)
     targets = make_targets(recipe, training, model, pool, ~held_out, say)
     found = targets.facts
@@ -126,32 +126,14 @@ def pretrain(recipe: PretrainingRecipe, training: TrainingArguments, resume: boo
         say(f"interrupted: {interrupted}; to go on, give the same command with --resume")
         return INTERRUPTED
 
-    saved = Path(recipe.output) / "model"
-    if main_process:
-        with disk_errors(saved):
-            trained: Any = trainer.accelerator.unwrap_model(trainer.model)
-            save_hubert(trained, config, saved, recipe.window_seconds, "" if random else recipe.model)
-    PartialState().wait_for_everyone()
-    encoders = {"random": partial(random_encoder, config)}
-    encoders |= {} if random else {"start": partial(load_encoder, recipe.model)}
-    encoders |= {"pre-trained": partial(load_encoder, str(saved))}
-    probes = run_probes(encoders, probe_corpora, Path(recipe.output), training.device) if probe_corpora else {}
-    if main_process:
-        if probes:
-            print(f"linear probes, UAR in %:\n{probe_table(probes)}")
-        results = {
-            "model": recipe.model,
-            "parameters": parameters,
-            "audio": {"clips": len(pool), "hours": pool.hours, "validation_clips": int(held_out.sum())},
-            "targets": found,
-            "validation": validation,
-            "probe": probes,
-            "seed": training.seed,
-            "versions": versions(),
-        }
-        plot_pretraining(Path(recipe.output) / "curves.png", trainer.state.log_history, Path(recipe.output).name)
-        write_results(Path(recipe.output), results)
-        say(f"written to {recipe.output}; the model is in {saved}")
+    described = {
+        "model": recipe.model,
+        "parameters": parameters,
+        "audio": {"clips": len(pool), "hours": pool.hours, "validation_clips": int(held_out.sum())},
+        "targets": found,
+        "validation": validation,
+    }
+    save_results(recipe, trainer, config, random, probe_corpora, described)
     return 0
 
 
@@ -250,6 +232,38 @@ def last_evaluation(trainer: PretrainingTrainer) -> dict[str, float]:
     metrics = entries[-1] if there else trainer.evaluate()
     names = ("loss", "accuracy_masked", "accuracy_unmasked", "perplexity_predicted", "perplexity_targets")
     return {name: metrics[f"eval_{name}"] for name in names}
+
+
+def save_results(
+    recipe: PretrainingRecipe,
+    trainer: PretrainingTrainer,
+    config: HubertConfig,
+    random: bool,
+    probe_corpora: dict[str, ProbeCorpus],
+    described: dict[str, Any],
+) -> None:
+    """Writes the model, probes it, and writes what a run leaves beside it; the results last.
+
+    All processes have to call it; the probes' clips are dealt to them.
+    """
+    run = Path(recipe.output)
+    saved = run / "model"
+    main_process = trainer.args.process_index == 0
+    if main_process:
+        with disk_errors(saved):
+            trained: Any = trainer.accelerator.unwrap_model(trainer.model)
+            save_hubert(trained, config, saved, recipe.window_seconds, "" if random else recipe.model)
+        plot_pretraining(run / "curves.png", trainer.state.log_history, run.name)
+    PartialState().wait_for_everyone()
+    encoders = {"random": partial(random_encoder, config)}
+    encoders |= {} if random else {"start": partial(load_encoder, recipe.model)}
+    encoders |= {"pre-trained": partial(load_encoder, str(saved))}
+    probes = run_probes(encoders, probe_corpora, run, trainer.args.device) if probe_corpora else {}
+    if main_process:
+        if probes:
+            print(f"linear probes, UAR in %:\n{probe_table(probes)}")
+        write_results(run, {**described, "probe": probes, "seed": trainer.args.seed, "versions": versions()})
+        print(f"written to {run}; the model is in {saved}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ FOLDER/jobs.json says what is run; the record of process 1 of 2 is FOLDER/1-of-2
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import socket
@@ -157,7 +158,11 @@ class EndOfTraining(Exception):
 
 
 def train_and_record(
-    arguments: Sequence[str], processes: int, stop_after: int | None = None, to_the_end: bool = False
+    arguments: Sequence[str],
+    processes: int,
+    stop_after: int | None = None,
+    to_the_end: bool = False,
+    script: str = "train_hf",
 ) -> dict[str, Any]:
     """Trains with `train_hf.py` as one of `processes`, and leaves it after the training.
 
@@ -166,12 +171,14 @@ def train_and_record(
         processes: how many there must be.
         stop_after: leave it after so many updates, with a checkpoint.
         to_the_end: do not leave it.
+        script: another one, that builds its trainer likewise.
 
     Returns:
         `draws`: the (corpus, pass, clip) that this process trained on, in order; `losses` of the updates;
         `gradients` of the updates and the `weights` in the end, by the parameter's name; `seed` of random numbers.
     """
-    build, trainers, recorder = train_hf.build_trainer, [], Recorder(stop_after)
+    module = importlib.import_module(script)
+    build, trainers, recorder = module.build_trainer, [], Recorder(stop_after)
 
     def build_and_record(*args: Any, **kwargs: Any) -> Any:
         trainer = build(*args, **kwargs)
@@ -187,8 +194,8 @@ def train_and_record(
         trainers.append(trainer)
         return trainer
 
-    with mock.patch.object(train_hf, "build_trainer", build_and_record), contextlib.suppress(EndOfTraining):
-        train_hf.main([*arguments, "--logging_steps", "1"])
+    with mock.patch.object(module, "build_trainer", build_and_record), contextlib.suppress(EndOfTraining):
+        module.main([*arguments, "--logging_steps", "1"])
     trainer = trainers[0]
     check_world_size(processes)
     assert trainer.args.world_size == trainer.accelerator.num_processes == processes

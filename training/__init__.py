@@ -1,4 +1,4 @@
-"""What `train_hf.py` is made of."""
+"""What `train_hf.py` and `pretrain_hf.py` are made of."""
 
 import lazy_loader
 

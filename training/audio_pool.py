@@ -42,12 +42,9 @@ class AudioPool(TorchDataset):
 
     def __getitem__(self, clip: int) -> dict[str, Any]:
         """A clip as `locate_clip` takes it, with its `file_name`."""
-        corpus, row, name, start, duration = (
-            self.table[column].iat[clip]
-            for column in ("corpus", "row", "file_name", "start_seconds", "duration_seconds")
-        )
-        audio = self.corpora[corpus][int(row)]["audio"]
-        return {"audio": audio, "file_name": name, "start_seconds": start, "duration_seconds": duration}
+        names = ("file_name", "start_seconds", "duration_seconds")
+        corpus, row, *values = (self.table[name].iat[clip] for name in ("corpus", "row", *names))
+        return {"audio": self.corpora[str(corpus)][row]["audio"], **dict(zip(names, values, strict=True))}
 
     def select(self, clips: Sequence[int] | np.ndarray) -> AudioPool:
         """The pool of some of the clips."""
@@ -126,8 +123,8 @@ def clip_table(corpus: str, dataset: Dataset) -> pandas.DataFrame:
 
     places: list[tuple[float, float]] = []
     with ThreadPoolExecutor() as pool:
-        for rows in rows_at_once(dataset):
-            places += pool.map(place, rows)
+        for some in rows_at_once(dataset):
+            places += pool.map(place, some)
     starts, seconds = np.array(places).T
     parts = np.maximum(1, np.ceil(seconds / LONGEST_CLIP_SECONDS - 1e-9)).astype(int)
     rows = np.repeat(np.arange(len(dataset)), parts)
@@ -155,7 +152,7 @@ def hold_out(pool: AudioPool) -> np.ndarray:
         ValueError: if there is only one file.
     """
     held = np.zeros(len(pool), dtype=bool)
-    first = ("", -1)
+    first: tuple[str, Any] = ("", -1)
     for _, rows in pool.table.groupby("corpus", sort=False):
         speakers = rows["speaker"]
         by_speaker = (speakers != "").all() and speakers.nunique() >= FEWEST_SPEAKERS

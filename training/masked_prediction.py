@@ -232,7 +232,9 @@ def frozen(model: ExHuBERTModel) -> ExHuBERTModel:
     return model.eval()
 
 
-def make_model(recipe: PretrainingRecipe, config: HubertConfig, encoder: ExHuBERTModel | None):
+def make_model(
+    recipe: PretrainingRecipe, config: HubertConfig, encoder: ExHuBERTModel | None
+) -> HubertForMaskedPrediction:
     """Returns a recipe's `HubertForMaskedPrediction`, with an encoder's weights, or random ones.
 
     LayerDrop is off, as in fine-tuning; masks are those of the recipe.

@@ -30,7 +30,7 @@ class ValidationPool(TorchDataset):
     """
 
     def __init__(self, pool: AudioPool, seed: int, targets: list[Any]) -> None:
-        self.clips = MultiCorpus([pool], seed, [targets])  # type: ignore[list-item]
+        self.clips = MultiCorpus([pool], seed, [targets])
 
     def __len__(self) -> int:
         return len(self.clips)

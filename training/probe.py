@@ -60,12 +60,12 @@ def read_probe_corpora(entries: Sequence[str], root: str = ".", skip_bad_audio: 
     """
     found: dict[str, ProbeCorpus] = {}
     for entry in entries:
-        protocol, options = f"speaker_folds:{FOLDS}", {"skip_bad_audio": skip_bad_audio}
+        protocol = f"speaker_folds:{FOLDS}"
         try:
-            corpora, _ = load_corpora([entry], root, protocol=protocol, fold=1, **options)
+            corpora, _ = load_corpora([entry], root, skip_bad_audio=skip_bad_audio, protocol=protocol, fold=1)
         except ValueError:
             protocol = "auto"
-            corpora, _ = load_corpora([entry], root, **options)
+            corpora, _ = load_corpora([entry], root, skip_bad_audio=skip_bad_audio)
         for name, splits in corpora.items():
             if name in found:
                 raise ValueError(f"probe_corpora: the name {name!r} is taken; rename the folder")

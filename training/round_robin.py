@@ -115,10 +115,13 @@ class MultiCorpus(TorchDataset):
     Args:
         corpora: the rows of each corpus.
         seed: of crops, augmentation and SpecAugment.
-        targets: for each corpus what its clips are to be classified as, `(clips, classes)`, instead of their labels.
+        targets: for each corpus what its clips are to be classified as, `(clips, classes)`, instead of their labels;
+            in pre-training its frames.
     """
 
-    def __init__(self, corpora: Sequence[Dataset], seed: int = 0, targets: Sequence[np.ndarray] | None = None) -> None:
+    def __init__(
+        self, corpora: Sequence[Any], seed: int = 0, targets: Sequence[Sequence[Any] | np.ndarray] | None = None
+    ) -> None:
         self.corpora = list(corpora)
         self.seed = seed
         self.targets = targets

@@ -228,6 +228,7 @@ def fit_clusters(
             init="k-means++",
             batch_size=10_000,
             n_init=3,
+            max_iter=30,
             max_no_improvement=100,
             reassignment_ratio=0.0,
             compute_labels=False,
