@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
+from tqdm import tqdm
 
 from exhubert.utils.command import quiet_transformers, run_with_one_line_errors
 
@@ -100,6 +101,7 @@ def _enter(job: Job, threads: int) -> None:
     for number in (1, 2):
         os.dup2(log, number)
     gc.freeze()  # what was imported; accelerate looks for garbage after each training
+    tqdm.set_lock(threading.RLock())  # its own, for processes, is left behind by one that is told to end
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if threads:
         torch.set_num_threads(threads)
