@@ -37,6 +37,7 @@ STAGE_1 = "stage1"
 PRETRAINING = ("pretrain_1", "pretrain_2")
 FINISHED = "cell.json"  # written last in a cell's folder
 PLAN, SECONDS = "plan.json", "seconds.json"
+WALL = "wall"  # in the latter, beside the seconds of each process: those by the clock, while something went on
 
 
 class Column(NamedTuple):

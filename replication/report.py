@@ -34,7 +34,7 @@ from exhubert.replication.finished import (
     with_probabilities,
 )
 from exhubert.replication.pictures import plot_bands
-from exhubert.replication.plan import COLUMNS, PRETRAINING, ROOT, STAGE_1, Cell
+from exhubert.replication.plan import COLUMNS, PRETRAINING, ROOT, STAGE_1, WALL, Cell
 from exhubert.reports.plots import plot_uars
 from exhubert.reports.tables import AVERAGE, UNKNOWN, parameter_count, percent, points
 from exhubert.utils.command import run_with_one_line_errors
@@ -126,11 +126,12 @@ def progress(run: Run) -> str:
     columns, corpora = run.plan["columns"], run.plan["corpora"]
     total = run.plan["seeds"] * len(corpora) * (len(columns) + 1)
     cells = sum(seconds for name, seconds in run.seconds.items() if "/" in name)
-    before = sum(seconds for name, seconds in run.seconds.items() if "/" not in name)
+    before = sum(run.seconds.get(name, 0.0) for name in PRETRAINING)
     lines = [
         f"{len(run.cells)} of {total} cells are finished ({run.plan['seeds']} seeds, {len(corpora)} corpora held out "
         f"in turn, stage 1 and {len(columns)} columns). They took {cells / 3600:.1f} h of process time on "
-        f"{run.plan['device']}" + (f", pre-training {before / 60:.0f} min." if before else ".")
+        f"{run.plan['device']}, {run.seconds.get(WALL, 0.0) / 3600:.1f} h by the clock"
+        + (f" with {before / 60:.0f} min of pre-training." if before else ".")
     ]
     rows = []
     for name, facts in corpora.items():
