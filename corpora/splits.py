@@ -134,16 +134,10 @@ def assign_splits(
         if problem:
             print(f"corpus {corpus!r}: in its own split {problem}; training takes it with `protocol: official`")
         return own
-    if kind == "folds":
-        known = len({speaker for speaker in speakers if speaker})
-        if known:
-            _check_speakers_known(speakers, corpus)
-        if len(set(groups)) < int(protocol.partition(":")[2] or FOLDS):
-            print(f"corpus {corpus!r}: {known or 'no'} speaker(s) known; its folds are of clips, and share speakers")
-            groups = [content_hash or name for name, content_hash in zip(file_names, hashes, strict=True)]
-            speakers = [""] * len(file_names)  # shared, as was said
     if has_folds:
         assigned = _fold(columns, groups, corpus, protocol, fold)
+        if kind == "folds":  # which has said whether they are shared
+            speakers = [""] * len(file_names)
     elif "splits" in named:
         of_speaker = {speaker: split for split, group in named["splits"].items() for speaker in group}
         assigned = [of_speaker.get(speaker, "") for speaker in speakers]
@@ -280,6 +274,14 @@ def _fold(
     speakers, sessions = columns.get("speaker") or [], columns.get("session") or []
     kind, _, wanted = protocol.partition(":")
     folds = _named_protocol(corpus, protocol).get("folds", kind)
+    if folds == "folds":
+        known = len(set(speakers) - {""})
+        if known:
+            _check_speakers_known(speakers, corpus)
+        if len(set(groups)) < int(wanted or FOLDS):
+            print(f"corpus {corpus!r}: {known or 'no'} speaker(s) known; its folds are of clips, and share speakers")
+            names, hashes = columns["file_name"], columns.get("content_hash") or [""] * len(groups)
+            groups = [content_hash or name for name, content_hash in zip(names, hashes, strict=True)]
     if folds in ("session", "session_folds"):
         if not all(sessions) or not sessions:
             raise ValueError(f"corpus {corpus!r}: the protocol {protocol!r} needs a `session` in every row")

@@ -37,6 +37,7 @@ STAGE_1 = "stage1"
 PRETRAINING = ("pretrain_1", "pretrain_2")
 FINISHED = "cell.json"  # written last in a cell's folder
 PLAN, SECONDS = "plan.json", "seconds.json"
+WALL = "wall"  # in the latter, beside the seconds of each process: those by the clock, while something went on
 
 
 class Column(NamedTuple):
@@ -130,9 +131,8 @@ class Plan:
     def command(self, cell: Cell) -> list[str]:
         """The arguments of train_hf.py for a cell, without --resume."""
         recipe = self.recipes / f"{cell.column}.yaml"
-        settings = self.settings.get("stage2" if cell.column != STAGE_1 else "", {}) | self.settings.get(
-            cell.column, {}
-        )
+        shared = {} if cell.column == STAGE_1 else self.settings.get("stage2", {})
+        settings = shared | self.settings.get(cell.column, {})
         lora = settings.get("lora") or read_recipe(recipe).get("lora")
         if lora:  # alpha / rank, by which what it adds is scaled, stays
             scale = self.lora_rank / lora["rank"]
@@ -144,18 +144,21 @@ class Plan:
         fixed += ["--output", str(self.folder(cell)), "--use_cpu", str(self.device == "cpu").lower()]
         if self.label_file:
             fixed += ["--label_file", self.label_file]
-        if "cnn_cache" in vars(Recipe()):
+        if "cnn_cache" in vars(Recipe()):  # of a frozen CNN, which all of these have
             fixed += ["--cnn_cache", str(self.run / "cnn_cache")]
         return [str(recipe), *as_options(settings), *fixed]
 
     def pretraining_command(self, name: str) -> list[str]:
         """The arguments of pretrain_hf.py, without --resume; all audio is heard, without its labels."""
         folders = [str(folder) for folder in self.corpora.values()]
-        fixed = ["--corpora", *folders, "--probe_corpora", *folders, "--output", str(self.run / name)]
+        settings = {"model": str(ROOT / "replication" / "hubert.yaml")} | self.settings.get(name, {})
+        fixed = ["--corpora", *folders, "--output", str(self.run / name)]
         fixed += ["--use_cpu", str(self.device == "cpu").lower()]
+        if not self.label_file:  # which a probe does not take
+            fixed += ["--probe_corpora", *folders]
         if name != PRETRAINING[0]:
             fixed += ["--target_model", str(self.run / PRETRAINING[0] / "model")]
-        return [str(self.recipes / f"{name}.yaml"), *as_options(self.settings.get(name, {})), *fixed]
+        return [str(self.recipes / f"{name}.yaml"), *as_options(settings), *fixed]
 
     def is_finished(self, cell: Cell) -> bool:
         """Whether a cell is done, by what was asked for.
@@ -267,20 +270,13 @@ def write_plan(plan: Plan, facts: dict[str, Any]) -> None:
         ValueError: if the run was begun with other corpora, clips or another start.
     """
     path = plan.run / PLAN
-    start = _digest(plan.start) if plan.start else ""
-    if path.is_file():
-        before = read_table(path)
-        for what, now in (("corpora", facts), ("weights", start)):
-            then = before.get(what)
-            if then and now and then != now:
-                differ = (
-                    [name for name in {**then, **facts} if then.get(name) != facts.get(name)] if now is facts else []
-                )
-                which = f" ({', '.join(differ)})" if differ else ""
-                raise ValueError(f"{plan.run} was begun with another {what}{which}; give another RUN, or delete it")
-        start = start or before.get("weights", "")
-    values = {"corpora": facts, "weights": start, "seeds": plan.seeds, "columns": list(plan.columns)}
-    values |= {"protocol": PROTOCOL, "device": plan.device, "lora_rank": plan.lora_rank}
+    weights = _digest(plan.start) if plan.start else ""
+    before = read_table(path) if path.is_file() else {}
+    for what, now in (("corpora", facts), ("weights", weights)):
+        if before.get(what) and now and before[what] != now:
+            raise ValueError(f"{plan.run} was begun with other {what}; give another RUN, or delete it")
+    values = {"corpora": facts, "weights": weights or before.get("weights", ""), "seeds": plan.seeds}
+    values |= {"columns": plan.columns, "protocol": PROTOCOL, "device": plan.device, "lora_rank": plan.lora_rank}
     write_text(path, json.dumps(values, indent=2) + "\n")
 
 

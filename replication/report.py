@@ -34,7 +34,7 @@ from exhubert.replication.finished import (
     with_probabilities,
 )
 from exhubert.replication.pictures import plot_bands
-from exhubert.replication.plan import COLUMNS, ROOT, STAGE_1, Cell
+from exhubert.replication.plan import COLUMNS, PRETRAINING, ROOT, STAGE_1, WALL, Cell
 from exhubert.reports.plots import plot_uars
 from exhubert.reports.tables import AVERAGE, UNKNOWN, parameter_count, percent, points
 from exhubert.utils.command import run_with_one_line_errors
@@ -43,6 +43,7 @@ from exhubert.utils.text import markdown_table
 
 DOCUMENT = ROOT / "docs" / "replication.md"
 ALIKE = 0.02  # UAR: as good is within so much
+PROBED = ("random", "pre-trained")  # as pretrain_hf.py calls what it probes
 
 
 class Claim(NamedTuple):
@@ -125,11 +126,12 @@ def progress(run: Run) -> str:
     columns, corpora = run.plan["columns"], run.plan["corpora"]
     total = run.plan["seeds"] * len(corpora) * (len(columns) + 1)
     cells = sum(seconds for name, seconds in run.seconds.items() if "/" in name)
-    before = sum(seconds for name, seconds in run.seconds.items() if "/" not in name)
+    before = sum(run.seconds.get(name, 0.0) for name in PRETRAINING)
     lines = [
         f"{len(run.cells)} of {total} cells are finished ({run.plan['seeds']} seeds, {len(corpora)} corpora held out "
         f"in turn, stage 1 and {len(columns)} columns). They took {cells / 3600:.1f} h of process time on "
-        f"{run.plan['device']}" + (f", pre-training {before / 60:.0f} min." if before else ".")
+        f"{run.plan['device']}, {run.seconds.get(WALL, 0.0) / 3600:.1f} h by the clock"
+        + (f" with {before / 60:.0f} min of pre-training." if before else ".")
     ]
     rows = []
     for name, facts in corpora.items():
@@ -172,7 +174,7 @@ def column_scores(run: Run, column: str) -> dict[str, dict[str, Any]]:
     if len(scores) == len(corpora):
         means = [scores[corpus]["uar"] for corpus in corpora]
         whole = [
-            np.mean([uars[Cell(seed, corpus, column)] for corpus in corpora])
+            float(np.mean([uars[Cell(seed, corpus, column)] for corpus in corpora]))
             for seed in range(run.plan["seeds"])
             if all(Cell(seed, corpus, column) in uars for corpus in corpora)
         ]
@@ -233,8 +235,8 @@ def compared(run: Run, claim: Claim) -> dict[str, Any] | None:
     pairs = [(cell, other) for cell in chosen if (other := cell._replace(column=claim.other)) in run.cells]
     if not pairs:
         return None
-    better, other = (pooled([run.cells[pair[side]] for pair in pairs]) for side in (0, 1))
-    (found,) = compare({"other": other, "better": better}, SIX_CLASSES)["pairs"]
+    tables = {side: pooled([run.cells[pair[side]] for pair in pairs]) for side in (1, 0)}
+    (found,) = compare({"other": tables[1], "better": tables[0]}, SIX_CLASSES)["pairs"]
     differences: dict[int, list[float]] = {}
     for one, two in pairs:
         difference = uar_of(run.cells[one].test) - uar_of(run.cells[two].test)
@@ -255,20 +257,23 @@ def difference_text(scores: dict[str, Any] | None, alike: bool) -> str:
 def claims_section(run: Run) -> str:
     """Each claim as a paired comparison; the words follow from the intervals."""
     corpora = list(run.plan["corpora"])
+    lines = [(claim.text, f"{claim.better} - {claim.other}", compared(run, claim), claim.alike) for claim in CLAIMS]
+    if probe := last_probe(run):
+        pair = next(each for each in probe["comparison"] if each["models"] == list(PROBED))
+        lines.insert(0, ("pre-training helps (linear probe)", f"{PROBED[1]} - {PROBED[0]}", pair, False))
     rows = []
-    for claim in CLAIMS:
-        found = compared(run, claim)
+    for text, difference, found, alike in lines:
         scores = dict.fromkeys(corpora) | (found["corpora"] if found else {})
         average = found[AVERAGE] if found and len(found["corpora"]) == len(corpora) else None
         p = average["p"] if average else None
         rows.append(
             [
-                claim.text,
-                f"{claim.better} - {claim.other}",
-                difference_text(average, claim.alike),
+                text,
+                difference,
+                difference_text(average, alike),
                 "" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}",
-                ", ".join(points(each) for each in found["seeds"]) if found else "",
-                *(difference_text(scores[corpus], claim.alike) for corpus in corpora),
+                ", ".join(points(each) for each in found.get("seeds", [])) if found else "",
+                *(difference_text(scores[corpus], alike) for corpus in corpora),
             ]
         )
     note = (
@@ -286,7 +291,8 @@ def forgetting_section(run: Run) -> str:
     corpora = list(run.plan["corpora"])
     rows = []
     for column in run.plan["columns"]:
-        before, after = [], []
+        before: list[pandas.DataFrame] = []
+        after: list[pandas.DataFrame] = []
         for found in cells_of(run, column):
             first = run.cells.get(found.cell._replace(column=STAGE_1))
             if first is not None and len(found.forgetting):
@@ -339,9 +345,41 @@ def stage_1_section(run: Run) -> str:
     return f"{markdown_table(header, rows, left=(0, 6))}\n\n{note}"
 
 
+def last_probe(run: Run) -> dict[str, Any]:
+    """The linear probes of the last iteration of the pre-training; empty where there is none."""
+    return run.pretraining.get(PRETRAINING[-1], {}).get("probe") or {}
+
+
 def pretraining_section(run: Run) -> str:
-    """What the pre-training says of itself."""
-    return ""
+    """How well each iteration predicts its targets, and what linear probes find in the random start and after each."""
+    if not run.pretraining:
+        return ""
+    rows = []
+    for name, results in run.pretraining.items():
+        targets, found = results["targets"], results["validation"]
+        accuracy = f"{percent(found['accuracy_masked'])} / {percent(found['accuracy_unmasked'])}"
+        clusters = [str(targets["clusters"]), f"{targets['perplexity']:.0f}", f"{targets['stability']:.2f}"]
+        rows.append([name, *clusters, f"{found['loss']:.2f}", accuracy])
+    header = ["iteration", "clusters", "perplexity", "stability", "loss", "accuracy in %, masked / unmasked"]
+    parts = [markdown_table(header, rows)]
+    probes = {name: results["probe"] for name, results in run.pretraining.items() if results.get("probe")}
+    if probes:
+        first = next(iter(probes.values()))
+        systems = {"random start": first["systems"][PROBED[0]]}
+        systems |= {name: probe["systems"][PROBED[1]] for name, probe in probes.items()}
+        corpora = list(systems["random start"])
+        table = [
+            [name, percent(first["chance"].get(name)), *(probe_text(scores[name]) for scores in systems.values())]
+            for name in corpora
+        ]
+        parts.append(markdown_table(["linear probe", "chance", *systems], table))
+        parts.append("UAR in % of a linear classifier on mean hidden states, on speakers that it did not train on.")
+    return "\n\n".join(parts)
+
+
+def probe_text(scores: dict[str, Any]) -> str:
+    """`50.0 [45.0, 55.0]`."""
+    return uar_text(scores | {"spread": None})
 
 
 def draw_pictures(run: Run, folder: Path, prefix: str = "") -> list[str]:

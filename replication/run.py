@@ -14,11 +14,13 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # asking for a GPU does not take it
 
+from exhubert.evaluation.results import RESULTS
 from exhubert.model_folder.load import choose_device
 from exhubert.replication import cells
 from exhubert.replication.plan import (
@@ -26,6 +28,7 @@ from exhubert.replication.plan import (
     PRETRAINING,
     ROOT,
     SECONDS,
+    WALL,
     Cell,
     Plan,
     corpus_folders,
@@ -119,18 +122,25 @@ def default_settings(device: str) -> Path | None:
 def run(plan: Plan, facts: dict, workers: int) -> dict[str, str]:
     """Pre-trains where no start was given, then trains what is not finished. Returns what failed, and why."""
     seconds: dict[str, float] = read_table(plan.run / SECONDS) if (plan.run / SECONDS).is_file() else {}
+    began = time.monotonic()
 
     def note(name: str, taken: float) -> None:
+        nonlocal began
+        now = time.monotonic()
         seconds[name] = seconds.get(name, 0.0) + taken
+        seconds[WALL] = seconds.get(WALL, 0.0) + now - began
+        began = now
         write_text(plan.run / SECONDS, json.dumps(seconds, indent=2) + "\n")
 
     threads = 1 if plan.device == "cpu" else 0
     if not plan.start:
         for name in PRETRAINING:
+            whole = (plan.run / name / RESULTS).is_file()  # then it only says so, or that its recipe was another
 
-            def pretrained(job: Job, taken: float) -> None:
-                note(job.name, taken)
-                print(f"{job.name}: {taken:.0f} s", flush=True)
+            def pretrained(job: Job, taken: float, whole: bool = whole) -> None:
+                if not whole:
+                    note(job.name, taken)
+                    print(f"{job.name}: {taken:.0f} s", flush=True)
 
             job = Job(name, cells.pretrain, (plan, name), plan.run / f"{name}.log")
             # Nothing else runs: it has all cores.
@@ -154,7 +164,7 @@ def run(plan: Plan, facts: dict, workers: int) -> dict[str, str]:
     def finished(job: Job, taken: float) -> None:
         note(job.name, taken)
         cell = left.pop(job.name)
-        uars = read_table(plan.folder(cell) / "results.json")["corpora"]
+        uars = read_table(plan.folder(cell) / RESULTS)["corpora"]
         text = ", ".join(f"{name} {100 * scores['uar']:.1f}" for name, scores in uars.items())
         remaining = time_left(list(left.values()), seconds, workers)
         number = total - len(left)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -15,6 +16,7 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
+from tqdm import tqdm
 
 from exhubert.utils.command import quiet_transformers, run_with_one_line_errors
 
@@ -98,6 +100,8 @@ def _enter(job: Job, threads: int) -> None:
     log = os.open(job.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for number in (1, 2):
         os.dup2(log, number)
+    gc.freeze()  # what was imported; accelerate looks for garbage after each training
+    tqdm.set_lock(threading.RLock())  # its own, for processes, is left behind by one that is told to end
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if threads:
         torch.set_num_threads(threads)

@@ -94,6 +94,24 @@ def test_parts_have_their_share_of_clips_and_labels_and_the_largest_speaker_trai
             assert count == pytest.approx(share * labels.count(label), abs=6), (split, label)
 
 
+@pytest.mark.parametrize(("speakers", "said"), [(7, ""), (2, "2 speaker(s) known"), (0, "no speaker(s) known")])
+def test_folds_are_by_speaker_where_there_are_enough_and_each_clip_is_tested_once(capsys, speakers, said):
+    columns = rows(speakers or 1, takes=10)
+    if not speakers:
+        columns["speaker"] = [""] * len(columns["file_name"])
+    folds = [assign_splits(columns, "corpus", "folds:3", fold) for fold in (1, 2, 3)]
+    assert said in capsys.readouterr().out
+    for clip in zip(*folds, strict=True):
+        assert sorted(clip) == sorted(SPLITS)
+    for assigned in folds:
+        tested = [label for label, split in zip(columns["label"], assigned, strict=True) if split == "test"]
+        assert set(Counter(tested)) == set(columns["label"])
+        if speakers >= 3:
+            assert assigned == assign_splits(columns, "corpus", "speaker_folds:3", folds.index(assigned) + 1)
+    with pytest.raises(ValueError, match="fold is 4; the protocol 'folds:3' has the folds 1 to 3"):
+        assign_splits(columns, "corpus", "folds:3", 4)
+
+
 def test_one_dominant_speaker_stays_in_train():
     speakers = ["much"] * 80 + ["a"] * 5 + ["b"] * 5 + ["c"] * 5
     assert split_speakers(speakers, ["anger"] * len(speakers), "corpus")["much"] == "train"
