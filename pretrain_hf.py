@@ -28,7 +28,7 @@ from exhubert.modeling_exhubert import _frame_samples
 from exhubert.reports.plots import plot_pretraining
 from exhubert.training import run_folder
 from exhubert.training.arguments import resolved
-from exhubert.training.audio_pool import AudioPool, hold_out, read_pool, seconds_text
+from exhubert.training.audio_pool import AudioPool, hold_out, read_pool
 from exhubert.training.interruption import Interrupted
 from exhubert.training.masked_prediction import (
     HubertForMaskedPrediction,
@@ -87,11 +87,13 @@ def pretrain(recipe: PretrainingRecipe, training: TrainingArguments, resume: boo
     check_targets(recipe, config, random)
     pool = read_pool(recipe.corpora, recipe.corpora_root, recipe.skip_bad_audio, recipe.clips_per_corpus)
     held_out = hold_out(pool)
-    probe_corpora = read_probe_corpora(recipe.probe_corpora, recipe.corpora_root, recipe.skip_bad_audio)
+    probe_corpora = read_probe_corpora(
+        recipe.probe_corpora, recipe.corpora_root, recipe.label_file, recipe.skip_bad_audio
+    )
     for name, rows in pool.table.groupby("corpus", sort=False):
         held = int(held_out[rows.index].sum())
-        length = seconds_text(rows["duration_seconds"].sum() / 3600)
-        say(f"corpus {name}: {len(rows) - held} train, {held} validation clips, {length}")
+        minutes = rows["duration_seconds"].sum() / 60
+        say(f"corpus {name}: {len(rows) - held} train, {held} validation clips, {minutes:,.0f} minutes")
     clips = {POOL: {"train": pool.select(~held_out).digest(), "validation": pool.select(held_out).digest()}}
     if checkpoint:
         run_folder.check_clips(recipe.output, clips)
