@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate import PartialState
 from transformers import HubertConfig, TrainingArguments, set_seed
 
@@ -40,6 +39,7 @@ from exhubert.training.masked_prediction import (
     read_start,
     save_hubert,
 )
+from exhubert.training.models import suit_device
 from exhubert.training.notices import check_disk, launch_notices, resume_notices
 from exhubert.training.pretraining_recipe import PretrainingRecipe, parse_pretraining
 from exhubert.training.pretraining_trainer import POOL, PretrainingTrainer, ValidationPool
@@ -210,10 +210,7 @@ def build_trainer(
     (train, train_targets), (validation, validation_targets) = (
         (pool.select(rows), [targets.of_clips[row] for row in rows]) for rows in parts.values()
     )
-    if recipe.fast_path and not (training.bf16 or training.fp16) and training.device.type == "cpu":
-        model.set_fast_path()
-    if training.device.type == "cuda" and (training.bf16 or training.fp16) and training.tf32 is None:
-        torch.set_float32_matmul_precision("high")  # what is left in float32
+    suit_device(model, training, recipe.fast_path)
     collator = MaskedPredictionCollator(make_feature_extractor(model.config, recipe.window_seconds), model.config)
     return PretrainingTrainer(
         sampler=RoundRobinSampler([len(train)], recipe.batch_size, recipe.updates, training.seed),

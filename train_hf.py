@@ -10,14 +10,12 @@ TrainingArguments, is an option. Everything is written to the run folder, `outpu
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas
-import torch
 from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedModel, TrainingArguments, set_seed
@@ -37,7 +35,7 @@ from exhubert.training.callbacks import EarlyStopping
 from exhubert.training.collator import AudioCollator
 from exhubert.training.interruption import Interrupted
 from exhubert.training.losses import build_loss
-from exhubert.training.models import load_model, parts_table
+from exhubert.training.models import load_model, parts_table, suit_device
 from exhubert.training.notices import check_disk, launch_notices, resume_notices
 from exhubert.training.round_robin import MultiCorpus, RoundRobinSampler
 from exhubert.training.trainer import RoundRobinTrainer
@@ -173,16 +171,7 @@ def build_trainer(
         training.seed,
         proportional=recipe.sampling == "proportional",
     )
-    mixed = training.bf16 or training.fp16
-    if mixed and training.device.type == "cuda" and training.tf32 is None:  # what is left in float32
-        torch.set_float32_matmul_precision("high")
-    sharded = "ACCELERATE_USE_FSDP" in os.environ  # it finds layers by the names of their classes
-    plain = mixed or sharded or training.device.type != "cpu"
-    if recipe.fast_path and not plain and hasattr(model, "set_fast_path"):
-        model.set_fast_path()
-    if training.torch_compile and hasattr(model, "compile_layers"):  # `Trainer` would compile all layers as one graph
-        model.compile_layers(backend=training.torch_compile_backend, mode=training.torch_compile_mode)
-        training.torch_compile, training.torch_compile_backend = False, "no"
+    suit_device(model, training, recipe.fast_path)
     config: Any = model.config
     masks = config.model_type == ExHuBERTConfig.model_type and config.apply_spec_augment and config.mask_time_prob > 0
     return RoundRobinTrainer(
