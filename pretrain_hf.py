@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate import PartialState
 from transformers import HubertConfig, TrainingArguments, set_seed
 
@@ -28,7 +27,7 @@ from exhubert.modeling_exhubert import _frame_samples
 from exhubert.reports.plots import plot_pretraining
 from exhubert.training import run_folder
 from exhubert.training.arguments import resolved
-from exhubert.training.audio_pool import AudioPool, hold_out, read_pool, seconds_text
+from exhubert.training.audio_pool import AudioPool, hold_out, read_pool
 from exhubert.training.interruption import Interrupted
 from exhubert.training.masked_prediction import (
     HubertForMaskedPrediction,
@@ -40,6 +39,7 @@ from exhubert.training.masked_prediction import (
     read_start,
     save_hubert,
 )
+from exhubert.training.models import suit_device
 from exhubert.training.notices import check_disk, launch_notices, resume_notices
 from exhubert.training.pretraining_recipe import PretrainingRecipe, parse_pretraining
 from exhubert.training.pretraining_trainer import POOL, PretrainingTrainer, ValidationPool
@@ -87,11 +87,13 @@ def pretrain(recipe: PretrainingRecipe, training: TrainingArguments, resume: boo
     check_targets(recipe, config, random)
     pool = read_pool(recipe.corpora, recipe.corpora_root, recipe.skip_bad_audio, recipe.clips_per_corpus)
     held_out = hold_out(pool)
-    probe_corpora = read_probe_corpora(recipe.probe_corpora, recipe.corpora_root, recipe.skip_bad_audio)
+    probe_corpora = read_probe_corpora(
+        recipe.probe_corpora, recipe.corpora_root, recipe.label_file, recipe.skip_bad_audio
+    )
     for name, rows in pool.table.groupby("corpus", sort=False):
         held = int(held_out[rows.index].sum())
-        length = seconds_text(rows["duration_seconds"].sum() / 3600)
-        say(f"corpus {name}: {len(rows) - held} train, {held} validation clips, {length}")
+        minutes = rows["duration_seconds"].sum() / 60
+        say(f"corpus {name}: {len(rows) - held} train, {held} validation clips, {minutes:,.0f} minutes")
     clips = {POOL: {"train": pool.select(~held_out).digest(), "validation": pool.select(held_out).digest()}}
     if checkpoint:
         run_folder.check_clips(recipe.output, clips)
@@ -208,10 +210,7 @@ def build_trainer(
     (train, train_targets), (validation, validation_targets) = (
         (pool.select(rows), [targets.of_clips[row] for row in rows]) for rows in parts.values()
     )
-    if recipe.fast_path and not (training.bf16 or training.fp16) and training.device.type == "cpu":
-        model.set_fast_path()
-    if training.device.type == "cuda" and (training.bf16 or training.fp16) and training.tf32 is None:
-        torch.set_float32_matmul_precision("high")  # what is left in float32
+    suit_device(model, training, recipe.fast_path)
     collator = MaskedPredictionCollator(make_feature_extractor(model.config, recipe.window_seconds), model.config)
     return PretrainingTrainer(
         sampler=RoundRobinSampler([len(train)], recipe.batch_size, recipe.updates, training.seed),

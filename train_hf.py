@@ -10,14 +10,12 @@ TrainingArguments, is an option. Everything is written to the run folder, `outpu
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas
-import torch
 from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedModel, TrainingArguments, set_seed
@@ -38,7 +36,7 @@ from exhubert.training.collator import AudioCollator
 from exhubert.training.frame_cache import shared_frame_cache, take_frames
 from exhubert.training.interruption import Interrupted
 from exhubert.training.losses import build_loss
-from exhubert.training.models import load_model, parts_table
+from exhubert.training.models import load_model, parts_table, suit_device
 from exhubert.training.notices import check_disk, launch_notices, resume_notices
 from exhubert.training.round_robin import MultiCorpus, RoundRobinSampler
 from exhubert.training.trainer import RoundRobinTrainer
@@ -174,6 +172,7 @@ def build_trainer(
         training.seed,
         proportional=recipe.sampling == "proportional",
     )
+<<<<<<< HEAD
     mixed = training.bf16 or training.fp16
     if mixed and training.device.type == "cuda" and training.tf32 is None:  # what is left in float32
         torch.set_float32_matmul_precision("high")
@@ -190,6 +189,9 @@ def build_trainer(
         heard = [splits[split] for splits in corpora.values() for split in ("train", "validation")]
         main_process = training.process_index == 0
         cache = shared_frame_cache(main_process, recipe.cnn_cache, model, extractor, heard, training.device, say)
+=======
+    suit_device(model, training, recipe.fast_path)
+>>>>>>> pretrain
     config: Any = model.config
     masks = config.model_type == ExHuBERTConfig.model_type and config.apply_spec_augment and config.mask_time_prob > 0
     return RoundRobinTrainer(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -170,8 +169,3 @@ def hold_out(pool: AudioPool) -> np.ndarray:
     if held.all():
         raise ValueError("pre-training needs at least two audio files, one of which is held out for validation")
     return held
-
-
-def seconds_text(hours: float) -> str:
-    """A length of audio, in the unit that suits it."""
-    return f"{hours:,.1f} h" if hours >= 1 else f"{math.ceil(60 * hours)} min"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainingArguments
 
 from exhubert.configuration_exhubert import ExHuBERTConfig
 from exhubert.model_folder.load import load_classifier, loading, read_config
@@ -127,6 +128,20 @@ def prepare(model: PreTrainedModel, recipe: Recipe) -> None:
             raise ValueError(f"freeze names {part!r}, which {kind}; leave it out of freeze")
     if recipe.lora:
         add_lora(model, Lora(**recipe.lora))
+
+
+def suit_device(model: Any, training: TrainingArguments, fast_path: bool) -> None:
+    """Has a model compute in the way that is fastest where it is trained; `fast_path` is the recipe's."""
+    mixed = training.bf16 or training.fp16
+    if mixed and training.device.type == "cuda" and training.tf32 is None:  # what is left in float32
+        torch.set_float32_matmul_precision("high")
+    sharded = "ACCELERATE_USE_FSDP" in os.environ  # it finds layers by the names of their classes
+    plain = mixed or sharded or training.device.type != "cpu"
+    if fast_path and not plain and hasattr(model, "set_fast_path"):
+        model.set_fast_path()
+    if training.torch_compile and hasattr(model, "compile_layers"):  # `Trainer` would compile all layers as one graph
+        model.compile_layers(backend=training.torch_compile_backend, mode=training.torch_compile_mode)
+        training.torch_compile, training.torch_compile_backend = False, "no"
 
 
 def parts_table(model: PreTrainedModel) -> str:

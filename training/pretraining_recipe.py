@@ -53,6 +53,7 @@ class PretrainingRecipe:
     fast_path: bool = True  # in float32 on the CPU, take the faster way of computing
     save_minutes: float = 15.0  # minutes between checkpoints; 0 or save_steps: by updates
     probe_corpora: list[str] = field(default_factory=list)  # labelled corpus folders, for linear probes at the end
+    label_file: str | None = None  # YAML file with further emotion words, for the probes
     output: str = ""  # run folder
 
     def check(self) -> None:

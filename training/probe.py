@@ -52,8 +52,12 @@ class ProbeCorpus(NamedTuple):
     folds: list[dict[str, list[int]]]
 
 
-def read_probe_corpora(entries: Sequence[str], root: str = ".", skip_bad_audio: bool = False) -> dict[str, ProbeCorpus]:
+def read_probe_corpora(
+    entries: Sequence[str], root: str = ".", label_file: str | None = None, skip_bad_audio: bool = False
+) -> dict[str, ProbeCorpus]:
     """Reads labelled corpora: in three folds by speaker where there are enough, else by the split that `auto` gives.
+
+    Arguments are as for `load_corpora`.
 
     Raises:
         ValueError: for anything wrong with a corpus; names it.
@@ -62,10 +66,10 @@ def read_probe_corpora(entries: Sequence[str], root: str = ".", skip_bad_audio: 
     for entry in entries:
         protocol = f"speaker_folds:{FOLDS}"
         try:
-            corpora, _ = load_corpora([entry], root, skip_bad_audio=skip_bad_audio, protocol=protocol, fold=1)
+            corpora, _ = load_corpora([entry], root, "six", label_file, skip_bad_audio, protocol=protocol, fold=1)
         except ValueError:
             protocol = "auto"
-            corpora, _ = load_corpora([entry], root, skip_bad_audio=skip_bad_audio)
+            corpora, _ = load_corpora([entry], root, "six", label_file, skip_bad_audio)
         for name, splits in corpora.items():
             if name in found:
                 raise ValueError(f"probe_corpora: the name {name!r} is taken; rename the folder")

@@ -150,10 +150,11 @@ def find_targets(
     enough = 1 + int(np.searchsorted(np.cumsum(seconds) * SAMPLING_RATE / _frame_samples(config)[1], SAMPLED_FRAMES))
     sample = sorted(order[:enough])
     found = gather_object(list(each_clip(pool, sample, features, shortest, config, "features")))
-    rows = [values for _, values, problem in sorted(found, key=lambda each: each[0]) if not problem]
-    frames = np.concatenate(rows) if rows else np.zeros((0, 1), np.float32)
+    found.sort(key=lambda each: each[0])
+    rows = [values for _, values, problem in found if not problem]
     if not rows:
-        raise ValueError(f"none of {len(sample)} clips can be used: {min(found, key=lambda each: each[0])[2]}")
+        raise ValueError(f"none of {len(sample)} clips can be used: {found[0][2]}")
+    frames = np.concatenate(rows)
     if len(frames) < clusters:
         raise ValueError(f"clusters is {clusters}, and the clips have {len(frames)} frames; give fewer, or more audio")
     fitted: list[Any] = [fit_clusters(frames, clusters, seed) if state.is_main_process else None]
@@ -164,10 +165,9 @@ def find_targets(
         return assign((features(samples) - mean) / scale).astype(np.int16)
 
     assigned = gather_object(list(each_clip(pool, range(len(pool)), clusters_of, shortest, config, "targets")))
-    of_clips, problems = [], []
-    for _, values, problem in sorted(assigned, key=lambda each: each[0]):
-        of_clips.append(values)
-        problems += [problem] if problem else []
+    assigned.sort(key=lambda each: each[0])
+    of_clips = [values for _, values, _ in assigned]
+    problems = [problem for _, _, problem in assigned if problem]
     if problems:
         say(f"left out: {len(problems)} of {len(pool)} clips; the first: {problems[0]}")
     used = np.concatenate([of_clips[clip] for clip in np.flatnonzero(train)])
@@ -195,10 +195,10 @@ def each_clip(
     bar = progress_bar(total=len(mine), desc=description, unit="clip", disable=not state.is_main_process)
     with ThreadPoolExecutor(max_workers=2) as threads, bar:
         ahead = deque(threads.submit(read, clip) for clip in mine[:READ_AHEAD])
-        for clip, coming in itertools.zip_longest(mine, mine[READ_AHEAD:]):
+        for number, clip in enumerate(mine):
             row, samples = ahead.popleft().result()
-            if coming is not None:
-                ahead.append(threads.submit(read, coming))
+            if number + READ_AHEAD < len(mine):
+                ahead.append(threads.submit(read, mine[number + READ_AHEAD]))
             frames, problem = frame_count(len(samples), config), ""
             if frames < shortest:
                 problem = f"{row['file_name']} has {len(samples) / SAMPLING_RATE:.2f} s, less than one masked span"
@@ -206,8 +206,6 @@ def each_clip(
                 problem = f"{row['file_name']} is silent, all of its samples are zero"
             yield clip, np.zeros(0, np.int16) if problem else compute(samples), problem
             bar.update()
-            if clip == mine[-1]:
-                return
 
 
 def fit_clusters(
