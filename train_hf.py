@@ -172,26 +172,13 @@ def build_trainer(
         training.seed,
         proportional=recipe.sampling == "proportional",
     )
-<<<<<<< HEAD
-    mixed = training.bf16 or training.fp16
-    if mixed and training.device.type == "cuda" and training.tf32 is None:  # what is left in float32
-        torch.set_float32_matmul_precision("high")
-    sharded = "ACCELERATE_USE_FSDP" in os.environ  # it finds layers by the names of their classes
-    plain = mixed or sharded or training.device.type != "cpu"
-    if recipe.fast_path and not plain and hasattr(model, "set_fast_path"):
-        model.set_fast_path()
-    if training.torch_compile and hasattr(model, "compile_layers"):  # `Trainer` would compile all layers as one graph
-        model.compile_layers(backend=training.torch_compile_backend, mode=training.torch_compile_mode)
-        training.torch_compile, training.torch_compile_backend = False, "no"
+    suit_device(model, training, recipe.fast_path)
     cache = None
     if recipe.cnn_cache:
         take_frames(model)
         heard = [splits[split] for splits in corpora.values() for split in ("train", "validation")]
         main_process = training.process_index == 0
         cache = shared_frame_cache(main_process, recipe.cnn_cache, model, extractor, heard, training.device, say)
-=======
-    suit_device(model, training, recipe.fast_path)
->>>>>>> pretrain
     config: Any = model.config
     masks = config.model_type == ExHuBERTConfig.model_type and config.apply_spec_augment and config.mask_time_prob > 0
     return RoundRobinTrainer(
