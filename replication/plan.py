@@ -275,8 +275,10 @@ def write_plan(plan: Plan, facts: dict[str, Any]) -> None:
     for what, now in (("corpora", facts), ("weights", weights)):
         if before.get(what) and now and before[what] != now:
             raise ValueError(f"{plan.run} was begun with other {what}; give another RUN, or delete it")
-    values = {"corpora": facts, "weights": weights or before.get("weights", ""), "seeds": plan.seeds}
-    values |= {"columns": plan.columns, "protocol": PROTOCOL, "device": plan.device, "lora_rank": plan.lora_rank}
+    columns = [column for column in COLUMNS if column in (*plan.columns, *before.get("columns", ()))]
+    values = {"corpora": facts, "weights": weights or before.get("weights", ""), "columns": columns}
+    values |= {"seeds": max(plan.seeds, before.get("seeds", 0)), "protocol": PROTOCOL, "device": plan.device}
+    values |= {"lora_rank": plan.lora_rank or before.get("lora_rank", 0)}
     write_text(path, json.dumps(values, indent=2) + "\n")
 
 
