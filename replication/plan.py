@@ -297,11 +297,10 @@ def with_start(plan: Plan, start: str) -> Plan:
     source = read_config(start)
     if source.get("model_type") != "hubert":
         raise ValueError(f"{start} is a {source.get('model_type')!r} model; a plain HuBERT is needed to begin with")
-    plan = replace(plan, start=start, lora_rank=1)
+    plan = replace(plan, start=start)
     if "lora" in plan.columns:
-        copies, lora = (
-            parse(plan.command(Cell(0, next(iter(plan.corpora)), column)))[0] for column in ("exhubert_stage1", "lora")
-        )
+        known, first = replace(plan, lora_rank=1), next(iter(plan.corpora))  # any rank will do to read the recipe
+        copies, lora = (parse(known.command(Cell(0, first, column)))[0] for column in ("exhubert_stage1", "lora"))
         plan = replace(plan, lora_rank=lora_rank(HubertConfig.from_dict(source), copies, lora))
     return plan
 
