@@ -275,8 +275,10 @@ def write_plan(plan: Plan, facts: dict[str, Any]) -> None:
     for what, now in (("corpora", facts), ("weights", weights)):
         if before.get(what) and now and before[what] != now:
             raise ValueError(f"{plan.run} was begun with other {what}; give another RUN, or delete it")
-    values = {"corpora": facts, "weights": weights or before.get("weights", ""), "seeds": plan.seeds}
-    values |= {"columns": plan.columns, "protocol": PROTOCOL, "device": plan.device, "lora_rank": plan.lora_rank}
+    columns = [column for column in COLUMNS if column in (*plan.columns, *before.get("columns", ()))]
+    values = {"corpora": facts, "weights": weights or before.get("weights", ""), "columns": columns}
+    values |= {"seeds": max(plan.seeds, before.get("seeds", 0)), "protocol": PROTOCOL, "device": plan.device}
+    values |= {"lora_rank": plan.lora_rank or before.get("lora_rank", 0)}
     write_text(path, json.dumps(values, indent=2) + "\n")
 
 
@@ -295,11 +297,10 @@ def with_start(plan: Plan, start: str) -> Plan:
     source = read_config(start)
     if source.get("model_type") != "hubert":
         raise ValueError(f"{start} is a {source.get('model_type')!r} model; a plain HuBERT is needed to begin with")
-    plan = replace(plan, start=start, lora_rank=1)
+    plan = replace(plan, start=start)
     if "lora" in plan.columns:
-        copies, lora = (
-            parse(plan.command(Cell(0, next(iter(plan.corpora)), column)))[0] for column in ("exhubert_stage1", "lora")
-        )
+        known, first = replace(plan, lora_rank=1), next(iter(plan.corpora))  # any rank will do to read the recipe
+        copies, lora = (parse(known.command(Cell(0, first, column)))[0] for column in ("exhubert_stage1", "lora"))
         plan = replace(plan, lora_rank=lora_rank(HubertConfig.from_dict(source), copies, lora))
     return plan
 

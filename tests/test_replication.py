@@ -78,7 +78,7 @@ def test_a_stopped_grid_goes_on_and_does_no_finished_cell_again(grid):
     assert f"{len(times)} of 18 cells are finished" in second
     assert {name: Path(name).stat().st_mtime_ns for name in times} == times
     assert len(list(folder.glob("run/seed*/*/*/cell.json"))) == 18
-    assert re.search(r"\[18/18\] seed1/nobody/\w+: UAR nobody \d+\.\d; \d+ s; about 0 min left", second)
+    assert re.search(r"\[18/18\] seed\d/\w+/\w+: UAR \w+ \d+\.\d; \d+ s; about 0 min left", second)
 
 
 @pytest.mark.slow
