@@ -28,7 +28,7 @@ from exhubert.reports.plots import plot_pretraining
 from exhubert.training import run_folder
 from exhubert.training.arguments import resolved
 from exhubert.training.audio_pool import AudioPool, hold_out, read_pool
-from exhubert.training.interruption import Interrupted
+from exhubert.training.interruption import INTERRUPTED, Interrupted
 from exhubert.training.masked_prediction import (
     HubertForMaskedPrediction,
     MaskedPredictionCollator,
@@ -59,8 +59,6 @@ from exhubert.training.targets import (
 from exhubert.utils.command import quiet_transformers, run_with_one_line_errors
 from exhubert.utils.files import disk_errors, locked
 from exhubert.utils.versions import versions
-
-INTERRUPTED = 3  # the exit code after SIGTERM or SIGINT, when everything is saved
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "pretrain_hf.py") -> int:

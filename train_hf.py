@@ -34,7 +34,7 @@ from exhubert.training.augmentation import Augmentation
 from exhubert.training.callbacks import EarlyStopping
 from exhubert.training.collator import AudioCollator
 from exhubert.training.frame_cache import shared_frame_cache, take_frames
-from exhubert.training.interruption import Interrupted
+from exhubert.training.interruption import INTERRUPTED, Interrupted
 from exhubert.training.losses import build_loss
 from exhubert.training.models import load_model, parts_table, suit_device
 from exhubert.training.notices import check_disk, launch_notices, resume_notices
@@ -42,8 +42,6 @@ from exhubert.training.round_robin import MultiCorpus, RoundRobinSampler
 from exhubert.training.trainer import RoundRobinTrainer
 from exhubert.utils.command import quiet_transformers, run_with_one_line_errors
 from exhubert.utils.files import disk_errors, locked
-
-INTERRUPTED = 3  # the exit code after SIGTERM or SIGINT, when everything is saved
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "train_hf.py") -> int:

@@ -58,8 +58,7 @@ def load_corpora(
         raise ValueError(f"clips_per_corpus is {clips_per_corpus}; it must be above 0")
     read: dict[str, tuple[Dataset, str]] = {}
     for entry in entries:
-        below = Path(root) / entry
-        source = below if below.exists() else Path(entry) if Path(entry).exists() else entry
+        source = find_source(entry, root)
         name = folder_name(source)
         if name in read or name == "average":  # what results call the mean over corpora
             raise ValueError(f"{source}: the name {name!r} is taken; rename the folder")
@@ -82,14 +81,25 @@ def load_corpora(
         corpora[name] = {}
         for split, part in splits.items():
             part = part.select([row for row, index in enumerate(part["labels"][:]) if index is not None])
-            if share < 1.0:  # a random part, the same whatever the order of the rows
-                by_name = np.argsort(part["file_name"][:], kind="stable")
-                chosen = np.random.RandomState(0).permutation(len(part))[: max(1, round(share * len(part)))]
-                part = part.select(sorted(by_name[chosen]))
+            if share < 1.0:
+                part = random_part(part, max(1, round(share * len(part))))
             corpora[name][split] = check_audio(part, skip_bad_audio)
             if not len(corpora[name][split]):
                 raise ValueError(f"corpus {name!r}: no clips with good audio in its {split} split")
     return corpora, class_names
+
+
+def find_source(entry: str, root: str) -> str | Path:
+    """Where a corpus is: below `root`, a path of its own, or what else `read_corpus` takes."""
+    below = Path(root) / entry
+    return below if below.exists() else Path(entry) if Path(entry).exists() else entry
+
+
+def random_part(dataset: Dataset, clips: int) -> Dataset:
+    """So many clips, chosen at random but always the same, whatever the order of the rows."""
+    by_name = np.argsort(dataset["file_name"][:], kind="stable")
+    chosen = np.random.RandomState(0).permutation(len(dataset))[:clips]
+    return dataset.select(sorted(by_name[chosen]))
 
 
 def read_by_protocol(source: str | Path, name: str, protocol: str) -> tuple[Dataset, str]:

@@ -116,7 +116,7 @@ def plot_pretraining(path: Path, log_history: Sequence[Mapping[str, Any]], title
         for which, axes, colour in (
             ("accuracy_masked", left, BLUE),
             ("accuracy_unmasked", left, VERMILION),
-            ("loss", right, BLUE),
+            ("loss", right, GREY),
         ):
             points = [(entry["step"], entry[prefix + which]) for entry in log_history if prefix + which in entry]
             if points:

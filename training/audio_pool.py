@@ -14,6 +14,7 @@ from datasets import Audio, Dataset
 from torch.utils.data import Dataset as TorchDataset
 
 from exhubert.audio_exhubert import audio_seconds
+from exhubert.corpora.load import find_source, random_part
 from exhubert.corpora.readers import check_audio, locate_clip, read_corpus, rows_at_once, table_of_files
 from exhubert.corpora.registry import folder_name
 from exhubert.utils.files import is_audio, visible_files
@@ -78,16 +79,13 @@ def read_pool(
     corpora: dict[str, Dataset] = {}
     tables = []
     for entry in entries:
-        below = Path(root) / entry
-        source = below if below.exists() else Path(entry) if Path(entry).exists() else entry
+        source = find_source(entry, root)
         name = folder_name(source)
         if name in corpora:
             raise ValueError(f"{source}: the name {name!r} is taken; rename the folder")
         dataset = read_any_audio(source)
         if clips_per_corpus is not None and clips_per_corpus < len(dataset):
-            by_name = np.argsort(dataset["file_name"][:], kind="stable")
-            chosen = np.random.RandomState(0).permutation(len(dataset))[:clips_per_corpus]
-            dataset = dataset.select(sorted(by_name[chosen]))
+            dataset = random_part(dataset, clips_per_corpus)
         dataset = check_audio(dataset, skip_bad_audio)
         if not len(dataset):
             raise ValueError(f"{source}: no clips with good audio")

@@ -9,6 +9,7 @@ import time
 from types import FrameType
 from typing import Any
 
+INTERRUPTED = 3  # the exit code after SIGTERM or SIGINT, when everything is saved
 SAME_PRESS_SECONDS = 1.0  # torchrun passes on the Ctrl-C that the terminal has sent to every process already
 
 

@@ -173,7 +173,8 @@ def check_recipe(directory: Path, recipe: dict[str, Any], kind: Any = Recipe) ->
     for given in (recipe, began):
         values = {name: given.get(name, default) for name, default in vars(kind()).items() if name not in FREE}
         values["corpora"] = [Path(entry).name for entry in given["corpora"]]
-        values["cnn_cache"] = "in use" if values["cnn_cache"] else "not in use"  # wherever it lies
+        if "cnn_cache" in values:
+            values["cnn_cache"] = "in use" if values["cnn_cache"] else "not in use"  # wherever it lies
         for spec in fields(TrainingArguments):
             if not spec.name.startswith(FREE_TRAINING):
                 values[spec.name] = given["training"].get(spec.name, spec.default)
