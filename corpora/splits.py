@@ -282,6 +282,7 @@ def _fold(
             print(f"corpus {corpus!r}: {known or 'no'} speaker(s) known; its folds are of clips, and share speakers")
             names, hashes = columns["file_name"], columns.get("content_hash") or [""] * len(groups)
             groups = [content_hash or name for name, content_hash in zip(names, hashes, strict=True)]
+            speakers = []
     if folds in ("session", "session_folds"):
         if not all(sessions) or not sessions:
             raise ValueError(f"corpus {corpus!r}: the protocol {protocol!r} needs a `session` in every row")

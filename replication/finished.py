@@ -130,11 +130,11 @@ def export(run: Run, target: Path) -> None:
         return rows_of
 
     target.mkdir(parents=True, exist_ok=True)
-    write_text(target / CLIPS, json.dumps(described, indent=1) + "\n")
-    write_text(target / PLAN, json.dumps(run.plan, indent=1) + "\n")
-    write_text(target / SECONDS, json.dumps(run.seconds, indent=1) + "\n")
+    write_text(target / CLIPS, _by_key(described))
+    write_text(target / PLAN, _by_key(run.plan))
+    write_text(target / SECONDS, _by_key(run.seconds))
     for name, results in run.pretraining.items():
-        write_text(target / f"{name}.json", json.dumps(results, indent=1) + "\n")
+        write_text(target / f"{name}.json", _by_key(results))
     for cell, found in run.cells.items():
         values = cell._asdict() | {
             "fold": cell.fold,
@@ -144,7 +144,13 @@ def export(run: Run, target: Path) -> None:
         values |= {"scores": _scores(found.test), "forgetting": _scores(found.forgetting), "curves": found.curves}
         values |= {"test_predictions": digits(found.test, cell.fold)}
         values |= {"forgetting_predictions": digits(found.forgetting, cell.fold), **found.made_by}
-        write_text(target / f"{cell.name.replace('/', '_')}.json", json.dumps(values, indent=1) + "\n")
+        write_text(target / f"{cell.name.replace('/', '_')}.json", _by_key(values))
+
+
+def _by_key(values: dict[str, Any]) -> str:
+    """JSON with a line for each key, so that many files of a hundred numbers stay short."""
+    lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in values.items()]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def _scores(table: pandas.DataFrame) -> dict[str, Any]:

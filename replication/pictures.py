@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
+from exhubert.reports.tables import AVERAGE
 from exhubert.utils.figures import add_legend, curve_style, legend_width, new_figure, save_figure, wrapped
 
 Curve = Sequence[tuple[int, float]]
@@ -39,6 +40,8 @@ def plot_bands(
                 continue
             values = 100 * np.array([[seed[step] for step in steps] for seed in seeds])
             style = curve_style(number, len(lines)) | {"linewidth": 1.6}
+            if line == AVERAGE:
+                style |= {"color": "black", "linewidth": 2.2, "zorder": 3}
             (handles[line],) = axes.plot(steps, values.mean(axis=0), **style)
             axes.fill_between(
                 steps, values.min(axis=0), values.max(axis=0), color=style["color"], alpha=0.12, linewidth=0

@@ -279,6 +279,27 @@ def test_the_words_of_claims_follow_from_the_intervals(other, better, word, alik
     assert line.split("|")[3].strip().endswith(word)
 
 
+def test_pre_training_is_judged_by_its_last_probe():
+    found = made_up({"hubert": 0.5})
+    for name, gain in (("pretrain_1", -0.1), ("pretrain_2", 0.1)):
+        scores = {"difference": gain, "interval": [gain - 0.05, gain + 0.05], "p": 0.001}
+        pair = {"models": ["random", "pre-trained"], "corpora": {"x": scores, "y": scores}, "average": scores}
+        systems = {
+            system: {key: {"uar": uar, "uar_interval": [uar - 0.1, uar + 0.1]} for key in ("x", "y", "average")}
+            for system, uar in (("random", 0.4), ("pre-trained", 0.4 + gain))
+        }
+        found.pretraining[name] = {
+            "targets": {"clusters": 100, "perplexity": 90.0, "stability": 0.5},
+            "validation": {"loss": 2.0, "accuracy_masked": 0.3, "accuracy_unmasked": 0.6},
+            "probe": {"systems": systems, "chance": {"x": 0.5, "y": 0.5}, "comparison": [pair]},
+        }
+    text = report.report_text(found)
+    (row,) = [line for line in text.splitlines() if line.startswith("| pre-training helps")]
+    assert row.count("+10.0 [+5.0, +15.0] held") == 3
+    (row,) = [line for line in text.splitlines() if line.startswith("| average") and "30.0 [20.0, 40.0]" in line]
+    assert [cell.split()[0] for cell in row.split("|")[3:6]] == ["40.0", "30.0", "50.0"]
+
+
 @pytest.mark.parametrize(
     ("interval", "word", "alike"),
     [

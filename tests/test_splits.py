@@ -110,6 +110,8 @@ def test_folds_are_by_speaker_where_there_are_enough_and_each_clip_is_tested_onc
             assert assigned == assign_splits(columns, "corpus", "speaker_folds:3", folds.index(assigned) + 1)
     with pytest.raises(ValueError, match="fold is 4; the protocol 'folds:3' has the folds 1 to 3"):
         assign_splits(columns, "corpus", "folds:3", 4)
+    with pytest.raises(ValueError, match=f"1000 folds of {len(columns['file_name'])} clips; give fewer"):
+        assign_splits(columns, "corpus", "folds:1000", 1)
 
 
 def test_one_dominant_speaker_stays_in_train():
