@@ -154,10 +154,9 @@ class Plan:
         settings = {"model": str(ROOT / "replication" / "hubert.yaml")} | self.settings.get(name, {})
         fixed = ["--corpora", *folders, "--output", str(self.run / name)]
         fixed += ["--use_cpu", str(self.device == "cpu").lower()]
-        if not self.label_file:  # which a probe does not take
-            fixed += ["--probe_corpora", *folders]
-        if name != PRETRAINING[0]:
-            fixed += ["--target_model", str(self.run / PRETRAINING[0] / "model")]
+        if name == PRETRAINING[-1]:
+            fixed += ["--target_model", str(self.run / PRETRAINING[0] / "model"), "--probe_corpora", *folders]
+            fixed += ["--label_file", self.label_file] if self.label_file else []
         return [str(self.recipes / f"{name}.yaml"), *as_options(settings), *fixed]
 
     def is_finished(self, cell: Cell) -> bool:
