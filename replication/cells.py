@@ -11,6 +11,7 @@ from exhubert.evaluation.predictions import classify, predictions_table
 from exhubert.evaluation.results import RESULTS, make_results
 from exhubert.model_folder.load import load_for_answers
 from exhubert.replication.plan import FINISHED, PROTOCOL, STAGE_1, Cell, Plan, remove_weights
+from exhubert.training.arguments import parse
 from exhubert.training.run_folder import ENVIRONMENT, SETTINGS
 from exhubert.utils.files import read_table, whole_file, write_text
 
@@ -47,15 +48,16 @@ def resume(folder: Path) -> list[str]:
 
 
 def test_forgetting(plan: Plan, cell: Cell) -> None:
-    """Evaluates a cell's model on the test splits of stage 1's corpora, in the same fold."""
+    """Evaluates a cell's model on the test clips of stage 1, of the same fold."""
     folder = plan.folder(cell)
+    stage_1, *_ = parse(plan.command(cell._replace(column=STAGE_1)))
     model, extractor = load_for_answers(str(folder / "model"), plan.device)
     class_names = [model.config.id2label[index] for index in range(model.config.num_labels)]
     corpora, _ = load_corpora(
         plan.others(cell.held_out),
         labels=class_names,
         label_file=plan.label_file,
-        clips_per_corpus=plan.forgetting_clips,
+        clips_per_corpus=stage_1.clips_per_corpus,
         protocol=PROTOCOL,
         fold=cell.fold,
         needed=("test",),

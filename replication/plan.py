@@ -92,7 +92,6 @@ class Plan:
             win over the file's.
         device: cpu or cuda.
         label_file: YAML file with further emotion words.
-        forgetting_clips: so many clips of each corpus, all splits together, show what was forgotten; None is all.
         lora_rank: at which LoRA trains as many parameters as the copies; 0 until it is known.
     """
 
@@ -105,7 +104,6 @@ class Plan:
     settings: dict[str, dict[str, Any]]
     device: str = "cpu"
     label_file: str | None = None
-    forgetting_clips: int | None = None
     lora_rank: int = 0
 
     def folder(self, cell: Cell) -> Path:

@@ -61,9 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--recipes", type=Path, default=ROOT / "recipes" / "replication", help="folder of the recipes")
     add("--settings", type=Path, help="YAML file, stage: {key: value}, whose keys win over the recipes'")
     add("--label-file", help="YAML file with further emotion words")
-    add("--forgetting-clips", type=int, help="of each corpus, for what stage 2 forgets (default: all)")
     options = parser.parse_args(arguments)
-    for name in ("workers", "seeds", "forgetting_clips"):
+    for name in ("workers", "seeds"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}; it must be above 0")
@@ -78,7 +77,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings=read_settings(options.settings or default_settings(options.device)),
         device=options.device,
         label_file=options.label_file,
-        forgetting_clips=options.forgetting_clips,
     )
     if options.start:
         start = str(Path(options.start).resolve()) if Path(options.start).exists() else options.start
