@@ -440,11 +440,13 @@ def spoil_audio(directory: Path, samples: np.ndarray) -> None:
         (["--corpora", "missing"], "missing: no such corpus folder"),
         (["--load_best_model_at_end", "true"], "load_best_model_at_end has no use in pre-training; leave it out"),
         (["--probe_corpora", "talk"], "talk: no metadata.csv"),
+        (["--probe_corpora", "angry"], "corpus 'angry': all training clips of a probe are of one class"),
     ],
 )
 def test_what_is_refused_in_one_line(tmp_path, capsys, options, expected):
     recipe = recipe_in(write_talk(tmp_path))
     (tmp_path / "empty").mkdir()
+    write_corpus(tmp_path / "angry", labels=("anger",))
     assert expected in refused(capsys, pretrain_hf.main, recipe, *options)
 
 

@@ -83,6 +83,12 @@ def read_probe_corpora(
                     {split: part["clip"][:] for split, part in split_corpus(clips, name, protocol, fold).items()}
                     for fold in range(1, FOLDS + 1)
                 ]
+            labels = np.asarray(clips["labels"][:])
+            if any(len(set(labels[fold["train"]])) < 2 for fold in folds):
+                raise ValueError(
+                    f"corpus {name!r}: all training clips of a probe are of one class, or there are none; leave it out "
+                    "of probe_corpora"
+                )
             found[name] = ProbeCorpus(clips, protocol, folds)
     return found
 
