@@ -270,9 +270,9 @@ def claims_section(run: Run) -> str:
     note = (
         "Differences of UAR in points on the same clips of all seeds together, with 95 % intervals by speaker. `held`: "
         "the interval is above zero; `did not hold`: below; `undecided`: it reaches zero. As good is not worse by "
-        f"{100 * MARGIN:.0f} points: it holds where the interval is below that. p is not corrected for the number of "
-        "claims. An interval by speaker is for other speakers and these trainings; how far seeds are apart is in the "
-        "column by seed."
+        f"{100 * MARGIN:.0f} points: it holds where the interval is below that. p is that of no difference, not "
+        "corrected for the number of claims. An interval by speaker is for other speakers and these trainings; how far "
+        "seeds are apart is in the column by seed."
     )
     header = ["claim", "difference", AVERAGE, "p", "average by seed", *corpora]
     return f"{markdown_table(header, rows, left=(0, 1))}\n\n{note}"
