@@ -700,7 +700,7 @@ def _check_input(input_values: torch.Tensor, attention_mask: torch.Tensor | None
         raise ValueError(f"input_values has shape {shape}; (batch, samples) is needed, neither of them 0")
     if not input_values.is_floating_point():
         raise ValueError(f"input_values is {input_values.dtype}; floating-point samples are needed")
-    needed, _ = _frame_samples(config)
+    needed, _ = frame_samples(config)
     if shape[1] < needed:
         raise ValueError(f"input_values has {shape[1]} samples; at least {needed} are needed (16 kHz)")
     if attention_mask is not None and tuple(attention_mask.shape) != shape:
@@ -736,7 +736,7 @@ def bfloat16_error(in_channels: int, out_channels: int, kernel: int, stride: int
         return float((got - expected).norm() / expected.norm())
 
 
-def _frame_samples(config: ExHuBERTConfig) -> tuple[int, int]:
+def frame_samples(config: ExHuBERTConfig) -> tuple[int, int]:
     """Samples that the CNN needs for one frame, and for each one more."""
     first, more = 1, 1
     for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
@@ -751,7 +751,7 @@ def draw_time_mask(
 
     `HubertModel` would draw them itself, but without the attention mask, and raise where no span fits.
     """
-    first, more = _frame_samples(config)
+    first, more = frame_samples(config)
     batch, samples = input_values.shape
     frames = (samples - first) // more + 1
     lengths = torch.tensor([samples] * batch) if attention_mask is None else attention_mask.sum(dim=-1).cpu()

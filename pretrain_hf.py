@@ -23,7 +23,7 @@ from transformers import HubertConfig, TrainingArguments, set_seed
 
 from exhubert.evaluation.results import write_results
 from exhubert.model_folder.load import make_feature_extractor
-from exhubert.modeling_exhubert import _frame_samples
+from exhubert.modeling_exhubert import frame_samples
 from exhubert.reports.plots import plot_pretraining
 from exhubert.training import run_folder
 from exhubert.training.arguments import resolved
@@ -150,11 +150,11 @@ def check_targets(recipe: PretrainingRecipe, config: HubertConfig, random: bool)
             f"target_layer is {recipe.target_layer}; {recipe.target_model} has the hidden states 0 to "
             f"{target.num_hidden_layers}"
         )
-    if _frame_samples(target) != _frame_samples(config):
+    if frame_samples(target) != frame_samples(config):
         raise ValueError(
-            f"{recipe.target_model} makes frames of {_frame_samples(target)[0]} samples every "
-            f"{_frame_samples(target)[1]}, and {recipe.model} of {_frame_samples(config)[0]} every "
-            f"{_frame_samples(config)[1]}; they must be the same"
+            f"{recipe.target_model} makes frames of {frame_samples(target)[0]} samples every "
+            f"{frame_samples(target)[1]}, and {recipe.model} of {frame_samples(config)[0]} every "
+            f"{frame_samples(config)[1]}; they must be the same"
         )
 
 
@@ -170,7 +170,7 @@ def make_targets(
     path = Path(recipe.output) / TARGETS
     names = ("targets", "clusters", "target_model", "target_layer", "mask_length")
     settings = {name: getattr(recipe, name) for name in names} | {"seed": training.seed}
-    key = targets_key(pool, settings | {"frames": _frame_samples(model.config)})
+    key = targets_key(pool, settings | {"frames": frame_samples(model.config)})
     kept = load_targets(path, key)
     PartialState().wait_for_everyone()
     if kept is not None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from exhubert.configuration_exhubert import SIX_CLASSES
 from exhubert.corpora.registry import corpus_or_none, find_corpus
-from exhubert.utils.files import read_table
+from exhubert.utils.files import LOADER_OF_OWN_FILES, read_table
 from exhubert.utils.text import nearest
 
 LABEL_FIELDS = {"arousal", "valence", "aliases", "source", "disputed", "note", "corpora"}
@@ -169,7 +169,7 @@ def plain_word(word: object) -> str:
 def _read_words(path: Path) -> dict[Any, Any]:
     if not path.is_file():
         raise ValueError(f"{path}: no such label file")
-    return read_table(path, "YAML")
+    return read_table(path, "YAML", LOADER_OF_OWN_FILES) if path == LABEL_FILE else read_table(path, "YAML")
 
 
 def _load(

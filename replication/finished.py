@@ -102,8 +102,14 @@ def export(run: Run, target: Path) -> None:
     """Writes what all numbers follow from into small files: without weights, and without the names of clips.
 
     `clips.json` has, by fold and corpus, each speaker's number of clips and all references, a digit each; a cell's file
-    has its predictions in the same order, `-` for a clip that was not tested.
+    has its predictions in the same order, `-` for a clip that was not tested. What was exported there before goes: its
+    predictions may be of other clips.
+
+    Raises:
+        ValueError: if `target` is a run folder.
     """
+    if (target / PLAN).is_file() and not (target / CLIPS).is_file():
+        raise ValueError(f"{target} is a run folder; give another one to export to")
     digit = {name: str(number) for number, name in enumerate(SIX_CLASSES)}
     parts: dict[tuple[str, str], list[pandas.DataFrame]] = {}
     for found in run.cells.values():
@@ -130,6 +136,8 @@ def export(run: Run, target: Path) -> None:
         return rows_of
 
     target.mkdir(parents=True, exist_ok=True)
+    for left in target.glob("seed*.json"):
+        left.unlink()
     write_text(target / CLIPS, _by_key(described))
     write_text(target / PLAN, _by_key(run.plan))
     write_text(target / SECONDS, _by_key(run.seconds))

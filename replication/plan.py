@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -142,8 +143,7 @@ class Plan:
         fixed += ["--output", str(self.folder(cell)), "--use_cpu", str(self.device == "cpu").lower()]
         if self.label_file:
             fixed += ["--label_file", self.label_file]
-        if "cnn_cache" in vars(Recipe()):  # of a frozen CNN, which all of these have
-            fixed += ["--cnn_cache", str(self.run / "cnn_cache")]
+        fixed += ["--cnn_cache", str(self.run / "cnn_cache")]  # of a frozen CNN, which all of these have
         return [str(recipe), *as_options(settings), *fixed]
 
     def pretraining_command(self, name: str) -> list[str]:
@@ -208,7 +208,7 @@ def corpus_folders(directories: Sequence[Path]) -> dict[str, Path]:
             name = folder_name(folder)
             if name in found:
                 raise ValueError(f"{folder}: the name {name!r} is taken by {found[name]}; rename the folder")
-            found[name] = folder.resolve()
+            found[name] = Path(os.path.abspath(folder))  # a link keeps its name
     if len(found) < FEWEST_CORPORA:
         raise ValueError(
             f"{len(found)} corpus folder(s) in {', '.join(map(str, directories))}; {FEWEST_CORPORA} are needed: one is "
@@ -234,10 +234,11 @@ def look_at_corpora(corpora: dict[str, Path], label_file: str | None = None) -> 
     for name, folder in corpora.items():
         folds = {}
         classes: set[int] = set()
-        speakers: dict[str, set[str]] = {}
+        tested: set[str] = set()
         for fold in range(1, FOLDS + 1):
             with contextlib.redirect_stdout(io.StringIO()) if fold > 1 else contextlib.nullcontext():
                 loaded, _ = load_corpora([str(folder)], label_file=label_file, protocol=PROTOCOL, fold=fold)
+            heard = {}
             for split in SPLITS:
                 own = set(loaded[name][split]["labels"][:])
                 classes |= own
@@ -246,15 +247,15 @@ def look_at_corpora(corpora: dict[str, Path], label_file: str | None = None) -> 
                     raise ValueError(
                         f"corpus {name!r}: {what}; leave it out, or label it with words of two classes or more"
                     )
-                speakers.setdefault(split, set()).update(loaded[name][split].unique("speaker"))
+                heard[split] = set(loaded[name][split]["speaker"][:])
+            tested |= heard["test"]
             clips = sum(len(part) for part in loaded[name].values())
-            shared = set(loaded[name]["train"].unique("speaker")) & set(loaded[name]["test"].unique("speaker"))
             folds[f"fold {fold}"] = run_folder.clips_of(loaded)[name]
         facts[name] = {
             "classes": [SIX_CLASSES[index] for index in sorted(classes)],
             "clips": clips,
-            "speakers": len(speakers["test"] - {"", None}),
-            "speakers_apart": not shared,
+            "speakers": len(tested - {"", None}),
+            "speakers_apart": not heard["train"] & heard["test"],
             "folds": folds,
         }
     return facts

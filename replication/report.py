@@ -36,23 +36,23 @@ from exhubert.replication.finished import (
 from exhubert.replication.pictures import plot_bands
 from exhubert.replication.plan import COLUMNS, PRETRAINING, ROOT, STAGE_1, WALL, Cell
 from exhubert.reports.plots import plot_uars
-from exhubert.reports.tables import AVERAGE, UNKNOWN, parameter_count, percent, points
+from exhubert.reports.tables import AVERAGE, UNKNOWN, bracketed, p_text, parameter_count, percent, points
 from exhubert.utils.command import run_with_one_line_errors
 from exhubert.utils.files import write_text
 from exhubert.utils.text import markdown_table
 
 DOCUMENT = ROOT / "docs" / "replication.md"
-ALIKE = 0.02  # UAR: as good is within so much
+MARGIN = 0.02  # UAR: as good is not worse by so much
 PROBED = ("random", "pre-trained")  # as pretrain_hf.py calls what it probes
 
 
 class Claim(NamedTuple):
-    """What is said of two columns: that `better` has the higher UAR, or, with `alike`, that both have the same."""
+    """What is said of two columns: that `better` has the higher UAR; with `as_good`, that `other` is not worse."""
 
     text: str
     better: str
     other: str
-    alike: bool = False
+    as_good: bool = False
 
 
 CLAIMS = (
@@ -61,7 +61,7 @@ CLAIMS = (
     Claim("expansion helps without stage 1, too", "exhubert", "hubert"),
     Claim("unfreezing the originals hurts", "exhubert_stage1", "non_frozen"),
     Claim("tripling the layers hurts", "exhubert_stage1", "xlarge"),
-    Claim("LoRA with as many parameters is as good", "exhubert_stage1", "lora", alike=True),
+    Claim("LoRA with as many parameters is as good", "exhubert_stage1", "lora", as_good=True),
     Claim("copies are better than a frozen encoder's weighted sum", "exhubert_stage1", "weighted_sum"),
 )
 
@@ -205,24 +205,20 @@ def uar_text(scores: dict[str, Any] | None) -> str:
     """`50.0 [45.0, 55.0] ± 3.0`; what is not known is left out."""
     if scores is None:
         return ""
-    interval, spread = scores["uar_interval"], scores["spread"]
-    bracket = f" [{percent(interval[0])}, {percent(interval[1])}]" if interval else ""
-    return f"{percent(scores['uar'])}{bracket}" + (f" ± {percent(spread)}" if spread is not None else "")
+    spread = f" ± {percent(scores['spread'])}" if scores["spread"] is not None else ""
+    return bracketed(scores["uar"], scores["uar_interval"], percent) + spread
 
 
-def verdict(interval: Sequence[float] | None, alike: bool = False) -> str:
+def verdict(interval: Sequence[float] | None, as_good: bool = False) -> str:
     """What a difference's interval says of a claim: `held`, `did not hold` or `undecided`.
 
-    That one is better holds where the interval is above zero, and does not where it is below; that both are alike
-    holds where the interval is within `ALIKE` of zero, and does not where it is outside of that.
+    That one is better holds where the interval is above zero, and does not where it is below; that the other is as good
+    holds where the interval is below `MARGIN`, and does not where it is above that.
     """
     if interval is None:
         return "undecided"
     low, high = interval
-    if alike:
-        held, refuted = low > -ALIKE and high < ALIKE, low > ALIKE or high < -ALIKE
-    else:
-        held, refuted = low > 0, high < 0
+    held, refuted = (high < MARGIN, low > MARGIN) if as_good else (low > 0, high < 0)
     return "held" if held else "did not hold" if refuted else "undecided"
 
 
@@ -245,42 +241,38 @@ def compared(run: Run, claim: Claim) -> dict[str, Any] | None:
     return found | {"seeds": [float(np.mean(each)) for each in whole.values()]}
 
 
-def difference_text(scores: dict[str, Any] | None, alike: bool) -> str:
+def difference_text(scores: dict[str, Any] | None, as_good: bool) -> str:
     """`+1.5 [+0.5, +2.5] held`."""
-    if scores is None:
-        return ""
-    interval = scores["interval"]
-    bracket = f" [{points(interval[0])}, {points(interval[1])}]" if interval else ""
-    return f"{points(scores['difference'])}{bracket} {verdict(interval, alike)}"
+    return f"{change_text(scores)} {verdict(scores['interval'], as_good)}" if scores else ""
 
 
 def claims_section(run: Run) -> str:
     """Each claim as a paired comparison; the words follow from the intervals."""
     corpora = list(run.plan["corpora"])
-    lines = [(claim.text, f"{claim.better} - {claim.other}", compared(run, claim), claim.alike) for claim in CLAIMS]
+    lines = [(claim.text, f"{claim.better} - {claim.other}", compared(run, claim), claim.as_good) for claim in CLAIMS]
     if probe := last_probe(run):
         pair = next(each for each in probe["comparison"] if each["models"] == list(PROBED))
         lines.insert(0, ("pre-training helps (linear probe)", f"{PROBED[1]} - {PROBED[0]}", pair, False))
     rows = []
-    for text, difference, found, alike in lines:
+    for text, difference, found, as_good in lines:
         scores = dict.fromkeys(corpora) | (found["corpora"] if found else {})
         average = found[AVERAGE] if found and len(found["corpora"]) == len(corpora) else None
-        p = average["p"] if average else None
         rows.append(
             [
                 text,
                 difference,
-                difference_text(average, alike),
-                "" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}",
+                difference_text(average, as_good),
+                p_text(average["p"]) if average else "",
                 ", ".join(points(each) for each in found.get("seeds", [])) if found else "",
-                *(difference_text(scores[corpus], alike) for corpus in corpora),
+                *(difference_text(scores[corpus], as_good) for corpus in corpora),
             ]
         )
     note = (
         "Differences of UAR in points on the same clips of all seeds together, with 95 % intervals by speaker. `held`: "
-        "the interval is above zero; `did not hold`: below; `undecided`: it reaches zero. As good is within "
-        f"{100 * ALIKE:.0f} points of zero. p is not corrected for the number of claims. An interval by speaker is for "
-        "other speakers and these trainings; how far seeds are apart is in the column by seed."
+        "the interval is above zero; `did not hold`: below; `undecided`: it reaches zero. As good is not worse by "
+        f"{100 * MARGIN:.0f} points: it holds where the interval is below that. p is that of no difference, not "
+        "corrected for the number of claims. An interval by speaker is for other speakers and these trainings; how far "
+        "seeds are apart is in the column by seed."
     )
     header = ["claim", "difference", AVERAGE, "p", "average by seed", *corpora]
     return f"{markdown_table(header, rows, left=(0, 1))}\n\n{note}"
@@ -318,7 +310,7 @@ def forgetting_section(run: Run) -> str:
 
 def change_text(scores: dict[str, Any] | None) -> str:
     """`-1.5 [-2.5, -0.5]`."""
-    return difference_text(scores, False).rsplit("]")[0] + "]" if scores and scores["interval"] else ""
+    return bracketed(scores["difference"], scores["interval"], points) if scores else ""
 
 
 def stage_1_section(run: Run) -> str:
@@ -369,17 +361,19 @@ def pretraining_section(run: Run) -> str:
         systems |= {name: probe["systems"][PROBED[1]] for name, probe in probes.items()}
         corpora = list(systems["random start"])
         table = [
-            [name, percent(first["chance"].get(name)), *(probe_text(scores[name]) for scores in systems.values())]
+            [
+                name,
+                percent(first["chance"].get(name)),
+                *(bracketed(scores[name]["uar"], scores[name]["uar_interval"], percent) for scores in systems.values()),
+            ]
             for name in corpora
         ]
         parts.append(markdown_table(["linear probe", "chance", *systems], table))
-        parts.append("UAR in % of a linear classifier on mean hidden states, on speakers that it did not train on.")
+        parts.append(
+            "UAR in % of a linear classifier on mean hidden states, on speakers that it did not train on (of a corpus "
+            "with fewer than three speakers: on other clips)."
+        )
     return "\n\n".join(parts)
-
-
-def probe_text(scores: dict[str, Any]) -> str:
-    """`50.0 [45.0, 55.0]`."""
-    return uar_text(scores | {"spread": None})
 
 
 def draw_pictures(run: Run, folder: Path, prefix: str = "") -> list[str]:

@@ -40,11 +40,11 @@ from exhubert.replication.plan import (
 )
 from exhubert.replication.report import write_report
 from exhubert.replication.workers import Job, run_jobs
+from exhubert.training.interruption import INTERRUPTED
 from exhubert.utils.command import quiet_transformers, run_with_one_line_errors
 from exhubert.utils.files import locked, read_table, write_text
 
 OWN_CORPORA = ("corpora_large/crema_d", "corpora_large/nemo", "corpora/emodb", "corpora/ravdess_speech")
-INTERRUPTED = 3  # as train_hf.py's
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def own_corpora() -> list[Path]:
     """The project's own corpora; ValueError where they are not there."""
-    shared = Path(os.environ.get("EXHUBERT_SHARED", ROOT.parent / "shared"))
+    shared = Path(os.environ.get("EXHUBERT_SHARED", ROOT.parent / "shared")).resolve()
     missing = [name for name in OWN_CORPORA if not (shared / name).is_dir()]
     if missing:
         raise ValueError(

@@ -82,6 +82,8 @@ def run_jobs(jobs: Sequence[Job], workers: int, done: Callable[[Job, float], Non
                 process.join()
                 if process.exitcode == 0:
                     done(job, time.monotonic() - began)
+                elif process.exitcode < 0:  # without a word
+                    failed[job.name] = f"its process was ended by signal {-process.exitcode}"
                 else:
                     failed[job.name] = _last_line(job.log) or f"ended with {process.exitcode}"
     finally:

@@ -94,7 +94,7 @@ def recall_table(systems: Systems) -> str:
 
     def cells(scores: Scores) -> dict[str, str]:
         recalls, intervals = scores.get("recall", {}), scores.get("recall_interval", {})
-        return {name: _bracketed(recalls.get(name), intervals.get(name), percent) for name in names}
+        return {name: bracketed(recalls.get(name), intervals.get(name), percent) for name in names}
 
     return _corpus_table(systems, cells)
 
@@ -155,10 +155,9 @@ def comparison_table(comparison: Scores) -> str:
         a, b = pair["models"]
         average = {AVERAGE: pair[AVERAGE]} if len(pair["corpora"]) > 1 else {}
         for corpus, scores in {**pair["corpora"], **average}.items():
-            p = scores["p"]
             cells = {
-                "B - A in points": _bracketed(scores["difference"], scores["interval"], points),
-                "p": UNKNOWN if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}",
+                "B - A in points": bracketed(scores["difference"], scores["interval"], points),
+                "p": p_text(scores["p"]),
                 "clips": _size(scores)["clips"],
                 "interval by": _size(scores)["interval by"],
             }
@@ -174,6 +173,16 @@ def percent(share: float | None) -> str:
 def points(difference: float | None) -> str:
     """The difference of two shares in percentage points, with its sign: `-0.05` -> `-5.0`."""
     return UNKNOWN if difference is None else f"{round(100 * difference, 1) + 0.0:+.1f}"  # never -0.0
+
+
+def bracketed(value: float | None, interval: Sequence[float] | None, text: Callable[[float | None], str]) -> str:
+    """`50.0 [45.0, 55.0]`, where there is an interval; `text` is `percent` or `points`."""
+    return f"{text(value)} [{text(interval[0])}, {text(interval[1])}]" if interval else text(value)
+
+
+def p_text(p: float | None) -> str:
+    """`0.012`, or `< 0.001`."""
+    return UNKNOWN if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def parameter_count(count: int | None) -> str:
@@ -230,14 +239,10 @@ def mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
-def _bracketed(value: float | None, interval: Sequence[float] | None, text: Callable[[float | None], str]) -> str:
-    return f"{text(value)} [{text(interval[0])}, {text(interval[1])}]" if interval else text(value)
-
-
 def _with_intervals(scores: Scores, names: Mapping[str, str]) -> dict[str, str]:
     """Scores in % by column, which is a name in `scores`."""
     return {
-        column: _bracketed(scores.get(name), scores.get(f"{name}_interval"), percent) for column, name in names.items()
+        column: bracketed(scores.get(name), scores.get(f"{name}_interval"), percent) for column, name in names.items()
     }
 
 

@@ -39,7 +39,7 @@ def test_the_wheel_carries_every_recipe():
     [
         (["--version"], [f"exhubert {exhubert.__version__}"]),
         (["--help"], ["train", "evaluate"]),
-        (["pretrain", "--help"], ["exhubert pretrain RECIPE", "mask_share", "share of the frames at which", "updates"]),
+        (["pretrain", "--help"], ["exhubert pretrain RECIPE", "  model ", "share of the frames at which", "updates"]),
         (["train", "--help"], ["exhubert train RECIPE", "expand_copies", "copies of each encoder layer", "rounds"]),
         (["evaluate", "--help"], ["exhubert evaluate", "--skip-bad-audio"]),
     ],

@@ -26,6 +26,7 @@ from exhubert.convert.hubert import convert_hubert
 from exhubert.evaluation.metrics import classification_scores
 from exhubert.training.arguments import parse
 from exhubert.training.collator import AudioCollator
+from exhubert.training.run_folder import find_checkpoint
 
 FAST = {"rounds": 4, "batch_size": 4, "training": {"learning_rate": 1.0e-3, "eval_steps": 4, "report_to": "none"}}
 
@@ -198,6 +199,17 @@ def test_a_run_is_not_overwritten(tmp_path, trained):
         train_hf.main([recipe])
     with pytest.raises(ValueError, match="no checkpoint to resume from"):
         train_hf.main([recipe, "--output", str(tmp_path / "other"), "--resume"])
+
+
+def test_a_run_that_was_killed_before_its_recipe_was_written_is_no_run(tmp_path):
+    for name in ("checkpoints", "logs/events"):
+        (tmp_path / "run" / name).mkdir(parents=True)
+    for resume in (False, True):
+        assert find_checkpoint(str(tmp_path / "run"), resume, {}) is None
+    (tmp_path / "run" / "checkpoints" / "checkpoint-1").mkdir()
+    for resume, message in ((False, "is in use already"), (True, "no checkpoint to resume from")):
+        with pytest.raises(ValueError, match=message):
+            find_checkpoint(str(tmp_path / "run"), resume, {})
 
 
 def test_evaluation_alone_gives_the_runs_own_results(tmp_path, trained):

@@ -168,6 +168,7 @@ def parse(
         ValueError: for a missing recipe, an unknown key (the nearest is named) or an illegal value.
     """
     command = make_parser(Recipe, prog, "Fine-tunes an audio-classification model on emotion corpora.")
+    command.usage = f"{command.usage} [--trust-remote-code]"
     command.add_argument(
         *("--trust-remote-code", "--trust_remote_code"),
         action="store_true",
@@ -184,6 +185,7 @@ def make_parser(kind: Any, prog: str, description: str) -> argparse.ArgumentPars
         description=description,
         epilog=keys_help(kind),
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage=f"{prog} RECIPE [--key value ...] [--resume]",
         allow_abbrev=False,
     )
     command.add_argument("recipe", help=f"YAML file, or one of {RECIPES} by its name there, such as stage1.yaml")
@@ -199,11 +201,9 @@ def read_arguments(
     Raises:
         ValueError: as `parse`.
     """
-    usage = f"{command.prog} RECIPE [--key value ...]"
-    command.usage = " ".join([usage, *(f"[{action.option_strings[0]}]" for action in command._actions[2:])])
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments and arguments[0].startswith("--") and arguments[0] != "--help":
-        raise ValueError(f"{arguments[0]}: the recipe comes first: {usage}")
+        raise ValueError(f"{arguments[0]}: the recipe comes first: {command.prog} RECIPE [--key value ...]")
     known, options = command.parse_known_args(arguments)
     # What the recipe says comes first, so that the command line wins.
     written = as_options(read_recipe(find_recipe(known.recipe), kind=kind))

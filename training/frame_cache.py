@@ -35,7 +35,7 @@ from transformers import PreTrainedModel
 
 from exhubert.audio_exhubert import SAMPLING_RATE, audio_seconds, extract_features, read_audio
 from exhubert.corpora.readers import locate_clip, rows_at_once
-from exhubert.modeling_exhubert import FAST_PATH, _frame_samples
+from exhubert.modeling_exhubert import FAST_PATH, frame_samples
 from exhubert.utils.command import progress_bar
 from exhubert.utils.files import UNFINISHED, disk_errors, locked, whole_file
 
@@ -145,7 +145,7 @@ def make_frame_cache(
     folder = Path(directory) / cnn_key(encoder, model.config, extractor)
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    first, more = _frame_samples(model.config)
+    first, more = frame_samples(model.config)
     window_samples = round(extractor.window_seconds * SAMPLING_RATE)
     cache = FrameCache((window_samples - first) // more + 1, {}, {})
     keys = [[clip_key(row, cache.digests) for rows in rows_at_once(each) for row in rows] for each in datasets]

@@ -18,7 +18,7 @@ from exhubert.configuration_exhubert import ExHuBERTConfig
 from exhubert.corpora.readers import locate_clip
 from exhubert.model_folder.load import check_config, loading, read_config
 from exhubert.model_folder.save import save_model_folder
-from exhubert.modeling_exhubert import ExHuBERTModel, ExHuBERTPreTrainedModel, _frame_samples, draw_time_mask
+from exhubert.modeling_exhubert import ExHuBERTModel, ExHuBERTPreTrainedModel, draw_time_mask, frame_samples
 from exhubert.training.arguments import check_names, find_recipe
 from exhubert.training.augmentation import seeded
 from exhubert.training.pretraining_recipe import PretrainingRecipe
@@ -174,7 +174,7 @@ class MaskedPredictionCollator:
         window = round(SAMPLING_RATE * window_seconds)
         frames, of_clip = frame_count(window, self.config), row["target"]
         begin = int(row["crop"] * (max(0, len(of_clip) - frames) + 1))
-        offset = begin * _frame_samples(self.config)[1] / SAMPLING_RATE
+        offset = begin * frame_samples(self.config)[1] / SAMPLING_RATE
         audio, start, duration = locate_clip(row)
         with silent_c_libraries():
             length = window_seconds if duration is None else min(duration - offset, window_seconds)

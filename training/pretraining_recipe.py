@@ -32,9 +32,7 @@ class PretrainingRecipe:
 
     LENGTH: ClassVar[str] = "updates"  # the key that says how long it trains
 
-    model: str = (
-        ""  # Hub id or folder of a HuBERT to go on from, or a .yaml file of HubertConfig's fields: random weights
-    )
+    model: str = ""  # HuBERT to go on from, id or folder; or a .yaml file of HubertConfig's fields: random weights
     freeze: list[str] = field(default_factory=list)  # feature_encoder: stays as it is
     corpora_root: str = "."  # folder that the names in `corpora` are looked up in
     corpora: list[str] = field(default_factory=list)  # corpus folders, or any folders of audio files; no labels needed

@@ -28,7 +28,7 @@ from exhubert.evaluation.predictions import predictions_table
 from exhubert.evaluation.scores import compare, score_and_average
 from exhubert.modeling_exhubert import ExHuBERTModel
 from exhubert.reports.plots import plot_uars
-from exhubert.reports.tables import percent, points
+from exhubert.reports.tables import bracketed, p_text, percent, points
 from exhubert.training.audio_pool import AudioPool, clip_table
 from exhubert.training.targets import each_clip
 from exhubert.utils.text import markdown_table
@@ -83,6 +83,12 @@ def read_probe_corpora(
                     {split: part["clip"][:] for split, part in split_corpus(clips, name, protocol, fold).items()}
                     for fold in range(1, FOLDS + 1)
                 ]
+            labels = np.asarray(clips["labels"][:])
+            if any(len(set(labels[fold["train"]])) < 2 for fold in folds):
+                raise ValueError(
+                    f"corpus {name!r}: all training clips of a probe are of one class, or there are none; leave it out "
+                    "of probe_corpora"
+                )
             found[name] = ProbeCorpus(clips, protocol, folds)
     return found
 
@@ -199,10 +205,6 @@ def run_probes(
 
 def probe_table(found: Mapping[str, Any]) -> str:
     """What `run_probes` returned as a table: UARs in % with intervals, and what the last system adds to each other."""
-
-    def with_interval(value: float | None, interval: Sequence[float] | None, text: Callable[[Any], str]) -> str:
-        return text(value) + (f" [{text(interval[0])}, {text(interval[1])}]" if interval else "")
-
     systems = list(found["systems"])
     pairs = [pair for pair in found["comparison"] if pair["models"][1] == systems[-1]]
     header = ["corpus", "chance", *systems, *(f"{systems[-1]} - {pair['models'][0]}" for pair in pairs)]
@@ -210,10 +212,9 @@ def probe_table(found: Mapping[str, Any]) -> str:
     for corpus in found["systems"][systems[-1]]:
         scores = [found["systems"][system][corpus] for system in systems]
         row = [corpus, percent(found["chance"].get(corpus))]
-        row += [with_interval(each["uar"], each["uar_interval"], percent) for each in scores]
+        row += [bracketed(each["uar"], each["uar_interval"], percent) for each in scores]
         for pair in pairs:
             entry = pair["average"] if corpus == "average" else pair["corpora"][corpus]
-            p = "" if entry["p"] is None else f", p {entry['p']:.3f}"
-            row.append(with_interval(entry["difference"], entry["interval"], points) + p)
+            row.append(f"{bracketed(entry['difference'], entry['interval'], points)}, p {p_text(entry['p'])}")
         rows.append(row)
     return markdown_table(header, rows)

@@ -49,9 +49,15 @@ def find_checkpoint(output: str, resume: bool, recipe: dict[str, Any], kind: Any
     """
     directory = Path(output)
     whole = whole_checkpoints(directory / "checkpoints")
-    # What a run leaves that was killed while it wrote its first file is no use of the folder.
+    # What a run leaves that was killed before it had written its first file, the recipe, is no use of the folder.
     used = directory.exists() and (
-        not directory.is_dir() or any(not path.name.endswith(UNFINISHED) for path in directory.iterdir())
+        not directory.is_dir()
+        or any(
+            not path.name.endswith(UNFINISHED)
+            and path.name != "logs"
+            and (path.name != "checkpoints" or any(path.iterdir()))
+            for path in directory.iterdir()
+        )
     )
     if not resume and used:
         remedy = "give another `output`" + (", or add --resume" if (directory / SETTINGS).is_file() else "")

@@ -24,7 +24,7 @@ from transformers import HubertConfig
 
 from exhubert.audio_exhubert import SAMPLING_RATE, prepare_input, read_audio
 from exhubert.corpora.readers import locate_clip
-from exhubert.modeling_exhubert import ExHuBERTModel, _frame_samples
+from exhubert.modeling_exhubert import ExHuBERTModel, frame_samples
 from exhubert.training.audio_pool import AudioPool
 from exhubert.training.round_robin import generator
 from exhubert.utils.command import progress_bar
@@ -45,7 +45,7 @@ Features = Callable[[np.ndarray], np.ndarray]
 
 def frame_count(samples: int, config: HubertConfig) -> int:
     """How many frames the model makes of so many samples."""
-    first, more = _frame_samples(config)
+    first, more = frame_samples(config)
     return max(0, (samples - first) // more + 1)
 
 
@@ -66,7 +66,7 @@ def mfcc_with_deltas(samples: np.ndarray, config: HubertConfig) -> np.ndarray:
     """
     from kaldi_native_fbank import MfccOptions, OnlineMfcc
 
-    first, more = _frame_samples(config)
+    first, more = frame_samples(config)
     frames = frame_count(len(samples), config)
     offset = (first - MFCC_WINDOW) // 2
     needed = (frames - 1) * more + MFCC_WINDOW  # from the offset on
@@ -147,7 +147,7 @@ def find_targets(
     state = PartialState()
     order = generator(seed, _SAMPLE).permutation(np.flatnonzero(train))
     seconds = pool.table["duration_seconds"].to_numpy()[order]
-    enough = 1 + int(np.searchsorted(np.cumsum(seconds) * SAMPLING_RATE / _frame_samples(config)[1], SAMPLED_FRAMES))
+    enough = 1 + int(np.searchsorted(np.cumsum(seconds) * SAMPLING_RATE / frame_samples(config)[1], SAMPLED_FRAMES))
     sample = sorted(order[:enough])
     found = gather_object(list(each_clip(pool, sample, features, shortest, config, "features")))
     found.sort(key=lambda each: each[0])
