@@ -12,7 +12,7 @@ import numpy as np
 import pandas
 from datasets import Dataset
 
-from exhubert.corpora.metadata import COLUMN_NAMES, RESERVED_COLUMNS, SEGMENT_COLUMNS, text_of
+from exhubert.corpora.metadata import COLUMN_NAMES, DIMENSIONS, RESERVED_COLUMNS, SEGMENT_COLUMNS, text_of
 from exhubert.corpora.registry import check_scale, corpus_key, corpus_or_none
 from exhubert.utils.text import nearest
 
@@ -81,6 +81,13 @@ def registered_scale(dimension: str, key: str) -> tuple[float, float] | None:
     known = corpus_or_none(key)
     scale = None if known is None else known.scales.get(dimension)
     return None if scale is None else (scale[0], scale[1])
+
+
+def dimension_columns(columns: Sequence[str], key: str) -> list[str]:
+    """Returns which of a corpus's columns are known to be dimensions: by their usual names, or by the registry."""
+    known = corpus_or_none(key)
+    names = dict.fromkeys((*DIMENSIONS, *(known.scales if known else ())))
+    return [name for name in names if name in columns]
 
 
 def check_scales(scales: Mapping[str, Any], targets: Sequence[str], corpora: Sequence[str] | None = None) -> None:
