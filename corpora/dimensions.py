@@ -96,7 +96,7 @@ def check_scales(scales: Mapping[str, Any], targets: Sequence[str], corpora: Seq
     Args:
         scales: as the recipe has them.
         targets: the dimensions that it trains.
-        corpora: the names of its corpora; None: whichever.
+        corpora: the names of its corpora; None: whichever. Others of the registry may be among the scales.
 
     Raises:
         ValueError: for a scale that is none, and for one of nothing that the recipe has.
@@ -105,8 +105,8 @@ def check_scales(scales: Mapping[str, Any], targets: Sequence[str], corpora: Seq
         alone = name in targets or not isinstance(value, Mapping)
         if not alone and corpora is not None:
             named = corpus_or_none(name)
-            if name not in corpora and not any(named and named == corpus_or_none(other) for other in corpora):
-                raise ValueError(f"scales: {name!r} is no corpus of this recipe; there are {', '.join(corpora)}")
+            if name not in corpora and named is None:
+                raise ValueError(f"scales: {name!r} is no corpus; there are {', '.join(corpora)}")
         for dimension, scale in ({name: value} if alone else value).items():
             where = "scales" if alone else f"scales of {name}"
             if dimension not in targets:
