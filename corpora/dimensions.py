@@ -43,7 +43,7 @@ def column_problems(values: Sequence[object], scale: Sequence[float] | None) -> 
     outside = (numbers < low) | (numbers > high) | np.isinf(numbers)
     span = "" if scale is None else f", outside its scale, {shown(scale)}"
     problems = [Problem(row, TEXT, f"is {values[row]!r}, which is no number") for row in np.flatnonzero(text).tolist()]
-    problems += [Problem(row, OUTSIDE, f"is {numbers[row]:g}{span}") for row in np.flatnonzero(outside).tolist()]
+    problems += [Problem(row, OUTSIDE, f"is {values[row]}{span}") for row in np.flatnonzero(outside).tolist()]
     known = numbers[~np.isnan(numbers)]
     if len(known) and known.min() == known.max():
         which = f"all {len(known):,} clips that have it" if len(known) > 1 else "the one clip that has it"
