@@ -89,7 +89,7 @@ def classify(
     with progress_bar(total=len(mine), desc=description, unit="clip", disable=not state.is_main_process) as bar:
         for number, answers in zip(mine, answered, strict=True):
             answers.check()
-            found += [(number, window, logits.double().numpy()) for window, (logits,) in answers.rows.items()]
+            found += [(number, window, row.logits.double().numpy()) for window, row in answers.rows.items()]
             bar.update()
     everyones = {(clip, index): row for clip, index, row in gather_object(found)}
     keys = sorted(everyones)
