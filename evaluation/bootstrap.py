@@ -130,7 +130,7 @@ def resample_values(
 
 
 def _units(values: np.ndarray, speakers: Sequence[str]) -> tuple[np.ndarray, str | None, int, int, np.ndarray]:
-    """What is drawn: the order of the clips, `by`, `units`, `speakers`, as of `Resamples`, and each clip's unit in order.
+    """What is drawn: the order of the clips, `by`, `units`, `speakers` of `Resamples`, and each clip's unit, in order.
 
     `values` `(clips, columns)` are what a clip is told by, so that the order that clips come in changes nothing.
     """
