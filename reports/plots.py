@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -62,40 +63,50 @@ def plot_curves(
     chance: Mapping[str, float],
     chosen: int | None,
     title: str,
+    cccs: Mapping[str, Sequence[tuple[int, float]]] = MappingProxyType({}),
 ) -> Figure:
-    """Writes how one training went: the validation UAR of each corpus on the left, the losses on the right.
+    """Writes how one training went: the validation UAR and CCC of each corpus, those that there are, and the losses.
 
     Args:
         path: the PNG file.
         uars: corpus or `average` -> updates and UAR, from 0 to 1.
         losses: corpus, for its validation loss, or `training` -> updates and loss.
         chance: corpus -> UAR of guessing on its validation split.
-        chosen: the update whose weights were kept, if it was chosen by its UAR.
+        chosen: the update whose weights were kept, if it was chosen by its scores.
         title: of the picture.
+        cccs: as `uars`, the mean CCC of the dimensions.
     """
-    names = [*uars, "training loss", "chance, of each corpus", "chosen checkpoint"]
-    figure = new_figure(10 + legend_width(names), 4.2, title)
-    left, right = figure.subplots(1, 2, sharex=True)
+    curves = list(dict.fromkeys([*uars, *cccs]))
+    names = [*curves, "training loss", "chance, of each corpus", "chosen checkpoint"]
+    shares = {"validation UAR in %": {name: [(step, 100 * uar) for step, uar in each] for name, each in uars.items()}}
+    panels = {label: scores for label, scores in (shares | {"validation CCC": cccs}).items() if scores}
+    figure = new_figure(5 + 5 * len(panels) + legend_width(names), 4.2, title)
+    *scored, right = figure.subplots(1, len(panels) + 1, sharex=True)
     handles: dict[str, Any] = {}
-    for number, (name, points) in enumerate(uars.items()):
-        style = curve_style(number, len(uars))
+    for number, name in enumerate(curves):
+        style = curve_style(number, len(curves))
         if name == AVERAGE:
             style |= {"color": "black", "linestyle": "solid", "linewidth": 2.2, "zorder": 3}
-        steps, values = np.transpose(points)
-        (handles[name],) = left.plot(steps, 100 * values, **style)
+        for axes, scores in zip(scored, panels.values(), strict=True):
+            if name in scores:
+                (handles[name],) = axes.plot(*np.transpose(scores[name]), **style)
         if name in losses:
             right.plot(*np.transpose(losses[name]), **style)
     if losses.get("training"):
         (handles["training loss"],) = right.plot(*np.transpose(losses["training"]), color=GREY, linewidth=1.2)
-    for value in sorted(set(chance.values())):
-        handles["chance, of each corpus"] = left.axhline(100 * value, color="black", linestyle="dashed", linewidth=1)
-    for axes in (left, right):
+    for value in sorted(set(chance.values())) if uars else ():
+        handles["chance, of each corpus"] = scored[0].axhline(
+            100 * value, color="black", linestyle="dashed", linewidth=1
+        )
+    for axes, (label, scores) in zip(scored, panels.items(), strict=True):
+        lowest = min(0.0, *(value for points in scores.values() for _, value in points))
+        axes.set(ylabel=label, ylim=(0, 100) if scores is not cccs else (lowest, 1))
+    for axes in (*scored, right):
         if chosen is not None:
             handles["chosen checkpoint"] = axes.axvline(chosen, color=VERMILION, linestyle="dotted", linewidth=1.5)
         axes.set_xlabel("updates")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
-    left.set(ylabel="validation UAR in %", ylim=(0, 100))
     right.set_ylabel("loss, of training and validation")
     right.set_ylim(0, 1.05 * max((value for points in losses.values() for _, value in points), default=1.0))
     shown = [name for name in names if name in handles]
