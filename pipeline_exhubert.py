@@ -41,6 +41,20 @@ SHORTEST = {"window_seconds": SHORTEST_INPUT_SECONDS, "hop_seconds": 0.01}
 INPUTS = "a path, the bytes of a file, a binary file, mono 16 kHz samples, or a dict of 'array' and 'sampling_rate'"
 
 
+class Row(NamedTuple):
+    """What a model says of a window: float32, on the CPU.
+
+    Attributes:
+        logits: `(classes,)`; of a model of dimensions alone `(dimensions,)`.
+        dimensions: `(dimensions,)`, each on 0..1; None where the model has none.
+        embedding: `(hidden_size,)`; None where it was not asked for.
+    """
+
+    logits: torch.Tensor
+    dimensions: torch.Tensor | None = None
+    embedding: torch.Tensor | None = None
+
+
 class Window(NamedTuple):
     """A piece of a clip, as the model gets it.
 
@@ -156,7 +170,7 @@ def run_batch(model: Any, extractor: Any, batch: Sequence[Window], masked: bool 
 
 def answer_batch(
     model: Any, extractor: Any, batch: Sequence[Window], masked: bool = False, embeddings: bool | int | str = False
-) -> list[tuple[torch.Tensor, ...]]:
+) -> list[Row]:
     """Classifies a batch as `run_batch`, and embeds it.
 
     Args:
@@ -164,8 +178,7 @@ def answer_batch(
         embeddings: as the pipeline takes it.
 
     Returns:
-        For each window the logits `(classes,)` and, where asked for, the embedding `(hidden_size,)`; float32, on the
-        CPU.
+        A row for each window.
 
     Raises:
         ValueError, RuntimeError: if the model does not take the batch.
@@ -174,10 +187,15 @@ def answer_batch(
     outputs = run_batch(
         model, extractor, batch, masked, **({"output_hidden_states": True} if embeddings is not False else {})
     )
-    columns = [outputs.logits]
+    dimensions = getattr(outputs, "dimensions", None)
+    if dimensions is None and model.config.problem_type == "regression":
+        dimensions = outputs.logits
+    means = None
     if embeddings is not False:
-        columns.append(mean_states(outputs.hidden_states, embeddings, getattr(model, "layer_weights", None)))
-    return list(zip(*(column.float().cpu() for column in columns), strict=True))
+        means = mean_states(outputs.hidden_states, embeddings, getattr(model, "layer_weights", None))
+    columns = (outputs.logits, dimensions, means)
+    of_windows = [[None] * len(batch) if column is None else column.float().cpu() for column in columns]
+    return [Row(*row) for row in zip(*of_windows, strict=True)]
 
 
 class OptionError(ValueError):
@@ -205,7 +223,7 @@ class Answers:
     Attributes:
         name: of the clip, for errors.
         spans: start and end of each window in seconds, by its number.
-        rows: of each window that was classified what `answer_batch` returned of it, by its number.
+        rows: of each window that was classified its row of `answer_batch`, by its number.
         awaited: how many windows are still to be classified.
         error: why the clip has no answer, or None.
     """
@@ -213,7 +231,7 @@ class Answers:
     def __init__(self, name: str) -> None:
         self.name = name
         self.spans: dict[int, tuple[float, float]] = {}
-        self.rows: dict[int, tuple[torch.Tensor, ...]] = {}
+        self.rows: dict[int, Row] = {}
         self.awaited = 0
         self.error: Exception | None = None
 
@@ -234,13 +252,13 @@ class Answers:
             self.awaited += window.features is not None
             yield window
 
-    def add(self, window: Window, row: tuple[torch.Tensor, ...] | Exception) -> None:
+    def add(self, window: Window, row: Row | Exception) -> None:
         """Takes what a model said of a window, or why it did not."""
         self.awaited -= 1
         span = f"from {window.start:.2f} s to {window.end:.2f} s"
         if isinstance(row, Exception):
             self.error = self.error or ValueError(f"{self.name}: {span}: {row}")
-        elif not row[0].isfinite().all():
+        elif not all(values.isfinite().all() for values in (row.logits, row.dimensions) if values is not None):
             self.error = self.error or ValueError(f"{self.name}: the model's answer {span} is not finite")
         else:
             self.rows[window.number] = row
@@ -251,6 +269,20 @@ class Answers:
             raise self.error
         if not self.spans:
             raise ValueError(f"{self.name}: the audio is empty (0 samples)")
+
+
+def on_scale(values: Any, dimensions: Mapping[str, Sequence[float]]) -> np.ndarray:
+    """Turns what a model says of dimensions, on 0..1, into their own scales.
+
+    Args:
+        values: an array or tensor `(..., dimensions)`.
+        dimensions: the scale `[low, high]` of each, as in the model's configuration.
+
+    Returns:
+        float64, of the same shape. A value outside 0..1 is outside its scale, and NaN stays NaN.
+    """
+    low, high = np.array(list(dimensions.values()), np.float64).reshape(-1, 2).T
+    return low + np.asarray(values, np.float64) * (high - low)
 
 
 def quadrant_of(probabilities: Mapping[str, float]) -> dict[str, float]:
@@ -426,7 +458,8 @@ class ExHuBERTPipeline(Pipeline):
         """Names classes and averages over the windows; `answers` and `warning` are the clip's."""
         answers = model_outputs["answers"]
         numbers = sorted(answers.rows)
-        columns = [torch.stack(column) for column in zip(*map(answers.rows.get, numbers), strict=True)]
+        rows = [(answers.rows[number].logits, answers.rows[number].embedding) for number in numbers]
+        columns = [torch.stack(column) for column in zip(*rows, strict=True) if column[0] is not None]
         if columns:
             # What `evaluate_hf.py --calibrate` found; a model that was not calibrated has none.
             columns[0] = (columns[0] / getattr(self.model.config, "calibration_temperature", 1.0)).softmax(dim=-1)

@@ -10,7 +10,7 @@ import torch
 from transformers import HubertConfig, HubertForSequenceClassification, HubertModel, PreTrainedModel
 
 from exhubert.audio_exhubert import ExHuBERTFeatureExtractor
-from exhubert.configuration_exhubert import ExHuBERTConfig
+from exhubert.configuration_exhubert import REGRESSION, ExHuBERTConfig
 from exhubert.convert.checkpoint import (
     Checkpoint,
     Read,
@@ -69,6 +69,9 @@ def convert_contract(
         ours = ("num_copies", "gate_original_layers", "custom_pipelines")
         for name in (*ours, "model_type", "architectures", "auto_map", "transformers_version", "num_labels"):
             values.pop(name, None)
+        if config.problem_type != REGRESSION and values.pop("dimensions"):
+            names = ", ".join(config.dimensions)
+            print(f"left out: the head of {names}; a HuBERT answers classes or dimensions, not both")
         values["num_hidden_layers"] //= config.num_copies + 1
         hubert_config = HubertConfig(**values)
         hubert_class = HubertModel if trained or lacks_head else HubertForSequenceClassification
