@@ -307,6 +307,8 @@ def measuring_command(name: str, results: Mapping[str, Any], recipe: Mapping[str
     for option in ("fold", "clips_per_corpus", "label_file"):
         if recipe.get(option):
             command += [f"--{option}", PureWindowsPath(str(recipe[option])).name]  # of a path its last part
+    if recipe.get("scales") and results.get("dimensions"):
+        command += ["--scales", json.dumps(recipe["scales"])]
     command += ["--skip_bad_audio"] if recipe.get("skip_bad_audio") else []
     return shlex.join([*command, "--output", "evaluation"])
 

@@ -356,7 +356,8 @@ def test_the_card_has_scale_and_meaning_and_metrics_of_regression(place, tmp_pat
     assert "## Dimensions" in both and "## Classes" in both and 'print(result["label"])' in both
     assert "imension" not in classes
     results = described(pandas.concat([values_table(), values_table("one", 1)], ignore_index=True))
-    recipe = {"labels": "none", "targets": list(SCALES), "scales": {}, "dimension_loss": "ccc", "protocol": "auto"}
+    recipe = {"labels": "none", "targets": list(SCALES), "dimension_loss": "ccc", "protocol": "auto"}
+    recipe["scales"] = {"arousal": [1, 7]}
     facts = run_facts(place / "alone", {}, results, {**recipe, "training": {}}, {})
     text = str(make_card(place / "alone", **facts))
     metrics = [(each.metric_type, each.metric_name, each.metric_value) for each in facts["metadata"]["eval_results"]]
@@ -365,4 +366,5 @@ def test_the_card_has_scale_and_meaning_and_metrics_of_regression(place, tmp_pat
     assert {each.task_type for each in facts["metadata"]["eval_results"]} == {"audio-classification"}
     assert facts["metadata"]["metrics"] == ["ccc", "pearsonr", "rmse"]
     assert "| dimension_loss" in text and "UAR" not in text and "concordance correlation" in text
+    assert "--scales '{\"arousal\": [1, 7]}'" in text
     assert len(results_tables(results)) == 2 and "NaN" not in text and " nan" not in text
