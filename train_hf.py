@@ -117,7 +117,7 @@ def train(recipe: Recipe, training: TrainingArguments, resume: bool, trust_remot
             say(f"{100 * trainer.data_wait():.0f} % of the time of the updates went by waiting for data")
             say("evaluating on the test splits")
             batch = training.per_device_eval_batch_size
-            logits, clip_of_window = classify(trainer.model, extractor, test, batch, in_step=trainer.in_step)
+            answers = classify(trainer.model, extractor, test, batch, in_step=trainer.in_step)
     except Interrupted as interrupted:
         say(f"interrupted: {interrupted}; to go on, give the same command with --resume")
         return INTERRUPTED
@@ -126,7 +126,7 @@ def train(recipe: Recipe, training: TrainingArguments, resume: bool, trust_remot
     with disk_errors(saved):
         trainer.save_model(str(saved))
     if main_process:
-        predictions = predictions_table(test, class_names, logits, clip_of_window)
+        predictions = predictions_table(test, class_names, answers)
         save_results(recipe, trainer, parameters, predictions, class_names)
         say(f"written to {recipe.output}; the model is in {saved}")
         if pushing:

@@ -37,11 +37,12 @@ def compare_on_corpora(model: PreTrainedModel, exported: OnnxClassifier, extract
     class_names = [model.config.id2label[index] for index in range(model.config.num_labels)]
     read, _ = load_corpora(entries, labels=class_names)
     corpora = {name: splits["test"] for name, splits in read.items()}
-    logits, clips = classify(model, extractor, corpora, description="torch")
-    others, _ = classify(exported, extractor, corpora, description="ONNX")
+    answers = classify(model, extractor, corpora, description="torch")
+    others = classify(exported, extractor, corpora, description="ONNX")
     temperature = getattr(model.config, "calibration_temperature", 1.0)
-    tables = [predictions_table(corpora, class_names, each, clips, temperature) for each in (logits, others)]
-    differences = pandas.Series(np.abs(others - logits).max(axis=1)).groupby(clips).max()
+    tables = [predictions_table(corpora, class_names, each, temperature) for each in (answers, others)]
+    differences = pandas.Series(np.abs(others.logits - answers.logits).max(axis=1))
+    differences = differences.groupby(answers.clip_of_window).max()
     rows = []
     for name in (*corpora, "all"):
         chosen = [name in (corpus, "all") for corpus in tables[0]["corpus"]]

@@ -76,10 +76,10 @@ def prepare_corpus(
         raise ValueError(f"{output} is inside {raw}; give a folder outside the corpus")
     clips = read_clips(find_corpus(key), tree) if table is None else _read_table(Path(table), tree, corpus)
     name = corpus.key if corpus else key
-    for row, label in zip(clips.rows, protocol_labels([r["label"] for r in clips.rows], name, protocol), strict=True):
-        row["label"] = label
-    clips.left_out["not in the protocol"] = [row["path"] for row in clips.rows if not row["label"]]
-    clips.rows = [row for row in clips.rows if row["label"]]
+    renamed = protocol_labels([row["label"] for row in clips.rows], name, protocol)
+    labelled = list(zip(clips.rows, renamed, strict=True))
+    clips.left_out["not in the protocol"] = [row["path"] for row, label in labelled if label is None]
+    clips.rows = [row | {"label": label} for row, label in labelled if label is not None]
     with contextlib.redirect_stdout(io.StringIO()):  # what is wrong with a split is found before the work is done
         _split([{**row, "file_name": row["path"]} for row in clips.rows], Clips(), name, protocol, fold, seed)
     print(f"{corpus.name if corpus else key}: {len(clips.rows)} clips in {len(tree.audio)} audio files below {raw}")

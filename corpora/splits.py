@@ -65,8 +65,8 @@ def split_corpus(
     return {split: dataset.select(rows[split]) for split in needed}
 
 
-def protocol_labels(labels: Sequence[str], corpus: str, protocol: str) -> list[str]:
-    """Returns the labels as the protocol of that name renames them for this corpus; empty where a clip is left out.
+def protocol_labels(labels: Sequence[str], corpus: str, protocol: str) -> list[str | None]:
+    """Returns the labels as the protocol of that name renames them for this corpus; None where a clip is left out.
 
     Raises:
         ValueError: for an unknown protocol, or if none of the labels is among its own.
@@ -75,7 +75,7 @@ def protocol_labels(labels: Sequence[str], corpus: str, protocol: str) -> list[s
     if words is None:
         return list(labels)
     words = {word: word for word in words.values()} | words  # what was renamed before stays
-    renamed = [words.get(label.strip().lower(), "") for label in labels]
+    renamed = [words.get(label.strip().lower()) for label in labels]
     if not any(renamed):
         raise ValueError(f"corpus {corpus!r}: none of its labels is in the protocol {protocol!r}: {', '.join(words)}")
     return renamed
@@ -343,8 +343,11 @@ def speaker_groups(speakers: Sequence[str], hashes: Sequence[str]) -> list[str]:
 
 
 def _counts(groups: Sequence[str], labels: Sequence[str]) -> tuple[list[str], np.ndarray]:
-    """The sorted groups, and the clips of each group (rows) and label (columns)."""
-    names, words = sorted(set(groups)), sorted(set(labels))
+    """The sorted groups, and the clips of each group (rows) and label (columns); of clips without one where none has.
+
+    So clips without a label follow those with one, and where the latter go does not depend on them.
+    """
+    names, words = sorted(set(groups)), sorted(set(labels) - {""}) or [""]
     counted = Counter(zip(groups, labels, strict=True))
     return names, np.array([[counted[name, word] for word in words] for name in names], dtype=float)
 

@@ -1,0 +1,190 @@
+"""Arousal, valence, dominance and other numbers of clips, read on their scales, and what is said about bad ones.
+
+python -m pytest tests/test_dimensions_data.py
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas
+import pytest
+
+from exhubert.corpora.dimensions import shown_scales
+from exhubert.corpora.load import load_corpora
+
+ON_1_TO_5 = {"arousal": [1, 5], "valence": [1, 5]}
+
+
+def edit(folder: Path, change) -> None:
+    """Rewrites metadata.csv by `change`, a function of its table."""
+    path = folder / "metadata.csv"
+    change(pandas.read_csv(path, dtype=str, keep_default_na=False)).to_csv(path, index=False)
+
+
+def five(row: int) -> str:
+    """Numbers from 1 to 5."""
+    return f"{1 + row % 5}"
+
+
+def numbers_of(corpora, name: str = "corpus") -> dict[str, list[list[float]]]:
+    """The column `dimensions` by file name."""
+    return {row["file_name"]: row["dimensions"] for part in corpora[name].values() for row in part}
+
+
+def test_numbers_come_from_their_scale_to_0_and_1(make_corpus):
+    folder = make_corpus(arousal=five, valence=lambda row: "" if row == 3 else five(row + 1))
+    edit(folder, lambda table: table.assign(arousal=table["arousal"].where(table.index != 4, "NaN")))
+    corpora, names = load_corpora([str(folder)], targets=("arousal", "valence"), scales=ON_1_TO_5)
+    rows = pandas.read_csv(folder / "metadata.csv")
+    wanted = (rows[["arousal", "valence"]].to_numpy(dtype=float) - 1) / 4
+    found = numbers_of(corpora)
+    np.testing.assert_array_equal([found[name] for name in rows["file_name"]], wanted)
+    assert np.isnan(wanted).sum() == 2
+    assert len(names) == 6
+    for part in corpora["corpus"].values():
+        assert set(part["labels"]) <= set(range(6))
+
+
+def test_the_registry_has_scales_and_a_recipe_may_say_otherwise(make_corpus, capsys):
+    """By the corpus's own entry in `scales`, else by the one for all, else by the registry."""
+    folder = make_corpus("iemocap", arousal=five, valence=five)
+    own = make_corpus("own", arousal=five)
+    both = [str(folder), str(own)]
+
+    def highest(scales) -> list[float]:
+        corpora, _ = load_corpora(both, targets=("arousal",), scales=scales)
+        return [max(max(numbers) for numbers in numbers_of(corpora, name).values()) for name in ("iemocap", "own")]
+
+    assert highest({"own": {"arousal": [0, 10]}}) == [1.0, 0.5]
+    assert "is read on" not in capsys.readouterr().out
+    assert highest({"arousal": [1, 9]}) == [0.5, 0.5]
+    said = "corpus 'iemocap': arousal is read on 1 to 9, as `scales` says; the registry has 1 to 5"
+    assert said in capsys.readouterr().out
+    assert highest({"USC-IEMOCAP": {"arousal": [1, 17]}, "arousal": [1, 9]}) == [0.25, 0.5]
+
+
+def test_a_model_shows_the_scale_of_its_corpora(make_corpus):
+    folders = [str(make_corpus("iemocap", arousal=five, valence=five)), str(make_corpus("msp_podcast", arousal=five))]
+    targets = ("arousal", "valence")
+    corpora, _ = load_corpora(folders, targets=targets)
+    assert shown_scales(corpora, targets, {}) == {"arousal": [0.0, 1.0], "valence": [1.0, 5.0]}
+    assert shown_scales(corpora, targets, {"arousal": [1, 7]})["arousal"] == [1.0, 7.0]
+
+
+def test_a_corpus_without_a_dimension_has_none_beside_one_that_has_it(make_corpus):
+    folders = [str(make_corpus("iemocap", arousal=five, valence=five)), str(make_corpus("emodb"))]
+    corpora, _ = load_corpora(folders, targets=("valence", "arousal"))
+    assert np.isnan([*numbers_of(corpora, "emodb").values()]).all()
+    assert not np.isnan([*numbers_of(corpora, "iemocap").values()]).any()
+
+
+def test_clips_without_a_class_train_dimensions(make_corpus, capsys):
+    """Of 24 clips 8 have no label and 4 a word that names no emotion; one of the 8 has no arousal either."""
+
+    def without_labels(table: pandas.DataFrame) -> pandas.DataFrame:
+        table.loc[::3, "label"] = ""
+        return table.assign(arousal=table["arousal"].where(table.index != 0, ""), valence="3")
+
+    folder = make_corpus(labels=("anger", "other", "joy"), arousal=five)
+    edit(folder, without_labels)
+    classes, _ = load_corpora([str(folder)])
+    assert sum(len(part) for part in classes["corpus"].values()) == 12
+    said = capsys.readouterr().out
+    assert "12 of 24 clips are left out, 8 without a label; 4 as their labels name no emotion: other" in said
+
+    scales = {"arousal": [1, 5]}
+    both, _ = load_corpora([str(folder)], targets=["arousal"], scales=scales)
+    rows = [row for part in both["corpus"].values() for row in part]
+    assert (len(rows), sum(row["labels"] == -100 for row in rows)) == (23, 11)
+    said = capsys.readouterr().out
+    assert "corpus 'corpus': 1 of 24 clips are left out, 1 without a label\n" in said
+    assert "11 of 24 clips train dimensions alone, 7 without a label; 4 as their" in said
+
+    alone, names = load_corpora([str(folder)], labels="none", targets=["arousal"], scales=scales)
+    rows = [row for part in alone["corpus"].values() for row in part]
+    assert (len(rows), {row["labels"] for row in rows}, names) == (23, {-100}, [])
+    assert not np.isnan([row["dimensions"] for row in rows]).any()
+    # Nobody moves to another split with what is trained.
+    speakers = [
+        {split: set(part["speaker"]) for split, part in loaded["corpus"].items()} for loaded in (classes, both, alone)
+    ]
+    assert speakers[0] == speakers[1] == speakers[2]
+
+
+def test_a_table_of_numbers_needs_no_label(make_corpus):
+    folder = make_corpus(loudness=five)
+    table = pandas.read_csv(folder / "metadata.csv").drop(columns="label")
+    table.to_csv(folder / "loud.csv", index=False)
+    (folder / "metadata.csv").unlink()
+    given = {"labels": "none", "targets": ["loudness"], "scales": {"loudness": [1, 5]}}
+    corpora, _ = load_corpora([str(folder / "loud.csv")], **given)
+    assert len(numbers_of(corpora, "loud")) == 24
+    with pytest.raises(ValueError, match=r"no clip of these corpora has a label; .*`labels: none`"):
+        load_corpora([str(folder / "loud.csv")], **given | {"labels": "six"})
+
+
+REMEDY = r"`scales: \{own: \{arousal: \[<low>, <high>\]\}\}`"
+
+
+@pytest.mark.parametrize(
+    ("column", "given", "message"),
+    [
+        (
+            {"arousal": five},
+            {"targets": ["arousl"], "scales": {}},
+            "no corpus has numbers in a column 'arousl'; the nearest is 'arousal'",
+        ),
+        (
+            {"arousal": lambda row: "high" if row == 5 else five(row)},
+            {},
+            "corpus 'own': arousal of audio/01_sadness_1.wav is 'high', which is no number; correct it",
+        ),
+        (
+            {"arousal": lambda row: "9" if row == 5 else five(row)},
+            {},
+            f"corpus 'own': arousal of audio/01_sadness_1.wav is 9, outside its scale, 1 to 5; .* {REMEDY}",
+        ),
+        ({"arousal": lambda row: "inf"}, {}, "arousal of audio/01_anger_0.wav is inf, outside its scale, 1 to 5"),
+        ({"arousal": lambda row: "3"}, {}, "corpus 'own': arousal is 3 in all 24 clips that have it; .*leave it out"),
+        (
+            {"arousal": five},
+            {"scales": {}},
+            f"corpus 'own': the scale of arousal is not known, its numbers are 1 to 5; say it in the recipe, {REMEDY}",
+        ),
+        (
+            {},
+            {"targets": ["arousal", "valence"]},
+            "corpus 'own' has no arousal or valence, and cannot train dimensions; values are never invented from class "
+            "words; leave `targets` out, or add such annotations",
+        ),
+        ({"arousal": lambda row: ""}, {}, "corpus 'own' has no arousal, and cannot train dimensions; values are never"),
+        ({"arousal": five}, {"scales": {"arousal": [5, 1]}}, r"scales: arousal is \[5, 1\]; two numbers are needed"),
+        ({"arousal": five}, {"scales": {"arousal": "1 to 5"}}, "scales: arousal is '1 to 5'; two numbers are needed"),
+        ({"arousal": five}, {"scales": {"arousl": [1, 5]}}, "scales: 'arousl' is none of the targets, arousal"),
+        (
+            {"arousal": five},
+            {"scales": {"owm": {"arousal": [1, 5]}}},
+            "scales: 'owm' is no corpus of this recipe; .* own",
+        ),
+    ],
+)
+def test_bad_numbers_are_named_with_the_remedy(make_corpus, column, given, message):
+    folder = str(make_corpus("own", **column))
+    with pytest.raises(ValueError, match=message) as raised:
+        load_corpora([folder], **{"targets": ["arousal"], "scales": {"arousal": [1, 5]}, **given})
+    assert "\n" not in str(raised.value)
+
+
+def test_a_corpus_without_numbers_is_none_for_dimensions_alone(make_corpus):
+    folders = [str(make_corpus("iemocap", arousal=five)), str(make_corpus("emodb"))]
+    with pytest.raises(
+        ValueError, match=r"corpus 'emodb' has no arousal, .* never invented .* leave it out of `corpora`"
+    ):
+        load_corpora(folders, labels="none", targets=["arousal"])
+    with pytest.raises(ValueError, match="no corpus has numbers in a column 'zest'; values are never"):
+        load_corpora(folders, targets=["arousal", "zest"])
+    # A model of classes and dimensions is tested on corpora that have classes alone.
+    corpora, _ = load_corpora(folders[1:], targets=["arousal"], needed=("test",))
+    assert np.isnan(corpora["emodb"]["test"]["dimensions"][:]).all()
