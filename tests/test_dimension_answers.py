@@ -19,12 +19,13 @@ import torch
 from PIL import Image
 from transformers import HubertConfig, HubertForSequenceClassification, Wav2Vec2FeatureExtractor
 
-from conftest import SMALL, alike, make_classifier, run_without_package
+from conftest import SMALL, alike, make_classifier, run_without_package, write_corpus
 from exhubert import ExHuBERTFeatureExtractor
 from exhubert.audio_exhubert import prepare_input
 from exhubert.cli import main
 from exhubert.configuration_exhubert import SIX_CLASSES
 from exhubert.convert.onnx import convert_onnx
+from exhubert.convert.onnx_corpora import compare_on_corpora
 from exhubert.evaluation.engine import classify_clips
 from exhubert.inference.timeline import plot_timeline
 from exhubert.model_folder import load_pipeline, load_trained, save_model_folder
@@ -278,6 +279,26 @@ def test_an_export_answers_dimensions(kind, folder, tmp_path):
     assert len(of_dimensions) == 2 * int8 and min(of_dimensions, default=0) < 1e-5
     shown = [each(noise(4.0), embeddings=True)["dimensions"] for each in (expected, got)]
     assert shown[1] == pytest.approx(shown[0], abs=10 if int8 else 1e-3)
+
+
+@pytest.mark.parametrize("kind", ["both", "alone"])
+def test_an_export_is_compared_on_corpora(kind, tmp_path):
+    """The export is another torch model here, whose answers differ by as much as one in int8."""
+    scales = {"arousal": [1, 5], "valence": [1, 5]}
+    alone = {"problem_type": "regression"} if kind == "alone" else {}
+    model, other = (make_classifier(0.2, num_hidden_layers=2, dimensions=scales, **alone) for _ in range(2))
+    head = other.classifier if kind == "alone" else other.dimension_head
+    head.bias.data += 0.25
+    numbers = {"arousal": lambda row: str(1 + row % 5), "valence": lambda row: "" if row % 2 else str(1 + row % 4)}
+    corpus = write_corpus(tmp_path / "iemocap", takes=1, split=lambda row: "test", **numbers)
+    lines = compare_on_corpora(model, other, ExHuBERTFeatureExtractor(1.0), [str(corpus)]).splitlines()
+    header, _, row, everything = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines)
+    of_classes = ["same class", "UAR torch", "UAR ONNX", "largest difference of logits"] if kind == "both" else []
+    assert header == ["corpus", "clips", *of_classes, "CCC torch", "CCC ONNX", "largest difference of dimensions"]
+    assert row[1:] == everything[1:] and row[:2] == ["iemocap", "12"] and float(row[-1]) == 0.25
+    if kind == "both":
+        assert row[2] == "100.00 %" and row[3] == row[4] and row[5] == "0"
+    assert row[-3] != row[-2] and -1 < float(row[-3]) < 1
 
 
 def test_the_pipeline_of_a_model_folder_needs_no_package(tmp_path):
