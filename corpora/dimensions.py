@@ -12,7 +12,7 @@ import numpy as np
 import pandas
 from datasets import Dataset
 
-from exhubert.corpora.metadata import COLUMN_NAMES, RESERVED_COLUMNS, SEGMENT_COLUMNS, text_of
+from exhubert.corpora.metadata import COLUMN_NAMES, DIMENSIONS, RESERVED_COLUMNS, SEGMENT_COLUMNS, text_of
 from exhubert.corpora.registry import check_scale, corpus_key, corpus_or_none
 from exhubert.utils.text import nearest
 
@@ -83,13 +83,20 @@ def registered_scale(dimension: str, key: str) -> tuple[float, float] | None:
     return None if scale is None else (scale[0], scale[1])
 
 
+def dimension_columns(columns: Sequence[str], key: str) -> list[str]:
+    """Returns which of a corpus's columns are known to be dimensions: by their usual names, or by the registry."""
+    known = corpus_or_none(key)
+    names = dict.fromkeys((*DIMENSIONS, *(known.scales if known else ())))
+    return [name for name in names if name in columns]
+
+
 def check_scales(scales: Mapping[str, Any], targets: Sequence[str], corpora: Sequence[str] | None = None) -> None:
     """Looks at the `scales` of a recipe; see `scale_of`.
 
     Args:
         scales: as the recipe has them.
         targets: the dimensions that it trains.
-        corpora: the names of its corpora; None: whichever.
+        corpora: the names of its corpora; None: whichever. Others of the registry may be among the scales.
 
     Raises:
         ValueError: for a scale that is none, and for one of nothing that the recipe has.
@@ -98,8 +105,8 @@ def check_scales(scales: Mapping[str, Any], targets: Sequence[str], corpora: Seq
         alone = name in targets or not isinstance(value, Mapping)
         if not alone and corpora is not None:
             named = corpus_or_none(name)
-            if name not in corpora and not any(named and named == corpus_or_none(other) for other in corpora):
-                raise ValueError(f"scales: {name!r} is no corpus of this recipe; there are {', '.join(corpora)}")
+            if name not in corpora and named is None:
+                raise ValueError(f"scales: {name!r} is no corpus; there are {', '.join(corpora)}")
         for dimension, scale in ({name: value} if alone else value).items():
             where = "scales" if alone else f"scales of {name}"
             if dimension not in targets:

@@ -29,7 +29,8 @@ TABLE_FIELDS = {
     *("clip", "match", "columns", "votes", "required"),
 }
 HUB_FIELDS = {"dataset", "task"}
-PROTOCOL_FIELDS = {"labels", "folds", "splits", "speakers", "source", "rule"}
+PROTOCOL_FIELDS = {"labels", "folds", "splits", "partitions", "speakers", "source", "rule"}
+USABLE = {"labels", "folds", "splits", "partitions"}  # what makes a protocol more than a mark
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,7 @@ def describe(key: str) -> str:
     if split := corpus.official_split:
         lines["official_split"] = f"speaker-{split['speakers']}; {split['rule']} ({split['source']})"
     for name, protocol in corpus.protocols.items():
-        usable = "" if {"folds", "splits", "labels"} & set(protocol) else ", marked only"
+        usable = "" if USABLE & set(protocol) else ", marked only"
         lines[f"protocol {name}"] = f"speaker-{protocol['speakers']}{usable} ({protocol['source']})"
     if corpus.scheme:
         lines["file names"] = f"{corpus.scheme['example']} ({corpus.scheme['source']})"

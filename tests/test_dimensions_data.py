@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas
 import pytest
+from test_prepare import TREES, prepare, write_tree
 
 from exhubert.corpora.dimensions import shown_scales
 from exhubert.corpora.load import load_corpora
@@ -166,7 +167,7 @@ REMEDY = r"`scales: \{own: \{arousal: \[<low>, <high>\]\}\}`"
         (
             {"arousal": five},
             {"scales": {"owm": {"arousal": [1, 5]}}},
-            "scales: 'owm' is no corpus of this recipe; .* own",
+            "scales: 'owm' is no corpus; there are own",
         ),
     ],
 )
@@ -188,3 +189,65 @@ def test_a_corpus_without_numbers_is_none_for_dimensions_alone(make_corpus):
     # A model of classes and dimensions is tested on corpora that have classes alone.
     corpora, _ = load_corpora(folders[1:], targets=["arousal"], needed=("test",))
     assert np.isnan(corpora["emodb"]["test"]["dimensions"][:]).all()
+
+
+@pytest.fixture
+def msp_podcast(tmp_path) -> Path:
+    """MSP-Podcast as it is distributed, with made-up audio and labels."""
+    tree = TREES["msp_podcast"]
+    return write_tree(tmp_path / "raw", [*tree["audio"], *tree["left_out"]], tree["texts"])
+
+
+def stems(part) -> list[str]:
+    """The clips of a split, without what is the same in all their names."""
+    return sorted(name.rpartition("PODCAST_")[2].removesuffix(".wav") for name in part["file_name"])
+
+
+def test_msp_podcast_is_prepared_with_its_parts(msp_podcast, tmp_path, capsys):
+    assert prepare("msp_podcast", msp_podcast, tmp_path / "out") == 0
+    said = capsys.readouterr().out
+    assert "left out: 2 without an emotion label and numbers, in the corpus's part Test3" in said
+    assert "in no split of this protocol: Test2 (2 clips)" in said
+    assert "without a label, but with numbers, so for dimensions alone: 4 clips" in said
+
+    targets = ("arousal", "valence", "dominance")
+    alone, _ = load_corpora([str(tmp_path / "out")], labels="none", targets=targets)
+    assert stems(alone["out"]["test"]) == ["1023_0235", "1023_0236_0002", "1023_0240"]
+    first = next(row for row in alone["out"]["train"] if row["file_name"].endswith("0001_0008.wav"))
+    assert first["dimensions"] == pytest.approx([1.8 / 6, 2.6 / 6, 2.2 / 6])
+    assert len(alone["out"]["train"]) == 6
+    classes, _ = load_corpora([str(tmp_path / "out")])
+    assert stems(classes["out"]["test"]) == ["1023_0235", "1023_0236_0002"]
+    assert len(classes["out"]["train"]) == 4
+    with pytest.raises(ValueError, match="no clip of its Test3 is there; its labels are not public"):
+        load_corpora([str(tmp_path / "out")], protocol="test3")
+
+
+def test_the_second_test_set_of_msp_podcast_is_a_protocol(msp_podcast, tmp_path, capsys):
+    """For a folder that is prepared with it, and for one that is not."""
+    assert prepare("msp_podcast", msp_podcast, tmp_path / "msp_podcast") == 0
+    assert prepare("msp_podcast", msp_podcast, tmp_path / "second", "--protocol", "test2") == 0
+    assert "in no split of this protocol: Test1 (3 clips)" in capsys.readouterr().out
+    for folder, protocol in (("msp_podcast", "test2"), ("second", "auto"), ("second", "official")):
+        given = {"labels": "none", "targets": ["arousal"], "protocol": protocol}
+        corpora, _ = load_corpora([str(tmp_path / folder)], **given)
+        assert stems(corpora[folder]["test"]) == ["2001_0001", "2001_0002"]
+        assert len(corpora[folder]["train"]) == 6
+    # A split of its own has none of the clips that may not train.
+    given = {"labels": "none", "targets": ["arousal"], "protocol": "files"}
+    corpora, _ = load_corpora([str(tmp_path / "msp_podcast")], **given)
+    assert not [name for part in corpora["msp_podcast"].values() for name in stems(part) if name.startswith("2001")]
+    assert prepare("msp_podcast", msp_podcast, tmp_path / "third", "--protocol", "test3") == 1
+    assert "no clip of its Test3 is there; its labels are not public" in capsys.readouterr().err
+
+
+def test_numbers_outside_the_scale_are_left_empty_when_a_corpus_is_prepared(tmp_path, capsys):
+    tree = TREES["iemocap"]
+    raw = write_tree(tmp_path / "raw", list(tree["audio"]), tree["texts"])
+    assert prepare("iemocap", raw, tmp_path / "iemocap", "--protocol", "speaker_balanced") == 0
+    said = capsys.readouterr().out
+    assert "left empty: 1 of dominance, which is 1 to 5: Session1" in said
+    corpora, names = load_corpora([str(tmp_path / "iemocap")], targets=["dominance", "valence"])
+    rows = [row for part in corpora["iemocap"].values() for row in part]
+    assert (len(rows), sum(row["labels"] == -100 for row in rows), len(names)) == (11, 2, 6)
+    assert sum(np.isnan(row["dimensions"][0]) for row in rows) == 1
