@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import pandas
+import yaml
 from accelerate import PartialState
 from datasets import Dataset
 
@@ -79,6 +80,11 @@ def main(arguments: Sequence[str] | None = None, prog: str = "evaluate_hf.py") -
         "--calibrate", action="store_true", help="fit a temperature on the validation split and save it in the model"
     )
     parser.add_argument("--label-file", help="YAML file with further emotion words")
+    parser.add_argument(
+        "--scales",
+        default="{}",
+        help="on which scales corpora have their dimensions, where the registry does not say: '{arousal: [1, 7]}'",
+    )
     parser.add_argument("--skip-bad-audio", action="store_true", help="leave out clips whose audio does not decode")
     parser.add_argument("--clips-per-corpus", type=int, help="use a random part of each corpus, always the same")
     parser.add_argument("--protocol", default="auto", help="as corpora are split (default: auto); docs/corpora.md")
@@ -107,6 +113,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "evaluate_hf.py") -
             options.corpora,
             labels=class_names or "none",
             targets=dimensions,
+            scales=scales_of(options.scales, dimensions),
             label_file=options.label_file,
             skip_bad_audio=options.skip_bad_audio,
             clips_per_corpus=options.clips_per_corpus,
@@ -158,6 +165,10 @@ def check(options: argparse.Namespace) -> dict[str, tuple[str, Path]]:
         raise ValueError(f"{options.output} is a training's run folder; give another --output")
     if options.output.exists() and not options.output.is_dir():
         raise ValueError(f"{options.output} is a file; give --output a folder")
+    with contextlib.suppress(yaml.YAMLError):
+        options.scales = yaml.safe_load(options.scales)
+    if not isinstance(options.scales, dict):
+        raise ValueError(f"--scales is {options.scales!r}; a table such as '{{arousal: [1, 7]}}' is needed")
     if options.batch_size < 1:
         raise ValueError(f"batch_size is {options.batch_size}; it must be above 0")
     if len(set(options.model)) < len(options.model):
@@ -314,6 +325,12 @@ def report(
         curves={name: read_table(path) for name, path in curves.items() if path.is_file()},
         trained_on={name: corpora for name, corpora in trained_on.items() if corpora},
     )
+
+
+def scales_of(scales: dict[str, Any], dimensions: Sequence[str]) -> dict[str, Any]:
+    """The part of `--scales` that is about a model's dimensions: another model may have others."""
+    parts = {name: scales_of(value, dimensions) if isinstance(value, dict) else value for name, value in scales.items()}
+    return {name: value for name, value in parts.items() if name in dimensions or isinstance(value, dict)}
 
 
 def recipe_of(name_or_path: str) -> dict[str, Any]:

@@ -31,7 +31,13 @@ from .audio_exhubert import (
     mono,
     resample_chunks,
 )
-from .configuration_exhubert import QUADRANT, SIX_CLASSES, ExHuBERTConfig
+from .configuration_exhubert import (
+    QUADRANT,
+    SIX_CLASSES,
+    ExHuBERTConfig,
+    class_names_of_config,
+    dimensions_of_config,
+)
 
 logger = logging.get_logger(__name__)
 WINDOWS_PER_FORWARD = 8
@@ -188,7 +194,7 @@ def answer_batch(
         model, extractor, batch, masked, **({"output_hidden_states": True} if embeddings is not False else {})
     )
     dimensions = getattr(outputs, "dimensions", None)
-    if dimensions is None and model.config.problem_type == "regression":
+    if dimensions is None and dimensions_of_config(model.config):
         dimensions = outputs.logits
     means = None
     if embeddings is not False:
@@ -316,10 +322,13 @@ class ExHuBERTPipeline(Pipeline):
         on_progress: a function that is called with the seconds of audio that were decoded, many times in a file.
 
     Returns, for each input, a dict:
-        label: class name.
+        label: class name. This and `probabilities` only if the model has classes.
         probabilities: class name to mean probability over the windows.
         arousal, valence: P(high) - P(low) and P(positive) - P(negative), from -1 to 1; only if the model's classes are
             the six of the published model.
+        dimensions: name to mean over the windows, on the dimension's own scale (`dimensions` of the pipeline), which
+            an answer may leave; only if the model has dimensions. Its arousal and valence are what the model was
+            trained to say, and nothing that follows from the classes.
         embedding: float32 `(hidden_size,)`, the mean over the windows; only with `embeddings`.
         warning: what is wrong with a file that was classified as far as it goes; only if something is.
         windows: a list of dicts of `start` and `end` in seconds, and the same for each window. The last one ends with
@@ -458,32 +467,57 @@ class ExHuBERTPipeline(Pipeline):
         """Names classes and averages over the windows; `answers` and `warning` are the clip's."""
         answers = model_outputs["answers"]
         numbers = sorted(answers.rows)
-        rows = [(answers.rows[number].logits, answers.rows[number].embedding) for number in numbers]
-        columns = [torch.stack(column) for column in zip(*rows, strict=True) if column[0] is not None]
-        if columns:
+        of_windows = zip(*(answers.rows[number] for number in numbers), strict=True)
+        columns = {
+            name: torch.stack(values)
+            for name, values in zip(("probabilities", "dimensions", "embedding"), of_windows, strict=False)
+            if values[0] is not None
+        }
+        if not self.class_names:
+            columns.pop("probabilities", None)
+        elif columns:
             # What `evaluate_hf.py --calibrate` found; a model that was not calibrated has none.
-            columns[0] = (columns[0] / getattr(self.model.config, "calibration_temperature", 1.0)).softmax(dim=-1)
-        classified = {number: self._named(*row) for number, *row in zip(numbers, *columns, strict=True)}
-        nothing = dict.fromkeys(("label", "probabilities", *self.quadrant))
+            temperature = getattr(self.model.config, "calibration_temperature", 1.0)
+            columns["probabilities"] = (columns["probabilities"] / temperature).softmax(dim=-1)
+        classified = {
+            number: self._named(**{name: values[row] for name, values in columns.items()})
+            for row, number in enumerate(numbers)
+        }
+        of_classes = ("label", "probabilities", *self.quadrant) if self.class_names else ()
+        nothing = dict.fromkeys((*of_classes, *(["dimensions"] if self.dimensions else [])))
         windows = [
             {"start": start, "end": end, **classified.get(number, nothing)}
             for number, (start, end) in answers.spans.items()
         ]
-        clip = self._named(*(column.mean(dim=0) for column in columns)) if columns else nothing
+        clip = self._named(**{name: values.mean(dim=0) for name, values in columns.items()}) if columns else nothing
         warning = {"warning": model_outputs["warning"]} if model_outputs["warning"] else {}
         return {**clip, **warning, "windows": windows}
 
-    def _named(self, probabilities: torch.Tensor, embedding: torch.Tensor | None = None) -> dict[str, Any]:
-        values = dict(zip(self.class_names, probabilities.tolist(), strict=True))
-        label = self.class_names[int(probabilities.argmax())]
-        result = {"label": label, "probabilities": values, **quadrant_of(values)}
+    def _named(
+        self,
+        probabilities: torch.Tensor | None = None,
+        dimensions: torch.Tensor | None = None,
+        embedding: torch.Tensor | None = None,
+    ) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        if probabilities is not None:
+            values = dict(zip(self.class_names, probabilities.tolist(), strict=True))
+            label = self.class_names[int(probabilities.argmax())]
+            result = {"label": label, "probabilities": values, **quadrant_of(values)}
+        if dimensions is not None:
+            shown = on_scale(dimensions, self.dimensions).tolist()
+            result["dimensions"] = dict(zip(self.dimensions, shown, strict=True))
         return result if embedding is None else {**result, "embedding": embedding.numpy()}
 
     @property
     def class_names(self) -> list[str]:
-        """The model's classes in their order."""
-        names = self.model.config.id2label
-        return [names[index] for index in sorted(names)]
+        """The model's classes in their order; none of a model of dimensions alone."""
+        return class_names_of_config(self.model.config)
+
+    @property
+    def dimensions(self) -> dict[str, list[float]]:
+        """The model's dimensions in their order, each with the scale `[low, high]` that answers are on."""
+        return dimensions_of_config(self.model.config)
 
     @property
     def quadrant(self) -> tuple[str, ...]:

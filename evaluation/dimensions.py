@@ -130,7 +130,7 @@ def average_dimensions(scored: Mapping[str, tuple[dict[str, Any], dict[str, Samp
     Args:
         scored: corpus -> what `score_dimensions` returned of it.
     """
-    entries, cccs = ([each[place] for each in scored.values()] for place in (0, 1))
+    entries, cccs = [entry for entry, _ in scored.values()], [known for _, known in scored.values()]
     found: dict[str, Any] = {**_summary([mean_of(each) for each in cccs if each]), "dimensions": {}}
     for dimension in entries[0]["dimensions"]:
         found["dimensions"][dimension] = _summary([each[dimension] for each in cccs if dimension in each])

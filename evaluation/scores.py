@@ -115,8 +115,8 @@ def groups(predictions: pandas.DataFrame, class_names: Sequence[str]) -> dict[st
                 entry, *_ = _scored(f"{column}/{value}", rows, class_names)
                 found |= {name: entry[name] for name in GROUP_ENTRIES}
             if dimension_names_of(rows):
-                values, _ = score_dimensions(f"{column}/{value}", rows)
-                found |= ({} if class_names else _size(rows, values)) | values
+                entry, _ = score_dimensions(f"{column}/{value}", rows)
+                found |= ({} if class_names else _size(rows, entry)) | entry
             results.setdefault(column, {})[value] = found
     return results
 

@@ -456,7 +456,8 @@ def _draw_density(axes: Axes, points: np.ndarray, across: tuple[float, float], u
     order = near.argsort(kind="stable")
     size = float(np.clip(4000 / len(points), 5, 16))
     colours = near[order] / near.max()
-    shown = axes.scatter(*points[order].T, c=colours, s=size, cmap="viridis", vmin=0, vmax=1, linewidths=0)
+    x, y = points[order].T
+    shown = axes.scatter(x, y, c=colours, s=size, cmap="viridis", vmin=0, vmax=1, linewidths=0)
     axes.set(xlim=across, ylim=up)
     axes.set_box_aspect(1)
     axes.grid(alpha=0.3)

@@ -74,8 +74,9 @@ def write_report(
     valued = {name: results for name, results in systems.items() if results.get("dimensions")}
     parts += section("Dimensions", *dimension_parts(directory, valued, folders or {}))
     for column in dict.fromkeys(column for results in systems.values() for column in results["groups"]):
-        of_values = [TEXTS["groups of dimensions"]] if valued else []
-        parts += section(f"By {column}", *of_values, folded(tables.group_table(systems, column)))
+        said = [TEXTS[f"By {column}"]] if classifying else []
+        said += [TEXTS["groups of dimensions"]] if valued else []
+        parts += [f"## By {column}", *said, folded(tables.group_table(systems, column))]
     if comparison:
         parts += section("Comparison", folded(tables.comparison_table(comparison)))
         parts += section("Comparison of dimensions", folded(tables.ccc_comparison_table(comparison)))
