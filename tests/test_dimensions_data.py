@@ -5,6 +5,7 @@ python -m pytest tests/test_dimensions_data.py
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,9 @@ import pandas
 import pytest
 from test_prepare import TREES, prepare, write_tree
 
+import evaluate_hf
+import train_hf
+from conftest import ROOT
 from exhubert.corpora.dimensions import shown_scales
 from exhubert.corpora.load import load_corpora
 
@@ -251,3 +255,33 @@ def test_numbers_outside_the_scale_are_left_empty_when_a_corpus_is_prepared(tmp_
     rows = [row for part in corpora["iemocap"].values() for row in part]
     assert (len(rows), sum(row["labels"] == -100 for row in rows), len(names)) == (11, 2, 6)
     assert sum(np.isnan(row["dimensions"][0]) for row in rows) == 1
+
+
+def test_msp_podcast_trains_both_heads_and_is_evaluated_on_its_second_test_set(
+    msp_podcast, tmp_path, make_hubert, capsys
+):
+    corpus, run = tmp_path / "msp_podcast", tmp_path / "run"
+    assert prepare("msp_podcast", msp_podcast, corpus) == 0
+    given = ["--model", str(make_hubert(head="ctc")), "--corpora", str(corpus), "--output", str(run)]
+    tiny = ["--rounds", "2", "--batch_size", "4", "--window_seconds", "0.4", "--eval_steps", "2"]
+    silent = ["--report_to", "none", "--disable_tqdm", "true"]
+    assert train_hf.main([str(ROOT / "recipes/dimensions/stage2.yaml"), *given, *tiny, *silent]) == 0
+    said = capsys.readouterr().out
+    assert "of 6 training clips 6 have arousal, 6 have dominance, 6 have valence" in said
+    found = json.loads((run / "results.json").read_text())["corpora"]["msp_podcast"]
+    assert found["dimensions"]["arousal"]["clips"] == 3  # one of them has no class
+
+    second = [
+        "--model",
+        str(run / "model"),
+        "--corpora",
+        str(corpus),
+        "--protocol",
+        "test2",
+        "--output",
+        str(tmp_path / "second"),
+    ]
+    assert evaluate_hf.main(second) == 0
+    results = json.loads((tmp_path / "second/results.json").read_text())
+    (found,) = [model["corpora"]["msp_podcast"] for model in (results if isinstance(results, list) else [results])]
+    assert found["dimensions"]["valence"]["clips"] == 2
