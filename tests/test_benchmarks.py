@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
