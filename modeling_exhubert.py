@@ -7,6 +7,7 @@ What differs from `transformers`' HuBERT:
   the model therefore computes, bit for bit, what the HuBERT before it computed;
 - `freeze_og_encoder()` freezes the original layers;
 - with `gate_original_layers` the originals end in a linear layer too, which starts as the identity;
+- `config.dimensions` are answered beside the classes, by a head of their own, or alone, as a regression;
 - `hidden_states[-1]` is `last_hidden_state`, after the final layer norm, on every release of transformers
   (from 5.16 on HuBERT's own is the state before it), and `use_weighted_layer_sum` weighs these states;
 - SpecAugment leaves padding alone and takes clips shorter than its span; attentions that the attention
@@ -23,6 +24,7 @@ import re
 import types
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -55,7 +57,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import logging
 
 from .audio_exhubert import ExHuBERTFeatureExtractor
-from .configuration_exhubert import AUTO_MAP, CUSTOM_PIPELINES, PIPELINE_TASK, ExHuBERTConfig
+from .configuration_exhubert import AUTO_MAP, CUSTOM_PIPELINES, PIPELINE_TASK, REGRESSION, ExHuBERTConfig
 from .pipeline_exhubert import ExHuBERTPipeline
 
 try:
@@ -212,17 +214,21 @@ class ExHuBERTPreTrainedModel(HubertPreTrainedModel):
         num_labels: int | None = None,
         id2label: dict[int, str] | None = None,
         label2id: dict[str, int] | None = None,
+        dimensions: Mapping[str, Any] | None = None,
+        problem_type: str | None = None,
         **kwargs: Any,
     ) -> Any:
         """Loads a HuBERT checkpoint and expands it; in eval mode the result computes exactly what it computed.
 
         Args:
             name_or_path: Hub id or folder of a `HubertModel`, `HubertForCTC` (its head is dropped) or
-                `HubertForSequenceClassification` (head, labels and layer weights are kept).
+                `HubertForSequenceClassification` (head, labels and layer weights are kept), or of ours without copies
+                (both heads are kept).
             num_copies: copies after each original layer; 0 leaves a plain HuBERT.
             gate_original_layers: give the originals a linear layer as well, starting as the identity.
             num_labels, id2label, label2id: other labels than the source's; where their number differs, the
                 classifier is newly initialised.
+            dimensions, problem_type: as in [`ExHuBERTConfig`]; a head that the source lacks is newly initialised.
             kwargs: passed to the source's `from_pretrained` (`revision`, `token`, `dtype`, ...). Without `dtype` the
                 checkpoint's own is kept.
 
@@ -232,23 +238,17 @@ class ExHuBERTPreTrainedModel(HubertPreTrainedModel):
         if "torch_dtype" not in kwargs:
             kwargs.setdefault("dtype", "auto")  # transformers 4 would make it float32
         hub_options = {k: v for k, v in kwargs.items() if k not in ("dtype", "torch_dtype", "attn_implementation")}
-        try:
-            values, _ = HubertConfig.get_config_dict(name_or_path, **hub_options)
-        except OSError as error:
-            reason = str(error).strip().splitlines()[0]
-            raise OSError(f"{name_or_path}: no such folder, and not to be had from the Hub ({reason})") from error
-        if values.get("model_type") != "hubert":
-            remedy = ": it is expanded already, use from_pretrained" if values.get("model_type") == "exhubert" else ""
-            raise ValueError(f"{name_or_path}: model_type is {values.get('model_type')!r}, not 'hubert'{remedy}")
-        source_config = HubertConfig.from_dict(values)
-        labels = {"num_labels": num_labels, "id2label": id2label, "label2id": label2id}
+        source_config = _read_source_config(name_or_path, **hub_options)
+        source_class = cls if isinstance(source_config, ExHuBERTConfig) else cls.source_class
+        labels: dict[str, Any] = {"num_labels": num_labels, "id2label": id2label, "label2id": label2id}
+        labels |= {"dimensions": dimensions, "problem_type": problem_type}
         labels = {name: value for name, value in labels.items() if value is not None}
         config = ExHuBERTConfig.from_hubert_config(source_config, num_copies, gate_original_layers, **labels)
         config.name_or_path = str(name_or_path)
         source_config.id2label, source_config.label2id = config.id2label, config.label2id
 
         source = _load_hubert(
-            cls.source_class, name_or_path, config=source_config, ignore_mismatched_sizes=bool(labels), **kwargs
+            source_class, name_or_path, config=source_config, ignore_mismatched_sizes=bool(labels), **kwargs
         )
         with torch.device("meta"):
             model = cls(config)
@@ -260,6 +260,12 @@ class ExHuBERTPreTrainedModel(HubertPreTrainedModel):
             )
         dtype, device, weights = source.dtype, source.device, source.state_dict()
         del source
+        if hasattr(model, "dimension_head") and list(getattr(source_config, "dimensions", ())) != list(
+            config.dimensions
+        ):
+            head = nn.Linear(config.classifier_proj_size, len(config.dimensions), device=device, dtype=dtype)
+            model._init_weights(head)
+            weights |= head.state_dict(prefix=DIMENSION_HEAD)
         expanded: dict[str, torch.Tensor] = {}
         taken = set()
         for name, like in model.state_dict().items():
@@ -295,7 +301,9 @@ class ExHuBERTModel(ExHuBERTPreTrainedModel, HubertModel):
 
     source_class = HubertModel
     # A classifier's head.
-    _keys_to_ignore_on_load_unexpected: ClassVar = [r"^projector\.", r"^classifier\.", "^layer_weights$"]
+    _keys_to_ignore_on_load_unexpected: ClassVar = [
+        *(r"^projector\.", r"^classifier\.", "^layer_weights$", r"^dimension_head\.")
+    ]
     bfloat16_was_tried = False  # on the CPU
 
     def __init__(self, config: ExHuBERTConfig) -> None:
@@ -428,8 +436,23 @@ class ExHuBERTModel(ExHuBERTPreTrainedModel, HubertModel):
         self.bfloat16_was_tried = True
 
 
+@dataclass
+class EmotionOutput(SequenceClassifierOutput):
+    """The output of [`ExHuBERTForSequenceClassification`].
+
+    Args:
+        dimensions: `(batch, dimensions)`, of a model that has them beside its classes; on 0 to 1, the ends of each
+            one's scale, in the order of `dimensions_of_config`.
+    """
+
+    dimensions: torch.FloatTensor | None = None
+
+
 class ExHuBERTForSequenceClassification(ExHuBERTPreTrainedModel):
-    """The expanded HuBERT with the published head: a projection of every frame, their mean, a linear classifier."""
+    """The expanded HuBERT with the published head: a projection of every frame, their mean, a linear classifier.
+
+    With `config.dimensions` beside classes, a second linear layer, `dimension_head`, answers them from the same mean.
+    """
 
     source_class = HubertForSequenceClassification
     # `Trainer` would take a forward with **kwargs for one that divides its loss by the accumulation steps itself.
@@ -442,6 +465,8 @@ class ExHuBERTForSequenceClassification(ExHuBERTPreTrainedModel):
             self.layer_weights = nn.Parameter(torch.full((config.num_hidden_layers + 1,), 1.0))
         self.projector = nn.Linear(config.hidden_size, config.classifier_proj_size)
         self.classifier = nn.Linear(config.classifier_proj_size, config.num_labels)
+        if config.dimensions and config.problem_type != REGRESSION:
+            self.dimension_head = nn.Linear(config.classifier_proj_size, len(config.dimensions))
         self.post_init()
 
     def freeze_base_model(self) -> None:
@@ -477,17 +502,19 @@ class ExHuBERTForSequenceClassification(ExHuBERTPreTrainedModel):
         labels: torch.Tensor | None = None,
         mask_time_indices: torch.Tensor | None = None,
         **kwargs: Any,
-    ) -> SequenceClassifierOutput | tuple[torch.Tensor, ...]:
+    ) -> EmotionOutput | tuple[torch.Tensor, ...]:
         """Classifies audio.
 
         Args:
             input_values, attention_mask, output_attentions, output_hidden_states, return_dict, mask_time_indices,
                 kwargs: as in [`ExHuBERTModel`].
             labels: class indices `(batch,)` or `(batch, 1)` for cross-entropy, -100 leaving a clip out; with
-                `problem_type="regression"` targets `(batch, num_labels)` for the mean squared error.
+                `problem_type="regression"` targets `(batch, num_labels)`, on 0 to 1 if they are dimensions, for the
+                mean squared error. Dimensions beside classes are in no loss here; `train_hf.py` trains both.
 
         Returns:
-            `loss` (with `labels`), `logits` `(batch, num_labels)`, `hidden_states` and `attentions` if asked for.
+            `loss` (with `labels`), `logits` `(batch, num_labels)`, `hidden_states` and `attentions` if asked for,
+            `dimensions` `(batch, dimensions)` of a model that has them beside its classes.
 
         Raises:
             ValueError: as [`ExHuBERTModel`], and for labels of another shape or dtype, or that are no class.
@@ -514,11 +541,12 @@ class ExHuBERTForSequenceClassification(ExHuBERTPreTrainedModel):
             pooled = frames.masked_fill(~valid[..., None], 0.0).sum(dim=1) / valid.sum(dim=1, keepdim=True)
         logits = self.classifier(pooled)
 
-        result = SequenceClassifierOutput(
+        result = EmotionOutput(
             loss=None if labels is None else self._loss(logits, labels),
             logits=logits,
             hidden_states=outputs.hidden_states if output_hidden_states else None,
             attentions=outputs.attentions,
+            dimensions=self.dimension_head(pooled) if hasattr(self, "dimension_head") else None,
         )
         return result if return_dict else result.to_tuple()
 
@@ -555,7 +583,7 @@ class ExHuBERTForSequenceClassification(ExHuBERTPreTrainedModel):
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         problem = self.config.problem_type or "single_label_classification"
         shape, (batch, classes), unchecked = tuple(labels.shape), logits.shape, torch.compiler.is_compiling()
-        if problem == "regression":
+        if problem == REGRESSION:
             if not unchecked and shape != (batch, classes) and (shape, classes) != ((batch,), 1):
                 needed = f"regression needs a target for each logit, {(batch, classes)}"
                 raise ValueError(f"labels has shape {shape}; {needed}")
@@ -589,7 +617,8 @@ LARGEST_BFLOAT16_ERROR = 0.1
 
 # A layer weight whose share under softmax is exactly zero. Finite, as optimisers make NaN of an infinite one.
 LEFT_OUT = -1e4
-HEAD = ("projector.", "classifier.", "layer_weights")
+DIMENSION_HEAD = "dimension_head."
+HEAD = ("projector.", "classifier.", "layer_weights", DIMENSION_HEAD)
 
 
 def hubert_name(name: str, num_copies: int) -> str | None:
@@ -626,6 +655,23 @@ def expanded_weight(
     expanded = tensor.new_full(tuple(shape), LEFT_OUT)
     expanded[:: num_copies + 1] = tensor
     return expanded
+
+
+def _read_source_config(name_or_path: str, **hub_options: Any) -> HubertConfig:
+    """Reads the configuration of a HuBERT, or of an ExHuBERT without copies; refuses that of anything else."""
+    try:
+        values, _ = HubertConfig.get_config_dict(name_or_path, **hub_options)
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise OSError(f"{name_or_path}: no such folder, and not to be had from the Hub ({reason})") from error
+    kind = values.get("model_type")
+    if kind == "hubert":
+        return HubertConfig.from_dict(values)
+    ours = kind == ExHuBERTConfig.model_type
+    if ours and values.get("num_copies") == 0 and not values.get("gate_original_layers"):
+        return ExHuBERTConfig.from_dict(values)
+    remedy = ": it is expanded already, use from_pretrained" if ours else ""
+    raise ValueError(f"{name_or_path}: model_type is {kind!r}, not 'hubert'{remedy}")
 
 
 def _load_hubert(source_class: Any, name_or_path: str, **kwargs: Any) -> Any:
@@ -672,9 +718,9 @@ def misfit(
     missing, unexpected = set(missing), set(unexpected)
     if wanted is not None:
         head = {name for name in wanted if name.startswith(HEAD)}
-        missing -= {name for name in missing if name.endswith("masked_spec_embed")} | (
-            head if head <= missing else set()
-        )
+        missing -= {name for name in missing if name.endswith("masked_spec_embed")}
+        for part in (head, {name for name in head if name.startswith(DIMENSION_HEAD)}):
+            missing -= part if part <= missing else set()
     for problem, names in (("lacks", missing), ("has unknown", unexpected), ("has another shape of", set(reshaped))):
         if names:
             published = any(".gate_bb_linear." in name for name in unexpected)

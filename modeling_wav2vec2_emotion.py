@@ -2,9 +2,10 @@
 
 `audeering/wav2vec2-large-robust-12-ft-emotion-msp-dim` has the model type of a wav2vec 2.0, but on the mean of the
 frames a head of its own: dropout, a dense layer, tanh, dropout, an output layer. transformers' own class would leave
-that head out and start another one at random, silently; this one keeps the dense layer. The output layer, arousal,
-dominance and valence there, is newly initialised wherever the number of classes differs. What it saves has a model
-type of its own, so that it loads as what it is, or not at all.
+that head out and start another one at random, silently; this one keeps it. Its three outputs, arousal, dominance and
+valence on 0 to 1, are the answers of the published model (`problem_type` "regression"); with other labels the output
+layer is newly initialised wherever their number differs. What it saves has a model type of its own, so that it loads
+as what it is, or not at all.
 """
 
 from __future__ import annotations
@@ -49,14 +50,19 @@ class Wav2Vec2EmotionForSequenceClassification(Wav2Vec2PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, config: Any = None, **kwargs: Any) -> Any:
-        """As `PreTrainedModel.from_pretrained`; takes audEERING's checkpoint, for classes, as well."""
+        """As `PreTrainedModel.from_pretrained`; takes audEERING's checkpoint as well.
+
+        `id2label` makes it a model of those classes, or with `problem_type="regression"` of those dimensions.
+        """
         if config is None:
             values, _ = Wav2Vec2EmotionConfig.get_config_dict(pretrained_model_name_or_path, **kwargs)
-            # Its model type and its regression are left behind: what is trained here are classes.
-            for name in ("model_type", "problem_type", "architectures"):
+            fields = ("id2label", "label2id", "problem_type", "dimensions")
+            given = {name: kwargs.pop(name) for name in fields if name in kwargs}
+            # What it answered is left behind where it is to answer something else; its model type in any case.
+            replaced = fields if "id2label" in given else ()
+            for name in ("model_type", "architectures", *replaced):
                 values.pop(name, None)
-            labels = {name: kwargs.pop(name) for name in ("id2label", "label2id") if name in kwargs}
-            config = Wav2Vec2EmotionConfig.from_dict(values | labels)
+            config = Wav2Vec2EmotionConfig.from_dict(values | given)
         return super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
 
     def freeze_feature_encoder(self) -> None:
@@ -76,7 +82,8 @@ class Wav2Vec2EmotionForSequenceClassification(Wav2Vec2PreTrainedModel):
         Args:
             input_values: 16 kHz mono samples, `(batch, samples)`, normalised.
             attention_mask: 1 for samples, 0 for padding, `(batch, samples)`; the mean is over all frames even so.
-            labels: class indices `(batch,)`.
+            labels: class indices `(batch,)` for cross-entropy; with `problem_type="regression"` targets
+                `(batch, num_labels)` for the mean squared error.
             output_hidden_states, return_dict: as in `transformers`.
 
         Returns:
@@ -86,7 +93,10 @@ class Wav2Vec2EmotionForSequenceClassification(Wav2Vec2PreTrainedModel):
             input_values, attention_mask=attention_mask, output_hidden_states=output_hidden_states, return_dict=True
         )
         logits = self.classifier(outputs.last_hidden_state.mean(dim=1))
-        loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
+        loss = None
+        if labels is not None:
+            regression = self.config.problem_type == "regression"
+            loss = (nn.functional.mse_loss if regression else nn.functional.cross_entropy)(logits, labels)
         result = SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
         return result if return_dict or return_dict is None else result.to_tuple()
 

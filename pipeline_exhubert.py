@@ -31,7 +31,13 @@ from .audio_exhubert import (
     mono,
     resample_chunks,
 )
-from .configuration_exhubert import QUADRANT, SIX_CLASSES, ExHuBERTConfig
+from .configuration_exhubert import (
+    QUADRANT,
+    SIX_CLASSES,
+    ExHuBERTConfig,
+    class_names_of_config,
+    dimensions_of_config,
+)
 
 logger = logging.get_logger(__name__)
 WINDOWS_PER_FORWARD = 8
@@ -39,6 +45,20 @@ LONGEST_WAIT = 64  # windows that come while one waits for others of its shape
 SAMPLES_AT_A_TIME = 2**20  # of an array
 SHORTEST = {"window_seconds": SHORTEST_INPUT_SECONDS, "hop_seconds": 0.01}
 INPUTS = "a path, the bytes of a file, a binary file, mono 16 kHz samples, or a dict of 'array' and 'sampling_rate'"
+
+
+class Row(NamedTuple):
+    """What a model says of a window: float32, on the CPU.
+
+    Attributes:
+        logits: `(classes,)`; of a model of dimensions alone `(dimensions,)`.
+        dimensions: `(dimensions,)`, each on 0..1; None where the model has none.
+        embedding: `(hidden_size,)`; None where it was not asked for.
+    """
+
+    logits: torch.Tensor
+    dimensions: torch.Tensor | None = None
+    embedding: torch.Tensor | None = None
 
 
 class Window(NamedTuple):
@@ -156,7 +176,7 @@ def run_batch(model: Any, extractor: Any, batch: Sequence[Window], masked: bool 
 
 def answer_batch(
     model: Any, extractor: Any, batch: Sequence[Window], masked: bool = False, embeddings: bool | int | str = False
-) -> list[tuple[torch.Tensor, ...]]:
+) -> list[Row]:
     """Classifies a batch as `run_batch`, and embeds it.
 
     Args:
@@ -164,8 +184,7 @@ def answer_batch(
         embeddings: as the pipeline takes it.
 
     Returns:
-        For each window the logits `(classes,)` and, where asked for, the embedding `(hidden_size,)`; float32, on the
-        CPU.
+        A row for each window.
 
     Raises:
         ValueError, RuntimeError: if the model does not take the batch.
@@ -174,10 +193,15 @@ def answer_batch(
     outputs = run_batch(
         model, extractor, batch, masked, **({"output_hidden_states": True} if embeddings is not False else {})
     )
-    columns = [outputs.logits]
+    dimensions = getattr(outputs, "dimensions", None)
+    if dimensions is None and dimensions_of_config(model.config):
+        dimensions = outputs.logits
+    means = None
     if embeddings is not False:
-        columns.append(mean_states(outputs.hidden_states, embeddings, getattr(model, "layer_weights", None)))
-    return list(zip(*(column.float().cpu() for column in columns), strict=True))
+        means = mean_states(outputs.hidden_states, embeddings, getattr(model, "layer_weights", None))
+    columns = (outputs.logits, dimensions, means)
+    of_windows = [[None] * len(batch) if column is None else column.float().cpu() for column in columns]
+    return [Row(*row) for row in zip(*of_windows, strict=True)]
 
 
 class OptionError(ValueError):
@@ -205,7 +229,7 @@ class Answers:
     Attributes:
         name: of the clip, for errors.
         spans: start and end of each window in seconds, by its number.
-        rows: of each window that was classified what `answer_batch` returned of it, by its number.
+        rows: of each window that was classified its row of `answer_batch`, by its number.
         awaited: how many windows are still to be classified.
         error: why the clip has no answer, or None.
     """
@@ -213,7 +237,7 @@ class Answers:
     def __init__(self, name: str) -> None:
         self.name = name
         self.spans: dict[int, tuple[float, float]] = {}
-        self.rows: dict[int, tuple[torch.Tensor, ...]] = {}
+        self.rows: dict[int, Row] = {}
         self.awaited = 0
         self.error: Exception | None = None
 
@@ -234,13 +258,13 @@ class Answers:
             self.awaited += window.features is not None
             yield window
 
-    def add(self, window: Window, row: tuple[torch.Tensor, ...] | Exception) -> None:
+    def add(self, window: Window, row: Row | Exception) -> None:
         """Takes what a model said of a window, or why it did not."""
         self.awaited -= 1
         span = f"from {window.start:.2f} s to {window.end:.2f} s"
         if isinstance(row, Exception):
             self.error = self.error or ValueError(f"{self.name}: {span}: {row}")
-        elif not row[0].isfinite().all():
+        elif not all(values.isfinite().all() for values in (row.logits, row.dimensions) if values is not None):
             self.error = self.error or ValueError(f"{self.name}: the model's answer {span} is not finite")
         else:
             self.rows[window.number] = row
@@ -251,6 +275,20 @@ class Answers:
             raise self.error
         if not self.spans:
             raise ValueError(f"{self.name}: the audio is empty (0 samples)")
+
+
+def on_scale(values: Any, dimensions: Mapping[str, Sequence[float]]) -> np.ndarray:
+    """Turns what a model says of dimensions, on 0..1, into their own scales.
+
+    Args:
+        values: an array or tensor `(..., dimensions)`.
+        dimensions: the scale `[low, high]` of each, as in the model's configuration.
+
+    Returns:
+        float64, of the same shape. A value outside 0..1 is outside its scale, and NaN stays NaN.
+    """
+    low, high = np.array(list(dimensions.values()), np.float64).reshape(-1, 2).T
+    return low + np.asarray(values, np.float64) * (high - low)
 
 
 def quadrant_of(probabilities: Mapping[str, float]) -> dict[str, float]:
@@ -284,10 +322,13 @@ class ExHuBERTPipeline(Pipeline):
         on_progress: a function that is called with the seconds of audio that were decoded, many times in a file.
 
     Returns, for each input, a dict:
-        label: class name.
+        label: class name. This and `probabilities` only if the model has classes.
         probabilities: class name to mean probability over the windows.
         arousal, valence: P(high) - P(low) and P(positive) - P(negative), from -1 to 1; only if the model's classes are
             the six of the published model.
+        dimensions: name to mean over the windows, on the dimension's own scale (`dimensions` of the pipeline), which
+            an answer may leave; only if the model has dimensions. Its arousal and valence are what the model was
+            trained to say, and nothing that follows from the classes.
         embedding: float32 `(hidden_size,)`, the mean over the windows; only with `embeddings`.
         warning: what is wrong with a file that was classified as far as it goes; only if something is.
         windows: a list of dicts of `start` and `end` in seconds, and the same for each window. The last one ends with
@@ -426,31 +467,57 @@ class ExHuBERTPipeline(Pipeline):
         """Names classes and averages over the windows; `answers` and `warning` are the clip's."""
         answers = model_outputs["answers"]
         numbers = sorted(answers.rows)
-        columns = [torch.stack(column) for column in zip(*map(answers.rows.get, numbers), strict=True)]
-        if columns:
+        of_windows = zip(*(answers.rows[number] for number in numbers), strict=True)
+        columns = {
+            name: torch.stack(values)
+            for name, values in zip(("probabilities", "dimensions", "embedding"), of_windows, strict=False)
+            if values[0] is not None
+        }
+        if not self.class_names:
+            columns.pop("probabilities", None)
+        elif columns:
             # What `evaluate_hf.py --calibrate` found; a model that was not calibrated has none.
-            columns[0] = (columns[0] / getattr(self.model.config, "calibration_temperature", 1.0)).softmax(dim=-1)
-        classified = {number: self._named(*row) for number, *row in zip(numbers, *columns, strict=True)}
-        nothing = dict.fromkeys(("label", "probabilities", *self.quadrant))
+            temperature = getattr(self.model.config, "calibration_temperature", 1.0)
+            columns["probabilities"] = (columns["probabilities"] / temperature).softmax(dim=-1)
+        classified = {
+            number: self._named(**{name: values[row] for name, values in columns.items()})
+            for row, number in enumerate(numbers)
+        }
+        of_classes = ("label", "probabilities", *self.quadrant) if self.class_names else ()
+        nothing = dict.fromkeys((*of_classes, *(["dimensions"] if self.dimensions else [])))
         windows = [
             {"start": start, "end": end, **classified.get(number, nothing)}
             for number, (start, end) in answers.spans.items()
         ]
-        clip = self._named(*(column.mean(dim=0) for column in columns)) if columns else nothing
+        clip = self._named(**{name: values.mean(dim=0) for name, values in columns.items()}) if columns else nothing
         warning = {"warning": model_outputs["warning"]} if model_outputs["warning"] else {}
         return {**clip, **warning, "windows": windows}
 
-    def _named(self, probabilities: torch.Tensor, embedding: torch.Tensor | None = None) -> dict[str, Any]:
-        values = dict(zip(self.class_names, probabilities.tolist(), strict=True))
-        label = self.class_names[int(probabilities.argmax())]
-        result = {"label": label, "probabilities": values, **quadrant_of(values)}
+    def _named(
+        self,
+        probabilities: torch.Tensor | None = None,
+        dimensions: torch.Tensor | None = None,
+        embedding: torch.Tensor | None = None,
+    ) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        if probabilities is not None:
+            values = dict(zip(self.class_names, probabilities.tolist(), strict=True))
+            label = self.class_names[int(probabilities.argmax())]
+            result = {"label": label, "probabilities": values, **quadrant_of(values)}
+        if dimensions is not None:
+            shown = on_scale(dimensions, self.dimensions).tolist()
+            result["dimensions"] = dict(zip(self.dimensions, shown, strict=True))
         return result if embedding is None else {**result, "embedding": embedding.numpy()}
 
     @property
     def class_names(self) -> list[str]:
-        """The model's classes in their order."""
-        names = self.model.config.id2label
-        return [names[index] for index in sorted(names)]
+        """The model's classes in their order; none of a model of dimensions alone."""
+        return class_names_of_config(self.model.config)
+
+    @property
+    def dimensions(self) -> dict[str, list[float]]:
+        """The model's dimensions in their order, each with the scale `[low, high]` that answers are on."""
+        return dimensions_of_config(self.model.config)
 
     @property
     def quadrant(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Fine-tunes an audio-classification model on emotion corpora: both stages of the paper.
+"""Fine-tunes a model on emotion corpora, for classes, dimensions such as arousal, or both: both stages of the paper.
 
     python train_hf.py RECIPE [--key value ...] [--resume] [--trust-remote-code]
     accelerate launch train_hf.py RECIPE [--key value ...]
@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pandas
@@ -20,19 +21,21 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedModel, TrainingArguments, set_seed
 
-from exhubert.configuration_exhubert import ExHuBERTConfig
+from exhubert.configuration_exhubert import ExHuBERTConfig, class_names_of_config, dimensions_of_config
+from exhubert.corpora.dimensions import shown_scales
 from exhubert.corpora.load import class_notices, load_corpora, one_class_notices
 from exhubert.corpora.splits import SPLITS
 from exhubert.evaluation.predictions import classify, predictions_table
-from exhubert.evaluation.results import make_results, uar_text, write_predictions, write_results
+from exhubert.evaluation.results import dimension_text, make_results, uar_text, write_predictions, write_results
 from exhubert.model_folder.load import make_feature_extractor
 from exhubert.publish.push import check_right_to_push, push_finished_model
 from exhubert.publish.run_card import corpus_facts, write_run_card
 from exhubert.training import run_folder
-from exhubert.training.arguments import Recipe, parse, resolved
+from exhubert.training.arguments import Recipe, decisive_average, parse, resolved
 from exhubert.training.augmentation import Augmentation
 from exhubert.training.callbacks import EarlyStopping
 from exhubert.training.collator import AudioCollator
+from exhubert.training.dimensions import dimension_notices
 from exhubert.training.frame_cache import shared_frame_cache, take_frames
 from exhubert.training.interruption import INTERRUPTED, Interrupted
 from exhubert.training.losses import build_loss
@@ -68,22 +71,14 @@ def train(recipe: Recipe, training: TrainingArguments, resume: bool, trust_remot
         check_right_to_push(*target)
     PartialState().wait_for_everyone()  # all have looked before one writes
 
-    corpora, class_names = load_corpora(
-        recipe.corpora,
-        recipe.corpora_root,
-        recipe.labels,
-        recipe.label_file,
-        recipe.skip_bad_audio,
-        recipe.clips_per_corpus,
-        recipe.protocol,
-        recipe.fold,
-        soft_labels=recipe.soft_labels,
-    )
+    corpora, class_names = read_corpora(recipe)
+    dimensions = shown_scales(corpora, recipe.targets, recipe.scales)
     for name, splits in corpora.items():
         counts = ", ".join(f"{len(splits[split])} {split}" for split in SPLITS)
         say(f"corpus {name}: {counts} clips, {len(set(splits['train']['speaker']))} speakers in train")
     chosen_by = None if training.eval_strategy == "no" else training.metric_for_best_model
-    for notice in one_class_notices(corpora, class_names, chosen_by):
+    notices = one_class_notices(corpora, class_names, chosen_by)
+    for notice in [*notices, *dimension_notices(corpora, recipe.targets, chosen_by)]:
         say(notice)
     clips = run_folder.clips_of(corpora)
     if checkpoint:
@@ -92,7 +87,7 @@ def train(recipe: Recipe, training: TrainingArguments, resume: bool, trust_remot
         say(notice)
 
     set_seed(training.seed)
-    model = build_model(recipe, class_names, say, trust_remote_code)
+    model = build_model(recipe, class_names, say, trust_remote_code, dimensions)
     # Counted now, for a model that is spread over processes counts its own part.
     parameters = {"total": model.num_parameters(), "trainable": model.num_parameters(only_trainable=True)}
     extractor = make_feature_extractor(model.config, recipe.window_seconds)
@@ -113,7 +108,7 @@ def train(recipe: Recipe, training: TrainingArguments, resume: bool, trust_remot
             say(f"{100 * trainer.data_wait():.0f} % of the time of the updates went by waiting for data")
             say("evaluating on the test splits")
             batch = training.per_device_eval_batch_size
-            logits, clip_of_window = classify(trainer.model, extractor, test, batch, in_step=trainer.in_step)
+            answers = classify(trainer.model, extractor, test, batch, in_step=trainer.in_step)
     except Interrupted as interrupted:
         say(f"interrupted: {interrupted}; to go on, give the same command with --resume")
         return INTERRUPTED
@@ -122,7 +117,7 @@ def train(recipe: Recipe, training: TrainingArguments, resume: bool, trust_remot
     with disk_errors(saved):
         trainer.save_model(str(saved))
     if main_process:
-        predictions = predictions_table(test, class_names, logits, clip_of_window)
+        predictions = predictions_table(test, class_names, answers, dimensions=dimensions)
         save_results(recipe, trainer, parameters, predictions, class_names)
         say(f"written to {recipe.output}; the model is in {saved}")
         if pushing:
@@ -130,14 +125,34 @@ def train(recipe: Recipe, training: TrainingArguments, resume: bool, trust_remot
     return 0
 
 
+def read_corpora(recipe: Recipe) -> tuple[dict[str, dict[str, Dataset]], list[str]]:
+    """Returns what `load_corpora` does of a recipe's corpora."""
+    return load_corpora(
+        recipe.corpora,
+        recipe.corpora_root,
+        recipe.labels,
+        recipe.label_file,
+        recipe.skip_bad_audio,
+        recipe.clips_per_corpus,
+        recipe.protocol,
+        recipe.fold,
+        soft_labels=recipe.soft_labels,
+        targets=recipe.targets,
+        scales=recipe.scales,
+    )
+
+
 def build_model(
     recipe: Recipe,
     class_names: list[str],
     say: Callable[[str], None] = print,
     trust_remote_code: bool = False,
+    dimensions: Mapping[str, Sequence[float]] = MappingProxyType({}),
 ) -> PreTrainedModel:
     """Loads the recipe's model; what a user should know of it goes to `say`."""
-    model, new = load_model(recipe, class_names, trust_remote_code)
+    model, new = load_model(recipe, class_names, trust_remote_code, dimensions)
+    for name, (lowest, highest) in dimensions.items():
+        say(f"dimension {name}: answered on {lowest:g} to {highest:g}")
     total, trainable = model.num_parameters(), model.num_parameters(only_trainable=True)
     say(f"model {recipe.model}: {type(model).__name__}, {total:,} parameters, {trainable:,} trainable")
     say(parts_table(model))
@@ -158,7 +173,7 @@ def build_trainer(
 ) -> RoundRobinTrainer:
     """Puts sampler, data, loss and model together; what a user should know of them goes to `say`."""
     train = {name: splits["train"] for name, splits in corpora.items()}
-    class_names = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    class_names = class_names_of_config(model.config)
     loss, targets, notices = build_loss(recipe, training.label_smoothing_factor, train, class_names)
     for notice in notices:
         say(notice)
@@ -189,6 +204,8 @@ def build_trainer(
         train_dataset=MultiCorpus(list(train.values()), training.seed, targets),
         eval_dataset={name: splits["validation"] for name, splits in corpora.items()},
         compute_loss_func=loss,
+        decisive=decisive_average(recipe),
+        dimensions=list(dimensions_of_config(model.config)),
         callbacks=[EarlyStopping(recipe.early_stopping)] if recipe.early_stopping else None,
     )
 
@@ -203,9 +220,13 @@ def save_results(
     """Writes what a run leaves beside its model; the results last, by which the folder of a whole run is known."""
     described: dict[str, Any] = {"model": recipe.model, "split": "test", "parameters": parameters}
     described["window_seconds"] = recipe.window_seconds
-    results = make_results(described, predictions, class_names, trainer.args.seed)
+    dimensions = dimensions_of_config(trainer.model.config)
+    results = make_results(described, predictions, class_names, trainer.args.seed, dimensions)
     for name, scores in results["corpora"].items():
-        print(f"test UAR on {name}: {uar_text(scores)} ({scores['clips']} clips)")
+        if class_names:
+            print(f"test UAR on {name}: {uar_text(scores)} ({scores['clips']} clips)")
+        if dimensions:
+            print(f"test CCC on {name}: {dimension_text(scores)}")
     run, title = Path(recipe.output), Path(recipe.output).name
     chosen = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
     run_folder.write_curves(recipe.output, trainer.state.log_history, trainer.eval_dataset, chosen)

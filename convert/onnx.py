@@ -25,7 +25,7 @@ from transformers.utils import cached_file
 from exhubert.audio_exhubert import SAMPLING_RATE, extract_features, longest_input_seconds
 from exhubert.model_folder.card import CARD, fill_template, with_section
 from exhubert.model_folder.load import load_trained, read_config
-from exhubert.model_folder.onnx_model import HIDDEN_STATES, INSTALL, ONNX_FILE, OnnxClassifier
+from exhubert.model_folder.onnx_model import DIMENSIONS, HIDDEN_STATES, INSTALL, LOGITS, ONNX_FILE, OnnxClassifier
 from exhubert.utils.files import locked, whole_folder, write_text
 from exhubert.utils.text import first_line
 
@@ -33,7 +33,7 @@ SECTION = Path(__file__).with_name("onnx_card_section.md")
 VERSIONED = (".json", ".safetensors", ".bin", ".py")  # files by which versions of a model are told apart
 OPSET = 20  # the first with GELU as one operator; onnxruntime knows it from 1.17 on
 EXTERNAL_DATA_BYTES = 10**9  # larger weights lie beside the graph, for a protobuf file holds no more than 2 GiB
-LARGEST_DIFFERENCE = 1e-4  # of float32 logits; of hidden states, relative to the largest
+LARGEST_DIFFERENCE = 1e-4  # of float32 logits and dimensions; of hidden states, relative to the largest
 CHECK_SECONDS = 10.0  # of a model whose input may be longer
 BACKENDS = {"torch": "", "onnx": "float32", "int8": "int8"}  # what computes, and how exact its export is
 CHECK_PARTS = ((0.25, 1), (0.7, 2), (1.0, 3))  # made-up audio: part of the window, clips
@@ -161,7 +161,8 @@ def model_for_backend(
 def export(model: PreTrainedModel, extractor: Any, file: Path) -> None:
     """Writes a model as ONNX: for any batch size and, of waveforms, any length.
 
-    The outputs are `logits` and every hidden state, `hidden_states.0`, ...; what a call does not ask for costs no time.
+    The outputs are `logits`, `dimensions` of a model that has them beside its classes, and every hidden state,
+    `hidden_states.0`, ...; what a call does not ask for costs no time.
 
     Args:
         model: in eval mode and float32. Weight norm is dissolved into its weights.
@@ -180,14 +181,16 @@ def export(model: PreTrainedModel, extractor: Any, file: Path) -> None:
     example, longer = (made_up_input(extractor, part * seconds, 2) for part in (0.5, 1.0))
     varying = [0, *(axis for axis in range(1, example.dim()) if example.shape[axis] != longer.shape[axis])]
     with torch.inference_mode():
-        states = model(example, output_hidden_states=True).hidden_states or ()
+        outputs = model(example, output_hidden_states=True)
+    names = [LOGITS, *([] if getattr(outputs, DIMENSIONS, None) is None else [DIMENSIONS])]
+    names += [f"{HIDDEN_STATES}.{index}" for index in range(len(outputs.hidden_states or ()))]
     try:
         with quiet():
             program: Any = torch.onnx.export(
                 Outputs(model),
                 (example,),
                 input_names=[extractor.model_input_names[0]],
-                output_names=["logits", *(f"{HIDDEN_STATES}.{index}" for index in range(len(states)))],
+                output_names=names,
                 dynamic_shapes=({axis: torch.export.Dim.DYNAMIC for axis in varying},),
                 opset_version=OPSET,
                 dynamo=True,
@@ -241,27 +244,30 @@ def compare(model: PreTrainedModel, exported: OnnxClassifier, extractor: Any) ->
     """Compares a model with its export on made-up audio of several lengths, in batches of several sizes.
 
     Returns:
-        A sentence with the largest difference of logits, and that of hidden states, relative to the largest value of
-        each state.
+        A sentence with the largest difference of logits, that of dimensions beside classes, and that of hidden states,
+        relative to the largest value of each state.
 
     Raises:
         ValueError: if that is too much for float32, or not a number.
     """
-    logits = states = 0.0
+    logits = dimensions = states = 0.0
     seconds = check_seconds(extractor)
     for part, batch in CHECK_PARTS:
         inputs = made_up_input(extractor, part * seconds, batch)
         with torch.inference_mode():
             expected, got = (each(inputs, output_hidden_states=True) for each in (model, exported))
         logits = max(logits, (got.logits - expected.logits).abs().max().item())
+        if (values := getattr(expected, DIMENSIONS, None)) is not None:
+            dimensions = max(dimensions, (got.dimensions - values).abs().max().item())
         for state, other in zip(expected.hidden_states or (), got.hidden_states or (), strict=True):
             states = max(states, ((other - state).abs().max() / state.abs().max()).item())
     clips = ", ".join(f"{batch} x {part * seconds:g} s" for part, batch in CHECK_PARTS)
+    beside = f"of dimensions {dimensions:.2g}, " if DIMENSIONS in exported.answer_names else ""
     found = (
         f"{'int8' if exported.int8 else 'float32'} on made-up audio ({clips}): largest difference of logits "
-        f"{logits:.2g}, of hidden states {states:.2g} of the largest value"
+        f"{logits:.2g}, {beside}of hidden states {states:.2g} of the largest value"
     )
-    if not exported.int8 and not max(logits, states) <= LARGEST_DIFFERENCE:
+    if not exported.int8 and not max(logits, dimensions, states) <= LARGEST_DIFFERENCE:
         raise ValueError(f"the exported {type(model).__name__} is another function than torch's: {found}")
     return found
 
@@ -298,7 +304,7 @@ def onnx_card(source: str, int8: bool, found: Sequence[str], table: str) -> str:
 
 
 class Outputs(torch.nn.Module):
-    """A model that returns a tuple: its logits, then its hidden states."""
+    """A model that returns a tuple: its logits, its dimensions beside them, then its hidden states."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
@@ -307,7 +313,8 @@ class Outputs(torch.nn.Module):
 
     def forward(self, inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         outputs = self.model(inputs, output_hidden_states=True)
-        return outputs.logits, *(outputs.hidden_states or ())
+        dimensions = getattr(outputs, DIMENSIONS, None)
+        return outputs.logits, *([] if dimensions is None else [dimensions]), *(outputs.hidden_states or ())
 
 
 def stored_bytes(file: Path) -> int:

@@ -14,6 +14,7 @@ import pandas
 
 from exhubert.audio_exhubert import SAMPLING_RATE
 from exhubert.corpora.clip_facts import ClipFacts, scan_clips
+from exhubert.corpora.dimensions import column_problems, dimension_columns, registered_scale
 from exhubert.corpora.labels import load_label_map, map_labels
 from exhubert.corpora.metadata import (
     ERROR,
@@ -110,10 +111,12 @@ def find_all(
     Raises:
         ValueError: if there is no such corpus, or its metadata cannot be read, is empty, or has no `file_name`.
     """
-    of_files, dataset = table_of_files(Path(directory)), None
+    of_files, dataset, corpus = table_of_files(Path(directory)), None, folder_name(directory)
     if of_files is None:
         dataset = read_corpus(directory)  # which refuses what is wrong with its table
-        wanted = {"file_name", "label", "speaker", "split", "corpus", *SEGMENT_COLUMNS}
+        key = corpus_key(dataset.unique("corpus") if "corpus" in dataset.column_names else [], corpus)
+        wanted = {"file_name", "label", "speaker", "split", "partition", "corpus", *SEGMENT_COLUMNS}
+        wanted |= set(dimension_columns(dataset.column_names, key))
         table = dataset.select_columns([name for name in dataset.column_names if name in wanted]).to_pandas()
         path = root = Path(directory)
     else:
@@ -122,14 +125,14 @@ def find_all(
         raise ValueError(f"{path}: no column 'file_name'; it has {shown_columns(table)}")
     findings = list(find_problems(path.name, table))
     table = clean(table)
-    absent: dict[str, Any] = dict.fromkeys(("label", "speaker", "split", "corpus"), "")
+    absent: dict[str, Any] = dict.fromkeys(("label", "speaker", "split", "corpus", "partition"), "")
     absent |= dict.fromkeys(SEGMENT_COLUMNS, np.nan)
     table = table.assign(**{name: value for name, value in absent.items() if name not in table.columns})
     # Without a start `duration_seconds` is that of the file.
     durations = pandas.to_numeric(table["duration_seconds"].where(table["start_seconds"].notna()))
     table = table.assign(start_seconds=table["start_seconds"].fillna(0.0), duration_seconds=durations.fillna(np.inf))
-    corpus = folder_name(directory)
-    label_map = load_label_map(label_file, corpus_key(sorted(set(table["corpus"])), corpus))
+    key = corpus_key(sorted(set(table["corpus"])), corpus)
+    label_map = load_label_map(label_file, key)
     rows = table[(table["file_name"] != "") & ~table["file_name"].str.contains(OUTSIDE)]
     names = list(rows["file_name"].unique() if dataset is None else rows["file_name"])
     facts = scan_clips([root / name for name in names]) if dataset is None else []
@@ -138,6 +141,7 @@ def find_all(
     clips = dict(zip(names, facts, strict=True))
     findings += _check_clips(rows, clips, shortest_seconds, longest_seconds)
     findings += _check_columns(path.name, table)
+    findings += _check_numbers(path.name, table, key)
     for label, named in rows[rows["label"] != ""].groupby("label", sort=False)["file_name"]:
         try:
             map_labels([str(label)] * len(named), corpus, label_map)
@@ -208,6 +212,14 @@ def _check_clips(
             yield Finding(row.file_name, ERROR, "identical audio in two splits", detail)
 
 
+def _check_numbers(metadata_name: str, table: pandas.DataFrame, key: str) -> Iterator[Finding]:
+    """What would keep numeric annotations from being trained on."""
+    for column in dimension_columns(list(table.columns), key):
+        for row, kind, detail in column_problems(list(table[column]), registered_scale(column, key)):
+            name = metadata_name if row is None else table["file_name"].iloc[row]
+            yield Finding(name, WARNING, kind, f"{column} {detail}")
+
+
 def _check_columns(metadata_name: str, table: pandas.DataFrame) -> Iterator[Finding]:
     """What concerns a whole column that is there: the speakers and the split."""
     speakers, splits = list(table["speaker"]), list(table["split"])
@@ -217,7 +229,8 @@ def _check_columns(metadata_name: str, table: pandas.DataFrame) -> Iterator[Find
         yield Finding(metadata_name, WARNING, "speaker in some rows only", detail)
     if not any(splits):
         return
-    for split, count in Counter(splits).items():
+    table = table[(table["split"] != "") | (table["partition"] == "")]  # the others are in none on purpose
+    for split, count in Counter(table["split"]).items():
         if SPLIT_NAMES.get(split.lower(), split.lower()) not in SPLITS:
             detail = f"{split!r} in {count:,} rows; it must be {', '.join(SPLITS)}"
             yield Finding(metadata_name, ERROR, "unknown split", detail)

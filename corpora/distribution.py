@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from exhubert.corpora.metadata import DIMENSIONS
 from exhubert.corpora.registry import Corpus, patterns_of
 from exhubert.utils.files import AUDIO_SUFFIXES, VIDEO_SUFFIXES, is_audio, visible_files
 
@@ -34,13 +35,15 @@ class Tree:
 class Clips:
     """The rows of a corpus, and what was left out.
 
-    Each row has `path` (relative to the tree), `label`, `speaker` and the columns that the corpus has. `left_out`
-    and `bad` have the paths by reason; what is in `bad` should have become a row.
+    Each row has `path` (relative to the tree), `label` (empty where a clip has nothing but numbers), `speaker` and the
+    columns that the corpus has. `left_out` and `bad` have the paths by reason; what is in `bad` should have become a
+    row. `emptied` has those whose numbers were taken out.
     """
 
     rows: list[dict[str, str]] = field(default_factory=list)
     left_out: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     bad: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    emptied: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     @property
     def missed(self) -> set[str]:
@@ -48,8 +51,9 @@ class Clips:
         return {path for reason in NOT_ON_PURPOSE for path in self.left_out.get(reason, [])}.union(*self.bad.values())
 
     def print_left_out(self) -> None:
-        """Prints a line for each reason for which clips were left out."""
-        for title, reasons in (("left out", self.left_out), ("left out, please look", self.bad)):
+        """Prints a line for each reason for which clips were left out, or numbers of them."""
+        titled = (("left out", self.left_out), ("left out, please look", self.bad), ("left empty", self.emptied))
+        for title, reasons in titled:
             for reason, paths in reasons.items():
                 if paths:
                     more = ", ..." if len(paths) > SHOWN else ""
@@ -128,8 +132,14 @@ def read_clips(corpus: Corpus, tree: Tree) -> Clips:
         except LookupError as error:
             clips.bad[str(error.args[0])].append(path)
             continue
-        if not row.get("label"):
-            clips.left_out["without an emotion label" if labelled else NOT_ON_PURPOSE[1]].append(path)
+        for name in [name for name, ends in corpus.scales.items() if row.get(name) and not _within(row[name], *ends)]:
+            row[name] = ""
+            clips.emptied[f"of {name}, which is {' to '.join(map(str, corpus.scales[name]))}"].append(path)
+        rated = any(row.get(name) for name in DIMENSIONS)
+        if not row.setdefault("label", "") and not rated:
+            reason = f"without an emotion label{' and numbers' if corpus.scales else ''}"
+            reason += f", in the corpus's part {row['partition']}" if row.get("partition") else ""
+            clips.left_out[reason if labelled or row.get("partition") else NOT_ON_PURPOSE[1]].append(path)
             continue
         if len(corpus.languages) == 1:
             row.setdefault("language", corpus.languages[0])
@@ -210,6 +220,14 @@ def _rows(path: Path, table: Mapping[str, Any]) -> Iterator[dict[str, str]]:
         header = table.get("header") or next(stripped, [])
         for cells in stripped:
             yield dict(zip(header, cells, strict=False))
+
+
+def _within(text: str, low: float, high: float) -> bool:
+    """Whether a text is a number from `low` to `high`."""
+    try:
+        return low <= float(text) <= high
+    except ValueError:
+        return False
 
 
 def _rule(rule: str | Mapping[str, Any]) -> Callable[[Mapping[str, str]], str]:

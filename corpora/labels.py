@@ -128,7 +128,7 @@ def words_without_class(labels: Iterable[str], corpus: str) -> str:
         ("no class of the six, left out in training with them", lambda word: classes.get(word, -1) is None),
         ("unknown words, to be placed in a `label_file`", lambda word: word not in classes),
     ):
-        found = Counter(label for label in labels if unmapped(plain_word(label)))
+        found = Counter(label for label in labels if label and unmapped(plain_word(label)))
         if found:
             lines += f"{what}: {', '.join(f'{label!r} ({count} clips)' for label, count in found.most_common())}\n"
     return lines

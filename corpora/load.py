@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
 
 from exhubert.configuration_exhubert import SIX_CLASSES
+from exhubert.corpora.dimensions import check_scales, check_targets, read_dimensions
 from exhubert.corpora.labels import load_class_words, map_labels, plain_word
 from exhubert.corpora.readers import check_audio, read_corpus
 from exhubert.corpora.registry import corpus_key, folder_name
@@ -29,14 +32,16 @@ def load_corpora(
     fold: int | None = None,
     needed: Sequence[str] = SPLITS,
     soft_labels: bool = False,
+    targets: Sequence[str] = (),
+    scales: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[dict[str, dict[str, Dataset]], list[str]]:
     """Reads, labels and splits corpora.
 
     Args:
         entries: corpus folders, below `root` or as paths of their own, or whatever else `read_corpus` reads.
         root: where `entries` are looked for first.
-        labels: six for the arousal/valence classes, native for the corpora's own words (in lower case), or the
-            class names of a model, which are either.
+        labels: six for the arousal/valence classes, native for the corpora's own words (in lower case), none where
+            only `targets` are wanted, or the class names of a model, which are either.
         label_file: a YAML file with further emotion words; for classes other than the six, which one each word is.
         skip_bad_audio: leave out clips whose audio does not decode.
         clips_per_corpus: use about so many clips of each corpus, the same share of each split, chosen at random
@@ -45,35 +50,42 @@ def load_corpora(
         fold: which fold, from 1, for protocols that have folds.
         needed: the splits to return; a corpus may lack the others.
         soft_labels: count the votes of raters, in columns `votes_<word>`, for the classes of their words.
+        targets: columns of numbers, such as arousal. A clip that has one of them need not have a class.
+        scales: on which scale they are, where the registry does not say so or says it otherwise; see
+            `exhubert.corpora.dimensions.scale_of`.
 
     Returns:
         For each corpus, by the name of its folder, the splits train, validation and test (or those in `needed`), with
-        the class index in the column `labels`, and with `soft_labels` the votes for each class, in their order, in the
-        column `class_votes`; and the class names.
+        the class index in the column `labels`, -100 where a clip has `targets` alone; with `soft_labels` the votes for
+        each class, in their order, in the column `class_votes`, all 0 where `labels` is -100; with `targets` a list of
+        their numbers on 0..1, NaN where a clip or its corpus has none, in the column `dimensions`; and the class names,
+        none with `labels` none.
 
     Raises:
-        ValueError: for anything wrong with a corpus; names it.
+        ValueError: for anything wrong with a corpus; names it. With `train` among `needed` a target must be in one of
+            the corpora, and with `labels` none in any case, and one in each.
     """
     if clips_per_corpus is not None and clips_per_corpus < 1:
         raise ValueError(f"clips_per_corpus is {clips_per_corpus}; it must be above 0")
-    read: dict[str, tuple[Dataset, str]] = {}
-    for entry in entries:
-        source = find_source(entry, root)
-        name = folder_name(source)
-        if name in read or name == "average":  # what results call the mean over corpora
-            raise ValueError(f"{source}: the name {name!r} is taken; rename the folder")
-        read[name] = read_by_protocol(source, name, protocol)
+    sources = sources_of(entries, root)
+    read = {name: read_by_protocol(source, name, protocol, targets) for name, source in sources.items()}
+    class_names = names_of_classes(labels, [dataset for dataset, _ in read.values()])
+    check_scales(scales, targets, list(read) if "train" in needed else None)
+    values = read_dimensions(read, targets, scales)
+    if "train" in needed or not class_names:
+        check_targets(read, values, targets, alone=not class_names)
 
-    if labels == "native":
-        class_names = sorted({label.lower() for dataset, _ in read.values() for label in dataset.unique("label")})
-    else:
-        class_names = list(SIX_CLASSES if labels == "six" else labels)
     corpora: dict[str, dict[str, Dataset]] = {}
     for name, (dataset, key) in read.items():
         words = load_class_words(class_names, None if labels == "native" else label_file, key)
-        dataset = dataset.add_column("labels", class_indices(dataset["label"][:], name, words, class_names, protocol))
+        rated = (~np.isnan(values[name])).any(axis=1).tolist()
+        indices = class_indices(dataset["label"][:], name, words, class_names, protocol, rated)
+        dataset = dataset.add_column("labels", indices)
+        if targets:
+            dataset = dataset.add_column("dimensions", values[name].tolist())
         if soft_labels:
             votes = count_votes(dataset, name, key, protocol, words, len(class_names))
+            votes[[index == -100 for index in indices]] = 0.0
             dataset = dataset.add_column("class_votes", votes.tolist())
         # The split comes first: what is left out afterwards must not move speakers from one part to another.
         splits = split_corpus(dataset, key, protocol, fold, needed=needed)
@@ -102,39 +114,84 @@ def random_part(dataset: Dataset, clips: int) -> Dataset:
     return dataset.select(sorted(by_name[chosen]))
 
 
-def read_by_protocol(source: str | Path, name: str, protocol: str) -> tuple[Dataset, str]:
+def sources_of(entries: Sequence[str], root: str) -> dict[str, str | Path]:
+    """Returns where each corpus is, below `root` or as it is named, by its name.
+
+    Raises:
+        ValueError: for a name that is taken.
+    """
+    sources: dict[str, str | Path] = {}
+    for entry in entries:
+        source = find_source(entry, root)
+        name = folder_name(source)
+        if name in sources or name == "average":  # what results call the mean over corpora
+            raise ValueError(f"{source}: the name {name!r} is taken; rename the folder")
+        sources[name] = source
+    return sources
+
+
+def names_of_classes(labels: str | Sequence[str], datasets: Sequence[Dataset]) -> list[str]:
+    """Returns the names of the classes that `load_corpora`'s `labels` are."""
+    if labels == "none":
+        return []
+    words = {label.lower() for dataset in datasets for label in dataset.unique("label")} - {""}
+    if not words:
+        raise ValueError("no clip of these corpora has a label; train their numbers alone with `labels: none`")
+    return sorted(words) if labels == "native" else list(SIX_CLASSES if labels == "six" else labels)
+
+
+def read_by_protocol(source: str | Path, name: str, protocol: str, targets: Sequence[str] = ()) -> tuple[Dataset, str]:
     """Returns the clips of a corpus that a protocol uses, with the labels that it gives them, and the corpus's key."""
-    dataset = read_corpus(source)
+    dataset = read_corpus(source, targets=targets)
     key = corpus_key(dataset.unique("corpus") if "corpus" in dataset.column_names else [], name)
     labels = protocol_labels(dataset["label"][:], key, protocol)
-    used = [row for row, label in enumerate(labels) if label]
+    used = [row for row, label in enumerate(labels) if label is not None]
     if len(used) < len(dataset) or labels != dataset["label"][:]:
         dataset = dataset.remove_columns("label").add_column("label", labels).select(used)
     return dataset, key
 
 
 def class_indices(
-    labels: Sequence[str], corpus: str, words: Mapping[str, int | None], class_names: Sequence[str], protocol: str
+    labels: Sequence[str],
+    corpus: str,
+    words: Mapping[str, int | None],
+    class_names: Sequence[str],
+    protocol: str,
+    rated: Sequence[bool],
 ) -> list[int | None]:
-    """Returns the class of each label; None where its clips are left out, of which it says how many there are.
+    """Returns the class of each label; -100 where there is none but the clip is `rated`, None where it is left out.
+
+    Says how many there are of either.
 
     Raises:
         ValueError: for a label that is no known word.
     """
+    if not class_names:
+        return [-100 if has else None for has in rated]
     six = set(class_names) == set(SIX_CLASSES)
     own_classes = protocol.partition(":")[0] not in PROTOCOLS
-    if six and own_classes and not {plain_word(label) for label in labels} <= set(words):
+    given = [label for label in labels if label]
+    if six and own_classes and not {plain_word(label) for label in given} <= set(words):
         raise ValueError(
-            f"corpus {corpus!r}: the protocol {protocol!r} has classes of its own ({', '.join(sorted(set(labels)))}); "
+            f"corpus {corpus!r}: the protocol {protocol!r} has classes of its own ({', '.join(sorted(set(given)))}); "
             "train with `labels: native`"
         )
-    indices = map_labels(labels, corpus, words, None if six else class_names)
-    without = Counter(label for label, index in zip(labels, indices, strict=True) if index is None)
-    if without:
-        which = f"{without.total()} of {len(labels)} clips are left out"
-        why = "name no emotion" if six else "are no class of the model"
-        print(f"corpus {corpus!r}: {which}, their labels {why}: {', '.join(without)}")
-    return indices
+    indices = iter(map_labels(given, corpus, words, None if six else class_names))
+    found = [next(indices) if label else None for label in labels]
+    why = "name no emotion" if six else "are no class of the model"
+    for what, among in (("are left out", False), ("train dimensions alone", True)):
+        without = Counter(
+            label for label, index, has in zip(labels, found, rated, strict=True) if index is None and has == among
+        )
+        unlabelled = without.pop("", 0)
+        reasons = [f"their labels {why}: {', '.join(without)}"] if without else []
+        if unlabelled:
+            reasons = [f"{unlabelled} without a label", *(f"{without.total()} as {reason}" for reason in reasons)]
+        if reasons:
+            print(
+                f"corpus {corpus!r}: {without.total() + unlabelled} of {len(labels)} clips {what}, {'; '.join(reasons)}"
+            )
+    return [-100 if index is None and has else index for index, has in zip(found, rated, strict=True)]
 
 
 def count_votes(
@@ -151,7 +208,7 @@ def count_votes(
     # With the labels, of which the protocol knows some.
     meant = protocol_labels([*voted, *dataset.unique("label")], key, protocol)
     for column, word, label in zip(columns, voted, meant[: len(voted)], strict=True):
-        index = words.get(plain_word(label))
+        index = None if label is None else words.get(plain_word(label))
         if index is None:
             ignored.append(word)
             continue
@@ -183,7 +240,7 @@ def one_class_notices(
     without = []
     for split in ("validation", "test"):
         for corpus, splits in corpora.items():
-            classes = set(splits[split]["labels"][:])
+            classes = set(splits[split]["labels"][:]) - {-100}
             if len(classes) == 1:
                 without += [corpus] if split == "validation" else []
                 what = f"all {len(splits[split]):,} clips of its {split} split are {class_names[classes.pop()]}"

@@ -27,6 +27,7 @@ COLUMN_NAMES = {
 }
 RESERVED_COLUMNS = {"audio", "labels", "crop"}  # added on the way to the model
 SEGMENT_COLUMNS = ("start_seconds", "duration_seconds")
+DIMENSIONS = ("arousal", "valence", "dominance")  # a clip that has one of them may be without a label
 SEPARATORS = ",;\t|"
 SEEMS = "separator"  # what separates a table's columns, in its `attrs`
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # as Excel's "Unicode text" begins
@@ -143,20 +144,25 @@ def clean(table: pandas.DataFrame) -> pandas.DataFrame:
     return table
 
 
-def judged(origin: str | Path, table: pandas.DataFrame, others: Sequence[str] = ()) -> pandas.DataFrame:
+def judged(
+    origin: str | Path, table: pandas.DataFrame, others: Sequence[str] = (), targets: Sequence[str] = ()
+) -> pandas.DataFrame:
     """Returns the table in clean form; ValueError for the first error that `find_problems` finds in it."""
-    for finding in find_problems(str(origin), table, others):
+    for finding in find_problems(str(origin), table, others, targets):
         raise ValueError(f"{origin}{', ' if finding.detail.startswith('row ') else ': '}{finding.detail}")
     return clean(table)
 
 
-def find_problems(name: str, table: pandas.DataFrame, others: Sequence[str] = ()) -> Iterator[Finding]:
+def find_problems(
+    name: str, table: pandas.DataFrame, others: Sequence[str] = (), targets: Sequence[str] = ()
+) -> Iterator[Finding]:
     """Yields the errors of a table of clips: of whole columns, of rows, then clips that stand in a row above.
 
     Args:
         name: of the table, for what concerns a whole column.
         table: as it was read.
         others: further columns that its clips have.
+        targets: columns besides `DIMENSIONS` in one of which a clip without a label must have something.
     """
     columns = list(map(str, table.columns))
     for column in NEEDED_COLUMNS:
@@ -176,7 +182,8 @@ def find_problems(name: str, table: pandas.DataFrame, others: Sequence[str] = ()
     outside = (given == "") | given.str.contains(OUTSIDE)
     yield from rows(outside, "path outside the folder", "must be a path inside the corpus folder")
     if "label" in columns:
-        yield from rows((cleaned["label"] == "") & ~outside, "no label", "has no label")
+        rated = unlabelled_but_rated(cleaned, targets)
+        yield from rows((cleaned["label"] == "") & ~rated & ~outside, "no label", "has no label")
     same = ["file_name"]
     if "start_seconds" in columns:
         for column in [column for column in SEGMENT_COLUMNS if column in columns]:
@@ -199,6 +206,14 @@ def find_problems(name: str, table: pandas.DataFrame, others: Sequence[str] = ()
             detail = f"{clip} stands there in {split_before} and in {split}"
             repeated.append(Finding(clip, ERROR, "identical audio in two splits", detail))
     yield from sorted(repeated, key=lambda finding: finding.problem != "file in two rows with two labels")
+
+
+def unlabelled_but_rated(table: pandas.DataFrame, targets: Sequence[str] = ()) -> pandas.Series:
+    """Which rows have no label, but something in one of `DIMENSIONS` or `targets`."""
+    rated = pandas.Series(False, index=table.index)
+    for column in {*DIMENSIONS, *targets} & set(table.columns):
+        rated |= ~text_of(table[column]).str.lower().isin(("", "nan"))
+    return rated & (table["label"] == "")
 
 
 def text_of(values: pandas.Series) -> pandas.Series:

@@ -9,6 +9,7 @@ import io
 import os
 import shutil
 import unicodedata
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -76,10 +77,10 @@ def prepare_corpus(
         raise ValueError(f"{output} is inside {raw}; give a folder outside the corpus")
     clips = read_clips(find_corpus(key), tree) if table is None else _read_table(Path(table), tree, corpus)
     name = corpus.key if corpus else key
-    for row, label in zip(clips.rows, protocol_labels([r["label"] for r in clips.rows], name, protocol), strict=True):
-        row["label"] = label
-    clips.left_out["not in the protocol"] = [row["path"] for row in clips.rows if not row["label"]]
-    clips.rows = [row for row in clips.rows if row["label"]]
+    renamed = protocol_labels([row["label"] for row in clips.rows], name, protocol)
+    labelled = list(zip(clips.rows, renamed, strict=True))
+    clips.left_out["not in the protocol"] = [row["path"] for row, label in labelled if label is None]
+    clips.rows = [row | {"label": label} for row, label in labelled if label is not None]
     with contextlib.redirect_stdout(io.StringIO()):  # what is wrong with a split is found before the work is done
         _split([{**row, "file_name": row["path"]} for row in clips.rows], Clips(), name, protocol, fold, seed)
     print(f"{corpus.name if corpus else key}: {len(clips.rows)} clips in {len(tree.audio)} audio files below {raw}")
@@ -98,17 +99,28 @@ def prepare_corpus(
         if not rows:
             raise ValueError(f"{raw}: none of the clips can be used")
         _write_texts(unfinished, rows, key, corpus, protocol, fold)
-    hours, labels = sum(float(row["duration_seconds"]) for row in rows) / 3600, {row["label"] for row in rows}
-    for split in ("", *SPLITS):
-        part = [row for row in rows if split in ("", row["split"])]
-        counts = f"{len(part)} clips, {len({row.get('speaker') for row in part} - {'', None}) or 'unknown'} speakers"
-        print(f"  {split}: {counts}" if split else f"{output}: {counts}, {hours:.2f} hours, {len(labels)} labels")
-    print(words_without_class([row["label"] for row in rows], name), end="")
+    _print_summary(output, rows, name)
     missed, named = len(clips.missed), len(clips.missed | {row["path"] for row in clips.rows})
     if many := missed >= MOST_MISSED * named:
         share = f"{missed:,} of {named:,} audio files ({missed / named:.0%})"
         print(f"{share} did not become clips; if they belong to the corpus, give a table of them: --table labels.csv")
     return 2 if many or any(clips.bad.values()) else 0
+
+
+def _print_summary(output: Path, rows: list[dict[str, str]], name: str) -> None:
+    """Prints how much there is, in all and in each split, and what has no class or no label."""
+    hours, labels = sum(float(row["duration_seconds"]) for row in rows) / 3600, {row["label"] for row in rows} - {""}
+    for split in ("", *SPLITS):
+        part = [row for row in rows if split in ("", row["split"])]
+        counts = f"{len(part)} clips, {len({row.get('speaker') for row in part} - {'', None}) or 'unknown'} speakers"
+        print(f"  {split}: {counts}" if split else f"{output}: {counts}, {hours:.2f} hours, {len(labels)} labels")
+    others = Counter(row.get("partition", "") for row in rows if not row["split"])
+    if others:
+        parts = ", ".join(f"{partition} ({count} clips)" for partition, count in sorted(others.items()))
+        print(f"  in no split of this protocol: {parts}")
+    if unlabelled := sum(not row["label"] for row in rows):
+        print(f"without a label, but with numbers, so for dimensions alone: {unlabelled} clips")
+    print(words_without_class([row["label"] for row in rows], name), end="")
 
 
 def _read_table(path: Path, tree: Tree, corpus: Corpus | None) -> Clips:
@@ -205,11 +217,17 @@ def _place_audio(clips: Clips, tree: Tree, folder: Path, audio: str, copies: boo
 def _split(
     rows: list[dict[str, str]], clips: Clips, key: str, protocol: str, fold: int | None, seed: int
 ) -> tuple[list[dict[str, str]], str]:
-    """Fills `split`, and says by which protocol; clips that an official split does not name are left out of it."""
+    """Fills `split`, and says by which protocol; clips that an official split does not name are left out of it.
+
+    Not so where the corpus has them in a part of their own, which another protocol may take.
+    """
     if protocol in ("auto", "official") and any(row.get("split") for row in rows):
         protocol = "official"
-        clips.left_out["not in the official split"] += [row["file_name"] for row in rows if not row.get("split")]
-        rows = [row for row in rows if row.get("split")]
+        named = [bool(row.get("split") or row.get("partition")) for row in rows]
+        clips.left_out["not in the official split"] += [
+            row["file_name"] for row, here in zip(rows, named, strict=True) if not here
+        ]
+        rows = [row for row, here in zip(rows, named, strict=True) if here]
     columns = {name: [row.get(name, "") for row in rows] for name in SPLIT_COLUMNS}
     splits = assign_splits(columns, key, protocol, fold, seed)
     return [row | {"split": split} for row, split in zip(rows, splits, strict=True)], protocol_taken(columns, protocol)

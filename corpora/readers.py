@@ -28,6 +28,7 @@ from exhubert.audio_exhubert import AudioFile, audio_seconds, read_audio
 from exhubert.corpora.audformat_reader import read_audformat
 from exhubert.corpora.metadata import (
     COLUMN_NAMES,
+    DIMENSIONS,
     METADATA_READERS,
     SEGMENT_COLUMNS,
     find_metadata,
@@ -44,7 +45,7 @@ HUB_ID = re.compile(r"(?P<name>\w[\w.-]*/[\w.-]+)(:(?P<config>[\w.-]+))?(/(?P<pa
 CLIPS_AT_ONCE = 256
 
 
-def read_corpus(source: str | os.PathLike[str], labelled: bool = True) -> Dataset:
+def read_corpus(source: str | os.PathLike[str], labelled: bool = True, targets: Sequence[str] = ()) -> Dataset:
     """Reads a corpus's metadata; the audio files need not be there yet.
 
     Args:
@@ -54,27 +55,30 @@ def read_corpus(source: str | os.PathLike[str], labelled: bool = True) -> Datase
             columns may be called as in `COLUMN_NAMES`.
         labelled: whether labels are needed; if not, those of a folder's table are not looked at, nor is one without
             speakers refused.
+        targets: columns of numbers that are wanted, for which a clip need not have a label, nor a table the column.
 
     Returns:
         One row a clip: `audio` (undecoded: path, or bytes where a dataset holds them), `file_name` (relative),
-        `label` (the corpus's own word), `speaker` (a string; empty where it is unknown), and the other columns as
-        they stand; from a dataset's parts or an audformat database's split tables `split`. A clip that is part of
-        a file has `start_seconds` and `duration_seconds` (null: to the end).
+        `label` (the corpus's own word; empty where a clip has numbers alone), `speaker` (a string; empty where it is
+        unknown), and the other columns as they stand; from a dataset's parts or an audformat database's split tables
+        `split`. A clip that is part of a file has `start_seconds` and `duration_seconds` (null: to the end).
 
     Raises:
         ValueError: for whatever is wrong with the source; says what was found.
     """
     path = Path(source)
-    table = table_of_files(path)
+    table = table_of_files(path, needed=("file_name",) if targets else ("file_name", "label"))
     if table is not None:
         origin, rows, root = table
+        if targets and "label" not in rows.columns:
+            rows = rows.assign(label="")
         if not labelled:
             rows = rows.assign(label="unlabelled", **({} if "speaker" in rows.columns else {"speaker": ""}))
-        return _dataset_of(origin, rows, root)
+        return _dataset_of(origin, rows, root, targets)
     if path.is_dir():
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             try:
-                return _dataset_of_parts(path, datasets.load_from_disk(str(path)))
+                return _dataset_of_parts(path, datasets.load_from_disk(str(path)), targets)
             except IndexError as error:  # it has no files of rows
                 raise ValueError(f"{path} has no rows") from error
             except (OSError, pyarrow.ArrowException, KeyError, TypeError) as error:
@@ -94,26 +98,29 @@ def read_corpus(source: str | os.PathLike[str], labelled: bool = True) -> Datase
         with contextlib.suppress(OSError):  # what is wrong `datasets` says, which also has a cache of its own
             tables = Path(snapshot_download(name, repo_type="dataset", allow_patterns=[*METADATA_READERS]))
             if config is None and part is None and find_metadata(tables) is not None:
-                return read_corpus(snapshot_download(name, repo_type="dataset"))
+                return read_corpus(snapshot_download(name, repo_type="dataset"), labelled, targets)
         loaded = datasets.load_dataset(name, config, **({"split": part} if part else {}))
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         raise ValueError(
             f"{name} is neither a folder nor a dataset that can be had from the Hub: {first_line(error)}"
         ) from error
-    return _dataset_of_parts(str(source), loaded)
+    return _dataset_of_parts(str(source), loaded, targets)
 
 
-def table_of_files(path: Path) -> tuple[Path, pandas.DataFrame, Path] | None:
+def table_of_files(
+    path: Path, needed: Sequence[str] = ("file_name", "label")
+) -> tuple[Path, pandas.DataFrame, Path] | None:
     """Returns the table of a corpus of files, as it stands, the file that it is in, and the folder that it is of.
 
-    None where `path` is no such corpus: no folder with metadata, no plain table, no audformat database.
+    None where `path` is no such corpus: no folder with metadata, no plain table, no audformat database. Of a plain
+    table the columns `needed` must be there.
 
     Raises:
         ValueError: as `read_corpus`.
     """
     if path.is_file():
         table = read_metadata(path)
-        table = table.rename(columns=_found_columns(path, list(table.columns), shown_columns(table)))
+        table = table.rename(columns=_found_columns(path, list(table.columns), shown_columns(table), needed))
         if "speaker" not in table.columns:
             table["speaker"] = ""
         return path, table, path.parent
@@ -191,9 +198,9 @@ def rows_at_once(dataset: Dataset) -> Iterator[list[dict[str, Any]]]:
         yield batch.to_pylist()
 
 
-def _dataset_of(origin: Path, table: pandas.DataFrame, root: Path) -> Dataset:
+def _dataset_of(origin: Path, table: pandas.DataFrame, root: Path, targets: Sequence[str]) -> Dataset:
     """A table of files below `root`, judged."""
-    table = judged(origin, table)
+    table = judged(origin, table, targets=targets)
     try:
         # As objects, of which Arrow makes its plain strings: `datasets` cannot turn large ones into audio.
         table["audio"] = (os.path.join(root, "") + table["file_name"]).astype(object)
@@ -202,7 +209,7 @@ def _dataset_of(origin: Path, table: pandas.DataFrame, root: Path) -> Dataset:
         raise ValueError(f"{str(root)!r}: the folder's name cannot be written as UTF-8; rename it") from error
 
 
-def _dataset_of_parts(origin: str | Path, loaded: Dataset | DatasetDict) -> Dataset:
+def _dataset_of_parts(origin: str | Path, loaded: Dataset | DatasetDict, targets: Sequence[str]) -> Dataset:
     """A dataset, or the parts of one, with the audio left where it is: in memory-mapped files."""
     parts = loaded if isinstance(loaded, DatasetDict) else {"": loaded}
     parts = {name: part for name, part in parts.items() if len(part)}
@@ -223,7 +230,7 @@ def _dataset_of_parts(origin: str | Path, loaded: Dataset | DatasetDict) -> Data
         raise ValueError(f"{origin}: one column of type Audio, or one called `audio`, is needed; it has the {found}")
     column = "audio" if "audio" in audio else audio[0]
     others = [name for name in dataset.column_names if name != column]
-    renamed = _found_columns(origin, others, ", ".join(others), needed=("label",)) | (
+    renamed = _found_columns(origin, others, ", ".join(others), needed=() if targets else ("label",)) | (
         {} if column == "audio" else {column: "audio"}
     )
     dataset = dataset.cast_column(column, Audio(decode=False)).rename_columns(renamed)
@@ -233,7 +240,9 @@ def _dataset_of_parts(origin: str | Path, loaded: Dataset | DatasetDict) -> Data
         return dataset.select_columns(name).with_format("arrow")[:].column(name)
 
     table = pandas.DataFrame({"speaker": ""}, index=range(len(dataset)))
-    for name in {*COLUMN_NAMES, *SEGMENT_COLUMNS} & set(dataset.column_names):
+    if targets and "label" not in dataset.column_names:
+        table["label"] = ""
+    for name in {*COLUMN_NAMES, *SEGMENT_COLUMNS, *DIMENSIONS, *targets} & set(dataset.column_names):
         values, feature = stored(name).to_pandas(), dataset.features[name]
         table[name] = values.map(dict(enumerate(feature.names))) if isinstance(feature, ClassLabel) else values
     if len(parts) > 1:  # one part is the whole
@@ -245,19 +254,17 @@ def _dataset_of_parts(origin: str | Path, loaded: Dataset | DatasetDict) -> Data
             names = [f"{row:06d}_{name}" if name else f"{row:06d}" for row, name in enumerate(names)]
         table["file_name"] = names
     rest = dataset.remove_columns([name for name in table.columns if name in dataset.column_names])
-    table = judged(origin, table, [name for name in rest.column_names if name != "audio"])
+    table = judged(origin, table, [name for name in rest.column_names if name != "audio"], targets)
     return datasets.concatenate_datasets([Dataset.from_pandas(table, preserve_index=False), rest], axis=1)
 
 
-def _found_columns(
-    origin: str | Path, columns: Sequence[str], shown: str, needed: Sequence[str] = ("file_name", "label")
-) -> dict[str, str]:
+def _found_columns(origin: str | Path, columns: Sequence[str], shown: str, needed: Sequence[str]) -> dict[str, str]:
     """The columns that are called otherwise, with the names that we give them; `shown` is for messages."""
     renamed = {}
     for name, known in COLUMN_NAMES.items():
         found = next((column for column in known if column in columns), None)
         if found is None and name in needed:
             raise ValueError(f"{origin}: no column {' or '.join(known)}; it has {shown}")
-        if found is not None and found != name and (name in needed or name == "speaker"):
+        if found is not None and found != name and (name in needed or name != "file_name"):
             renamed[found] = name
     return renamed

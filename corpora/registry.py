@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import textwrap
@@ -28,16 +29,18 @@ TABLE_FIELDS = {
     *("clip", "match", "columns", "votes", "required"),
 }
 HUB_FIELDS = {"dataset", "task"}
-PROTOCOL_FIELDS = {"labels", "folds", "splits", "speakers", "source", "rule"}
+PROTOCOL_FIELDS = {"labels", "folds", "splits", "partitions", "speakers", "source", "rule"}
+USABLE = {"labels", "folds", "splits", "partitions"}  # what makes a protocol more than a mark
 
 
 @dataclass(frozen=True)
 class Corpus:
     """What is known of a corpus, and how its files say it; the fields are those of its data file.
 
-    `labels` are the corpus's own words, `published` its published counts (clips, speakers, hours), `unverified` the
-    fields that no source at hand confirmed. `scheme` is empty where no naming scheme could be established. `hub` is
-    its authors' `dataset` on the Hub, and where that is a benchmark the `task` of its `eval.yaml` that UAR answers.
+    `labels` are the corpus's own words, `published` its published counts (clips, speakers, hours), `scales` the low and
+    the high end of its numeric annotations, `unverified` the fields that no source at hand confirmed. `scheme` is empty
+    where no naming scheme could be established. `hub` is its authors' `dataset` on the Hub, and where that is a
+    benchmark the `task` of its `eval.yaml` that UAR answers.
     """
 
     key: str
@@ -54,6 +57,7 @@ class Corpus:
     aliases: list[str] = field(default_factory=list)
     published: dict[str, float] = field(default_factory=dict)
     annotations: dict[str, str] = field(default_factory=dict)
+    scales: dict[str, list[float]] = field(default_factory=dict)
     official_split: dict[str, str] = field(default_factory=dict)
     protocols: dict[str, dict[str, Any]] = field(default_factory=dict)
     hub: dict[str, str] = field(default_factory=dict)
@@ -195,12 +199,13 @@ def describe(key: str) -> str:
         "published": published or "no counts known",
         "labels": ", ".join(corpus.labels) or "unknown",
         "annotations": "; ".join(f"{name}: {scale}" for name, scale in corpus.annotations.items()),
+        "scales": ", ".join(f"{name} {low:g} to {high:g}" for name, (low, high) in corpus.scales.items()),
         "official_split": "none known",
     }
     if split := corpus.official_split:
         lines["official_split"] = f"speaker-{split['speakers']}; {split['rule']} ({split['source']})"
     for name, protocol in corpus.protocols.items():
-        usable = "" if {"folds", "splits", "labels"} & set(protocol) else ", marked only"
+        usable = "" if USABLE & set(protocol) else ", marked only"
         lines[f"protocol {name}"] = f"speaker-{protocol['speakers']}{usable} ({protocol['source']})"
     if corpus.scheme:
         lines["file names"] = f"{corpus.scheme['example']} ({corpus.scheme['source']})"
@@ -239,6 +244,9 @@ def read_entry(path: Path) -> Corpus:
     for name in corpus.unverified:
         if name.partition(".")[0] not in {spec.name for spec in fields(Corpus)}:
             raise ValueError(f"{path}: unverified names {name!r}, which is no field")
+    _check_fields(path, "scales", corpus.scales, set(corpus.scales))
+    for name, scale in corpus.scales.items():
+        check_scale(f"{path}: scales", name, scale)
     if bool(corpus.scheme) == bool(corpus.scheme_unknown):
         raise ValueError(f"{path}: give either a scheme, or `scheme_unknown` with the reason")
     if corpus.hub:
@@ -264,6 +272,14 @@ def read_entry(path: Path) -> Corpus:
                 if not isinstance(code, str) or not isinstance(value, str | None):
                     raise ValueError(f"{path}: quote {code!r}: {value!r} in the table of {name!r}; codes are text")
     return corpus
+
+
+def check_scale(where: object, name: str, scale: Any) -> None:
+    """Raises ValueError for what is no scale: two finite numbers, the low end and the high end."""
+    ends = list(scale) if isinstance(scale, Sequence) and not isinstance(scale, str) else []
+    numbers = [end for end in ends if isinstance(end, int | float) and not isinstance(end, bool) and math.isfinite(end)]
+    if not len(numbers) == len(ends) == 2 or ends[0] >= ends[1]:
+        raise ValueError(f"{where}: {name} is {scale!r}; two numbers are needed, [<low>, <high>], the low end first")
 
 
 def patterns_of(owner: object, rules: dict[str, Any], name: str) -> list[re.Pattern[str]]:

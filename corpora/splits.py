@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from exhubert.corpora.registry import corpus_or_none
+from exhubert.corpora.registry import USABLE, corpus_or_none
 
 SPLITS = ("train", "validation", "test")
-SPLIT_COLUMNS = ("file_name", "label", "speaker", "split", "session", "content_hash")  # all that a split depends on
+# All that a split depends on. `partition` is what the corpus itself calls a clip's part, which protocols may name.
+SPLIT_COLUMNS = ("file_name", "label", "speaker", "split", "session", "content_hash", "partition")
 SPLIT_NAMES = {
     **{"dev": "validation", "development": "validation", "valid": "validation", "val": "validation"},
     **{"training": "train", "testing": "test"},
@@ -25,7 +26,6 @@ SPEAKER_SHARE = 0.15  # of the clips and of each label (`speakers`: of the speak
 FILE_SHARE = 0.10  # of the clips, where no speakers are known (paper, section 2)
 CANDIDATES = 200
 FOLDS = 5
-USABLE = {"folds", "splits", "labels"}  # what makes a registry entry's protocol more than a mark
 BY_SPEAKER = ("speaker_balanced", "speakers")
 # docs/corpora.md says what each does; the last four have folds, and the number of those in COUNTED follows as `:K`.
 WITH_FOLDS = ("leave_one_speaker_out", "speaker_folds", "session_folds", "folds")
@@ -65,8 +65,8 @@ def split_corpus(
     return {split: dataset.select(rows[split]) for split in needed}
 
 
-def protocol_labels(labels: Sequence[str], corpus: str, protocol: str) -> list[str]:
-    """Returns the labels as the protocol of that name renames them for this corpus; empty where a clip is left out.
+def protocol_labels(labels: Sequence[str], corpus: str, protocol: str) -> list[str | None]:
+    """Returns the labels as the protocol of that name renames them for this corpus; None where a clip is left out.
 
     Raises:
         ValueError: for an unknown protocol, or if none of the labels is among its own.
@@ -75,7 +75,7 @@ def protocol_labels(labels: Sequence[str], corpus: str, protocol: str) -> list[s
     if words is None:
         return list(labels)
     words = {word: word for word in words.values()} | words  # what was renamed before stays
-    renamed = [words.get(label.strip().lower(), "") for label in labels]
+    renamed = [words.get(label.strip().lower()) for label in labels]
     if not any(renamed):
         raise ValueError(f"corpus {corpus!r}: none of its labels is in the protocol {protocol!r}: {', '.join(words)}")
     return renamed
@@ -95,7 +95,35 @@ def protocol_taken(columns: Mapping[str, Sequence[str]], protocol: str) -> str:
 def assign_splits(
     columns: Mapping[str, Sequence[str]], corpus: str, protocol: str = "auto", fold: int | None = None, seed: int = 0
 ) -> list[str]:
-    """Returns the split of each row; see `split_corpus`, whose dataset's columns `columns` are, as text."""
+    """Returns the split of each row; see `split_corpus`, whose dataset's columns `columns` are, as text.
+
+    Empty where a row has a `partition` that the protocol does not name, or else one and no split of its own.
+    """
+    named = _named_protocol(corpus, protocol)
+    if fold is not None and not (named.get("folds") or protocol.partition(":")[0] in WITH_FOLDS):
+        raise ValueError(f"corpus {corpus!r}: the protocol {protocol!r} has no folds; leave `fold` out")
+    own, partitions = columns.get("split") or [], columns.get("partition") or []
+    if "partitions" in named:
+        of_partition = {name: split for split, names in named["partitions"].items() for name in names}
+        assigned = [of_partition.get(partition, "") for partition in partitions]
+        if "test" not in assigned:
+            wanted = " or ".join(named["partitions"]["test"])
+            raise ValueError(f"corpus {corpus!r}: no clip of its {wanted} is there; {named.get('rule', '')}")
+        _check_overlap(assigned, columns, corpus, protocol)
+        return assigned
+    apart = [bool(part) and any(own) and not own[row] for row, part in enumerate(partitions)]
+    if not any(apart):
+        return _assign_all(columns, corpus, protocol, fold, seed)
+    rest = [row for row, alone in enumerate(apart) if not alone]
+    some = {name: [values[row] for row in rest] for name, values in columns.items()}
+    of_rest = dict(zip(rest, _assign_all(some, corpus, protocol, fold, seed), strict=True))
+    return [of_rest.get(row, "") for row in range(len(apart))]
+
+
+def _assign_all(
+    columns: Mapping[str, Sequence[str]], corpus: str, protocol: str, fold: int | None, seed: int
+) -> list[str]:
+    """As `assign_splits`, of rows that are all in some split."""
     file_names, labels = columns["file_name"], columns["label"]
     speakers = columns.get("speaker") or [""] * len(file_names)
     hashes = columns.get("content_hash") or [""] * len(file_names)
@@ -104,8 +132,6 @@ def assign_splits(
     named = _named_protocol(corpus, protocol)
     kind = protocol.partition(":")[0]
     has_folds = bool(named.get("folds")) or kind in WITH_FOLDS
-    if fold is not None and not has_folds:
-        raise ValueError(f"corpus {corpus!r}: the protocol {protocol!r} has no folds; leave `fold` out")
 
     if "labels" in named and not {"folds", "splits"} & set(named):
         kind = "official"  # its labels on the corpus's own split
@@ -165,16 +191,23 @@ def assign_splits(
     missing = [split for split in SPLITS if split not in assigned]
     if missing:
         raise ValueError(f"corpus {corpus!r}: {len(assigned)} clip(s) are too few for a split; none is in {missing[0]}")
-    problem = overlap(assigned, speakers, hashes)
+    _check_overlap(assigned, {**columns, "speaker": speakers}, corpus, protocol)
+    return assigned
+
+
+def _check_overlap(splits: Sequence[str], columns: Mapping[str, Sequence[str]], corpus: str, protocol: str) -> None:
+    """Raises ValueError if parts that a protocol makes share speakers or audio."""
+    nothing = [""] * len(splits)
+    problem = overlap(splits, columns.get("speaker") or nothing, columns.get("content_hash") or nothing)
     if problem:
         raise ValueError(f"corpus {corpus!r}: in the protocol {protocol!r} {problem}")
-    return assigned
 
 
 def overlap(splits: Sequence[str], speakers: Sequence[str], hashes: Sequence[str]) -> str | None:
     """Says which speakers or identical audio (equal non-empty hashes) are in more than one split; None if none."""
     for what, values in (("speakers", speakers), ("recordings (identical audio)", hashes)):
-        parts = Counter(value for value, _ in set(zip(values, splits, strict=True)) if value)
+        pairs = {(value, split) for value, split in zip(values, splits, strict=True) if value and split}
+        parts = Counter(value for value, _ in pairs)
         shared = sorted(value for value, count in parts.items() if count > 1)
         if shared:
             return f"{len(shared)} of {len(parts)} {what} are in more than one part, e.g. {shared[0]}"
@@ -344,8 +377,11 @@ def speaker_groups(speakers: Sequence[str], hashes: Sequence[str]) -> list[str]:
 
 
 def _counts(groups: Sequence[str], labels: Sequence[str]) -> tuple[list[str], np.ndarray]:
-    """The sorted groups, and the clips of each group (rows) and label (columns)."""
-    names, words = sorted(set(groups)), sorted(set(labels))
+    """The sorted groups, and the clips of each group (rows) and label (columns); of clips without one where none has.
+
+    So clips without a label follow those with one, and where the latter go does not depend on them.
+    """
+    names, words = sorted(set(groups)), sorted(set(labels) - {""}) or [""]
     counted = Counter(zip(groups, labels, strict=True))
     return names, np.array([[counted[name, word] for word in words] for name in names], dtype=float)
 

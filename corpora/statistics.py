@@ -1,4 +1,4 @@
-"""What is in a set of corpora: durations (the paper's Figure 1), classes, languages, speakers, splits."""
+"""What is in a set of corpora: durations (the paper's Figure 1), classes, dimensions, languages, speakers, splits."""
 
 from __future__ import annotations
 
@@ -13,18 +13,30 @@ import pandas
 
 from exhubert.audio_exhubert import audio_seconds
 from exhubert.configuration_exhubert import SIX_CLASSES
+from exhubert.corpora.dimensions import dimension_columns, read_numbers, registered_scale, shown
 from exhubert.corpora.labels import load_label_map, plain_word
 from exhubert.corpora.metadata import text_of
 from exhubert.corpora.readers import locate_clip, read_corpus, rows_at_once
 from exhubert.corpora.registry import corpus_key, folder_name
 from exhubert.corpora.splits import SPLITS
-from exhubert.utils.figures import DISTINCT_COLOURS, new_figure, save_figure
+from exhubert.utils.figures import (
+    DASHES,
+    DISTINCT_COLOURS,
+    LINE_COLOURS,
+    add_legend,
+    legend_width,
+    line_style,
+    new_figure,
+    save_figure,
+)
 from exhubert.utils.files import write_text
 from exhubert.utils.text import markdown_table
 
 TOTAL = "total"
 LONGEST_SECONDS = 6.0  # the last bar of the histogram has everything from here on
 BIN_SECONDS = 0.25  # width of its other bars
+DIMENSION_BINS = 24  # of a scale, from end to end; of 1 to 7 four in each unit, of 1 to 5 six
+SCALES = "scales"  # in the `attrs` of a table of clips: the scale of a corpus's dimension, None where it is not known
 
 
 def corpus_statistics(
@@ -39,7 +51,8 @@ def corpus_statistics(
     Returns:
         One row a clip: `corpus` (the name of its folder), `label`, `six_class` (one of `SIX_CLASSES`, empty for a
         word that has none), `speaker`, `language`, `split` (all empty where unknown), `seconds` (NaN where the audio
-        does not open).
+        does not open), and each numeric annotation that one of the corpora has, NaN where a clip has none. Their scales
+        are in `attrs["scales"]`, by corpus and annotation.
 
     Raises:
         ValueError: if a folder cannot be read, or two have the same name.
@@ -53,13 +66,15 @@ def corpus_statistics(
             return float("nan")
 
     tables: dict[str, pandas.DataFrame] = {}
+    scales: dict[tuple[str, str], tuple[float, float] | None] = {}
     for directory in directories:
         name = folder_name(directory)
         if name in tables or name == TOTAL:
             raise ValueError(f"{directory}: the name {name!r} is taken; rename the folder")
         dataset = read_corpus(directory)
         key = corpus_key(dataset.unique("corpus") if "corpus" in dataset.column_names else [], name)
-        wanted = ("label", "speaker", "language", "split", "duration_seconds")
+        dimensions = dimension_columns(dataset.column_names, key)
+        wanted = ("label", "speaker", "language", "split", "duration_seconds", *dimensions)
         table = dataset.select_columns([column for column in wanted if column in dataset.column_names]).to_pandas()
         clips = pandas.DataFrame({"corpus": name}, index=table.index)
         for column in wanted[:4]:
@@ -76,14 +91,19 @@ def corpus_statistics(
             for rows in rows_at_once(dataset.select(unknown)):
                 measured += pool.map(seconds_of, rows)
         seconds[unknown] = measured
-        tables[name] = clips.assign(seconds=seconds)
+        tables[name] = clips.assign(seconds=seconds, **{each: read_numbers(table[each])[0] for each in dimensions})
+        scales |= {(name, each): registered_scale(each, key) for each in dimensions}
     if not tables:
         raise ValueError("no corpus folder was named")
-    return pandas.concat(tables.values(), ignore_index=True)
+    every = pandas.concat(tables.values(), ignore_index=True)
+    every.attrs[SCALES] = scales
+    return every
 
 
 def statistics_markdown(clips: pandas.DataFrame) -> str:
-    """Returns the tables of `corpus_statistics`'s clips: corpora, six classes, labels, languages, splits."""
+    """Returns the tables of `corpus_statistics`'s clips: corpora, six classes, labels, dimensions, languages,
+    splits.
+    """
     by_corpus = [(str(name), part) for name, part in clips.groupby("corpus", sort=False)]
     with_total = [*by_corpus, (TOTAL, clips)]
 
@@ -103,15 +123,17 @@ def statistics_markdown(clips: pandas.DataFrame) -> str:
         speakers = len(part.loc[part["speaker"] != "", ["corpus", "speaker"]].drop_duplicates())
         median, splits = part["seconds"].median(), part["split"].replace("", np.nan).nunique()
         cells = [f"{len(part):,}", f"{speakers:,}" if speakers else "-", f"{part['seconds'].sum() / 3600:.2f}"]
-        cells += ["-" if np.isnan(median) else f"{median:.2f}", str(part["label"].str.lower().nunique())]
+        cells += ["-" if np.isnan(median) else f"{median:.2f}", str(len(set(part["label"].str.lower()) - {""}))]
         cells += [str(splits or "-"), ", ".join(sorted(set(part["language"]) - {""})) or "-"]
         rows.append([name, *cells])
     header = ["corpus", "clips", "speakers", "hours", "median seconds", "labels", "splits", "languages"]
     parts = ["# Corpora", markdown_table(header, rows, left=(0, 7))]
     parts += ["## Six classes", count_table("six_class", SIX_CLASSES, "no class")]
     for name, part in by_corpus:
-        labels.append([name, ", ".join(f"{label} {count:,}" for label, count in part["label"].value_counts().items())])
+        counts = part["label"].replace("", "(none)").value_counts()
+        labels.append([name, ", ".join(f"{label} {count:,}" for label, count in counts.items())])
     parts += ["## Labels", markdown_table(["corpus", "clips of each of its labels"], labels, left=(0, 1))]
+    parts += _dimensions_markdown(clips)
     if (clips["language"] != "").any():
         by_language = sorted(clips.groupby("language", sort=False), key=lambda item: -len(item[1]))
         for language, part in [*by_language, (TOTAL, clips)]:
@@ -126,12 +148,38 @@ def statistics_markdown(clips: pandas.DataFrame) -> str:
     return "\n\n".join(parts)
 
 
+def _dimensions_markdown(clips: pandas.DataFrame) -> list[str]:
+    """A heading and a table of the numeric annotations of each corpus; nothing where there are none."""
+    rows = []
+    for (corpus, dimension), scale in clips.attrs.get(SCALES, {}).items():
+        numbers = clips.loc[clips["corpus"] == corpus, dimension].dropna()
+        if len(numbers):
+            low, lower, median, upper, high = (f"{value:.2f}" for value in numbers.quantile([0, 0.25, 0.5, 0.75, 1]))
+            spread = [f"{numbers.mean():.2f}", f"{numbers.std(ddof=0):.2f}", low, lower, median, upper, high]
+            rows.append([corpus, dimension, shown(scale) if scale else "not known", f"{len(numbers):,}", *spread])
+    header = [
+        "corpus",
+        "dimension",
+        "scale",
+        "clips",
+        "mean",
+        "deviation",
+        "lowest",
+        "25 %",
+        "median",
+        "75 %",
+        "highest",
+    ]
+    return ["## Dimensions", markdown_table(header, rows, left=(0, 1, 2))] if rows else []
+
+
 def write_statistics(
     directories: Sequence[str | os.PathLike[str]],
     output: str | os.PathLike[str] | None = None,
     label_file: str | os.PathLike[str] | None = None,
 ) -> str:
-    """Returns the tables as markdown; with `output`, a folder, also writes `statistics.md` and `durations.png` there.
+    """Returns the tables as markdown; with `output`, a folder, also writes `statistics.md`, `durations.png`, and
+    where there are numeric annotations `dimensions.png` there.
 
     Raises:
         ValueError: as `corpus_statistics`.
@@ -142,8 +190,55 @@ def write_statistics(
         output = Path(output)
         durations = {str(name): part["seconds"].tolist() for name, part in clips.groupby("corpus", sort=False)}
         plot_durations(output / "durations.png", durations)
-        write_text(output / "statistics.md", f"{text}\n\n![Durations of the clips](durations.png)\n")
+        pictures = "![Durations of the clips](durations.png)\n"
+        if plot_dimensions(output / "dimensions.png", clips):
+            pictures += "\n![Distributions of the dimensions](dimensions.png)\n"
+        write_text(output / "statistics.md", f"{text}\n\n{pictures}")
     return text
+
+
+def plot_dimensions(path: Path, clips: pandas.DataFrame) -> bool:
+    """Writes histograms of the numeric annotations, one panel each, with a line for each corpus; false if none has any.
+
+    An axis has the units of the scale where all corpora in the panel share it; else it is from the low end to the high
+    end of each one's own. Where a scale is not known, the ends are the lowest and highest number.
+
+    Args:
+        path: the PNG file.
+        clips: as `corpus_statistics` returns them.
+    """
+    found: dict[str, dict[str, tuple[np.ndarray, tuple[float, float]]]] = {}
+    for (corpus, dimension), scale in clips.attrs.get(SCALES, {}).items():
+        numbers = clips.loc[clips["corpus"] == corpus, dimension].dropna().to_numpy()
+        if len(numbers):
+            ends = scale or (float(numbers.min()), max(float(numbers.max()), float(numbers.min()) + 1e-9))
+            found.setdefault(dimension, {})[corpus] = (numbers, ends)
+    if not found:
+        return False
+    names = list(dict.fromkeys(corpus for panel in found.values() for corpus in panel))
+    figure = new_figure(4 * len(found) + legend_width(names), 3.5)
+    handles: dict[str, Any] = {}
+    panels = figure.subplots(1, len(found), squeeze=False)[0]
+    for axes, (dimension, of_corpus) in zip(panels, found.items(), strict=True):
+        scales = {ends for _, ends in of_corpus.values()}
+        low, high = next(iter(scales)) if len(scales) == 1 else (0.0, 1.0)
+        for corpus, (numbers, ends) in of_corpus.items():
+            share = (numbers - ends[0]) / (ends[1] - ends[0])
+            counts, edges = np.histogram(share, DIMENSION_BINS, (0.0, 1.0))
+            style = {key: value for key, value in line_style(names.index(corpus)).items() if key != "marker"}
+            dash = DASHES[names.index(corpus) // len(LINE_COLOURS) % len(DASHES)]
+            handles[corpus] = axes.stairs(
+                100 * counts / len(numbers), low + (high - low) * edges, linestyle=dash, **style
+            )
+        axes.set_title(dimension, fontsize=10)
+        axes.set_xlabel(f"scale of {shown((low, high))}" if len(scales) == 1 else "low to high end of each one's scale")
+        axes.set_xlim(low, high)
+        axes.set_ylim(0)
+        axes.grid(axis="y", alpha=0.3)
+    panels[0].set_ylabel("% of the clips")
+    add_legend(figure, [handles[name] for name in names], names)
+    save_figure(figure, path)
+    return True
 
 
 def plot_durations(path: Path, durations: Mapping[str, Sequence[float]]) -> None:

@@ -26,7 +26,7 @@ AT_ONCE = 200  # resamples, which bounds the memory
 
 
 class Resamples(NamedTuple):
-    """The resamples of one test set.
+    """The resamples of one test set whose clips have classes.
 
     Attributes:
         by: what was drawn: "speaker" or "clip"; None where a single clip leaves nothing to draw from.
@@ -66,35 +66,92 @@ def resample(
         seed: the same seed and clips give the same draws, in whatever order the clips come.
     """
     cells = np.stack([np.asarray(labels, dtype=np.int64) for labels in (references, *predictions)], axis=1)
-    names = np.asarray(speakers, dtype=str)
-    order = np.lexsort((*cells.T, names))
-    cells, names = cells[order], names[order]
-    known = len(set(names) - {""})
-    by: str | None = "speaker"
-    if known >= FEW_SPEAKERS and 2 * (names != "").sum() >= len(names):
-        begins = (names == "") | np.append(True, names[1:] != names[:-1])
-        unit = begins.cumsum() - 1
-        copies = np.ones(unit[-1] + 1, dtype=np.int64)
-        units = known
-    else:  # clips with the same classes are alike
+    order, by, units, known, unit = _units(cells, speakers)
+    cells, copies = cells[order], np.ones(unit[-1] + 1, dtype=np.int64)
+    if by != "speaker":  # clips with the same classes are alike
         cells, copies = np.unique(cells, axis=0, return_counts=True)
         unit = np.arange(len(cells))
-        units = len(names)
-        by = "clip" if units > 1 else None
 
     systems = len(predictions)
     confusion = np.zeros((len(copies), systems, classes, classes))
     for system in range(systems):
         np.add.at(confusion[:, system], (unit, cells[:, 0], cells[:, 1 + system]), 1)
     having = copies @ (confusion[:, 0].sum(axis=-1) > 0)
+    drawn = _drawn(confusion.reshape(len(copies), -1), copies, seed)
+    matrices = drawn.reshape(RESAMPLES, systems, classes, classes).swapaxes(0, 1)
+    whole = np.tensordot(copies, confusion, axes=1)
+    return Resamples(by, units, known, np.minimum(having, units), whole, matrices)
+
+
+class ValueResamples(NamedTuple):
+    """The resamples of one test set whose clips have values of dimensions.
+
+    Attributes:
+        by, units, speakers: as of `Resamples`, over the clips that have a reference of any dimension.
+        units_of_dimension: `(dimensions,)` int, how many units have a reference of it.
+        sums: `(systems, RESAMPLES, dimensions, 7)` float64, sums over the clips with a reference: 1, x, y, x * x,
+            y * y, x * y and (x - y) ** 2, where x is the reference and y the prediction, both less the mean of the
+            references. They are all that CCC, Pearson and RMSE need.
+    """
+
+    by: str | None
+    units: int
+    speakers: int
+    units_of_dimension: np.ndarray
+    sums: np.ndarray
+
+
+def resample_values(
+    references: ArrayLike, predictions: ArrayLike, speakers: Sequence[str], seed: int | Sequence[int] = 0
+) -> ValueResamples:
+    """Draws from a test set as `resample`; all dimensions get the same draws, so that their mean can be scored.
+
+    Args:
+        references: `(clips, dimensions)`, NaN where there is none; one clip or more has one.
+        predictions: `(systems, clips, dimensions)`; every system gets the same draws.
+        speakers, seed: as for `resample`.
+    """
+    truth, answers = np.asarray(references, dtype=float), np.asarray(predictions, dtype=float)
+    annotated = np.isfinite(truth).any(axis=1)
+    truth, answers = truth[annotated], answers[:, annotated]
+    names = np.asarray(speakers, dtype=str)[annotated]
+    order, by, units, known, unit = _units(np.hstack([truth, *answers]), names)
+    truth, answers = truth[order], answers[:, order]
+    present = np.isfinite(truth)
+    centre = np.where(present, truth, 0).sum(axis=0) / np.maximum(present.sum(axis=0), 1)  # else squares lose digits
+    x, y = np.broadcast_to(truth - centre, answers.shape), answers - centre
+    columns = [np.ones(y.shape), x, y, x * x, y * y, x * y, (x - y) ** 2]
+    rows = np.where(present[..., None], np.stack(columns, axis=-1), 0.0)
+    unit_rows = np.zeros((unit[-1] + 1, *rows[:, 0].shape))
+    np.add.at(unit_rows, unit, rows.swapaxes(0, 1))
+    having = np.minimum((unit_rows[:, 0, :, 0] > 0).sum(axis=0), units)
+    drawn = _drawn(unit_rows.reshape(len(unit_rows), -1), np.ones(len(unit_rows), dtype=np.int64), seed)
+    return ValueResamples(by, units, known, having, drawn.reshape(RESAMPLES, *unit_rows.shape[1:]).swapaxes(0, 1))
+
+
+def _units(values: np.ndarray, speakers: Sequence[str]) -> tuple[np.ndarray, str | None, int, int, np.ndarray]:
+    """What is drawn: the order of the clips, `by`, `units`, `speakers` of `Resamples`, and each clip's unit, in order.
+
+    `values` `(clips, columns)` are what a clip is told by, so that the order that clips come in changes nothing.
+    """
+    names = np.asarray(speakers, dtype=str)
+    order = np.lexsort((*values.T, names))
+    names = names[order]
+    known = len(set(names) - {""})
+    if known >= FEW_SPEAKERS and 2 * (names != "").sum() >= len(names):
+        begins = (names == "") | np.append(True, names[1:] != names[:-1])
+        return order, "speaker", known, known, begins.cumsum() - 1
+    return order, "clip" if len(names) > 1 else None, len(names), known, np.arange(len(names))
+
+
+def _drawn(rows: np.ndarray, copies: np.ndarray, seed: int | Sequence[int]) -> np.ndarray:
+    """Sums `(RESAMPLES, columns)` over units that are drawn from `rows` `(units, columns)`, with so many `copies`."""
     rng = np.random.default_rng(seed)
     drawn = []
     for _ in range(RESAMPLES // AT_ONCE):
         times = rng.multinomial(copies.sum(), copies / copies.sum(), size=AT_ONCE)
-        drawn.append(times.astype(float) @ confusion.reshape(len(copies), -1))
-    matrices = np.concatenate(drawn).reshape(RESAMPLES, systems, classes, classes).swapaxes(0, 1)
-    whole = np.tensordot(copies, confusion, axes=1)
-    return Resamples(by, units, known, np.minimum(having, units), whole, matrices)
+        drawn.append(times.astype(float) @ rows)
+    return np.concatenate(drawn)
 
 
 def interval(samples: ArrayLike, units: int | Sequence[int]) -> list[float] | None:

@@ -17,14 +17,14 @@ from typing import Any, NamedTuple
 import torch
 from transformers import Wav2Vec2FeatureExtractor
 
-from exhubert.pipeline_exhubert import Answers, Window, answer_batch, batch_windows
+from exhubert.pipeline_exhubert import Answers, Row, Window, answer_batch, batch_windows
 
 WINDOWS_AT_A_TIME = 8  # are made of a clip
 WINDOWS_AHEAD = 64  # are made before the model asks for them
 MOST_READERS = 8  # threads
 PATIENCE_SECONDS = 1.0  # for which windows wait for those of the next clip
 
-Rows = Sequence[tuple[torch.Tensor, ...] | Exception]  # of a batch: what the model said of each window, or why not
+Rows = Sequence[Row | Exception]  # of a batch: what the model said of each window, or why not
 
 
 def classify_clips(

@@ -45,14 +45,20 @@ def classification_scores(references: ArrayLike, predictions: ArrayLike, class_n
     }
 
 
-def average_metrics(metrics: Mapping[str, float], corpora: Sequence[str], prefix: str = "eval") -> dict[str, float]:
+def average_metrics(
+    metrics: Mapping[str, float], corpora: Sequence[str], prefix: str = "eval", dimensions: Sequence[str] = ()
+) -> dict[str, float]:
     """Returns `<prefix>_average_uar`, `..._accuracy` and `..._macro_f1`: the means over the corpora that have them.
 
-    `metrics` are `<prefix>_<corpus>_uar` and so on, as `Trainer` names them.
+    With `dimensions` also `..._ccc` and `..._ccc_<dimension>`; and where there are both, `<prefix>_average_score`, the
+    mean of average UAR and average CCC. `metrics` are `<prefix>_<corpus>_uar` and so on, as `Trainer` names them.
     """
-    known = {name: [f"{prefix}_{corpus}_{name}" for corpus in corpora] for name in METRICS}
+    scores = (*METRICS, *(("ccc", *(f"ccc_{dimension}" for dimension in dimensions)) if dimensions else ()))
+    known = {name: [f"{prefix}_{corpus}_{name}" for corpus in corpora] for name in scores}
     found = {name: [metrics[each] for each in names if each in metrics] for name, names in known.items()}
-    return {f"{prefix}_average_{name}": sum(values) / len(values) for name, values in found.items() if values}
+    averages = {f"{prefix}_average_{name}": sum(values) / len(values) for name, values in found.items() if values}
+    both = [averages[name] for name in (f"{prefix}_average_uar", f"{prefix}_average_ccc") if name in averages]
+    return averages | ({f"{prefix}_average_score": sum(both) / 2} if len(both) == 2 else {})
 
 
 def defined(score: Any) -> float | None:

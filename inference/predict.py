@@ -60,7 +60,7 @@ def run_predict(
         pictures = picture_paths(timeline, files) if timeline is not None else {}
         pipeline = processes.leader_first(lambda: open_pipeline(model, heard))
         widest = max(len(printable(name)) for name in files)
-        layout = Layout(style, pipeline.class_names, pipeline.quadrant, widest, per)
+        layout = Layout(style, pipeline.class_names, pipeline.quadrant, widest, per, pipeline.dimensions)
         if timeline is not None:
             Path(timeline).mkdir(parents=True, exist_ok=True)
 
@@ -87,7 +87,8 @@ def run_predict(
             rows.flush()
             if plot and result:
                 try:
-                    plot(pictures[name], f"{name}, by {model}", result["windows"], layout.class_names, layout.quadrant)
+                    values = (layout.class_names, layout.quadrant, layout.dimensions)
+                    plot(pictures[name], f"{name}, by {model}", result["windows"], *values)
                 except OSError as error:
                     return f"no picture: {error}"
             return problem
@@ -159,5 +160,6 @@ def row_settings(model: str, pipeline: ExHuBERTPipeline, options: Options) -> di
         "vad": options.vad,
         "dtype": options.dtype,
         "classes": pipeline.class_names,
+        "dimensions": pipeline.dimensions,
         "working_directory": os.getcwd(),
     }

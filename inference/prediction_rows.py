@@ -8,6 +8,7 @@ import heapq
 import io
 import itertools
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,22 +27,19 @@ class Layout(NamedTuple):
     """How rows are written."""
 
     style: str  # one of FORMATS
-    class_names: Sequence[str]  # in class order
+    class_names: Sequence[str]  # in class order; none of a model of dimensions alone
     quadrant: Sequence[str]  # arousal and valence, where the model's classes have them
     widest: int = 0  # length of the longest file name, for the table
     per: str = "clip"  # or window: a row for each, in csv and jsonl
+    dimensions: Mapping[str, Sequence[float]] = {}  # the scale of each, where the model has them
 
     def header(self) -> str:
         """The first line, of csv and table."""
         if self.style == "csv":
-            names = [f"probability_{name}" for name in self.class_names]
-            if self.per == "window":
-                of_window = ["file", "windows", "start", "end", "label"]
-                return _csv_line([*of_window, *names, *self.quadrant, "warning", "error"])
-            return _csv_line(["file", "label", *names, *self.quadrant, "seconds", "warning", "error"])
-        if self.style == "table":
-            return self._aligned("file", "label", ["probability", *self.quadrant, "seconds"])
-        return ""
+            of_place = ["file", "windows", "start", "end"] if self.per == "window" else ["file"]
+            seconds = [] if self.per == "window" else ["seconds"]
+            return _csv_line([*of_place, *self._columns(None), *seconds, "warning", "error"])
+        return self._aligned("file", "label", self._numbers()) if self.style == "table" else ""
 
     def line(self, row: Mapping[str, Any]) -> str:
         """The line of a row: `file`, and `error` or what the pipeline returns.
@@ -58,39 +56,62 @@ class Layout(NamedTuple):
         if self.style == "jsonl":
             return json.dumps(row, ensure_ascii=False) + "\n"
         if "error" in row:
-            empty = [None] * (len(self.class_names) + len(self.quadrant) + (5 if self.per == "window" else 3))
+            empty = [None] * (len(self._columns(None)) + (4 if self.per == "window" else 2))
             return _csv_line([file, *empty, spreadsheet_cell(row["error"])]) if self.style == "csv" else ""
-        probabilities = row["probabilities"] or dict.fromkeys(self.class_names)
-        values = [row[name] for name in self.quadrant]
-        seconds = row["windows"][-1]["end"]
+        columns, seconds = self._columns(row), row["windows"][-1]["end"]
         if self.style == "csv":
-            return _csv_line(
-                [
-                    *(file, spreadsheet_cell(row["label"] or ""), *probabilities.values(), *values, seconds),
-                    *(row.get("warning"), None),
-                ]
-            )
-        numbers = [] if row["label"] is None else [f"{max(probabilities.values()):.3f}", *(f"{v:+.2f}" for v in values)]
-        numbers += [""] * (1 + len(values) - len(numbers))
-        line = self._aligned(printable(file), row["label"] or SILENT, [*numbers, f"{seconds:.2f}"])
-        return f"{line[:-1]}  {row['warning']}\n" if "warning" in row else line
+            return _csv_line([file, *self._cells(columns), seconds, row.get("warning"), None])
+        silent = None in columns.values()
+        numbers = []
+        if not silent:
+            numbers = [f"{max(row['probabilities'].values()):.3f}"] if self.class_names else []
+            numbers += [f"{row[name]:+.2f}" for name in self.quadrant]
+            for name, (low, high) in self.dimensions.items():  # to about a hundredth of the scale
+                numbers.append(f"{row['dimensions'][name]:.{max(0, 2 - int(math.log10(high - low)))}f}")
+        numbers += [""] * (len(self._numbers()) - 1 - len(numbers))
+        label = columns.get("label") or SILENT
+        line = self._aligned(printable(file), label, [*numbers, f"{seconds:.2f}"])
+        remarks = [SILENT] if silent and not self.class_names else []
+        remarks += [row["warning"]] if "warning" in row else []
+        return "  ".join([line[:-1], *remarks]) + "\n"
+
+    def _columns(self, answer: Mapping[str, Any] | None) -> dict[str, Any]:
+        """What a clip or window has in flat rows, by column; without speech, or without an answer, None in each."""
+        names = ["label", *(f"probability_{name}" for name in self.class_names), *self.quadrant]
+        names = [*(names if self.class_names else []), *(f"dimension_{name}" for name in self.dimensions)]
+        answer = answer or {}
+        values = []
+        if answer.get("probabilities"):
+            probabilities = [answer["probabilities"][name] for name in self.class_names]
+            values = [answer["label"], *probabilities, *(answer[name] for name in self.quadrant)]
+        if answer.get("dimensions"):
+            values += [answer["dimensions"][name] for name in self.dimensions]
+        return dict(zip(names, values, strict=True)) if values else dict.fromkeys(names)
+
+    def _cells(self, columns: Mapping[str, Any]) -> list[Any]:
+        """As csv has them."""
+        return [spreadsheet_cell(value or "") if name == "label" else value for name, value in columns.items()]
 
     def _window_line(self, row: Mapping[str, Any], window: Mapping[str, Any]) -> str:
         place = {"file": row["file"], "windows": len(row["windows"]), "start": window["start"], "end": window["end"]}
-        probabilities = window["probabilities"] or dict.fromkeys(self.class_names)
-        named = {f"probability_{name}": probabilities[name] for name in self.class_names}
-        values = {name: window[name] for name in self.quadrant}
+        columns = self._columns(window)
         if self.style == "csv":
-            label = spreadsheet_cell(window["label"] or "")
-            return _csv_line([*place.values(), label, *named.values(), *values.values(), row.get("warning"), None])
+            return _csv_line([*place.values(), *self._cells(columns), row.get("warning"), None])
         more = {"speech": window["speech"]} if "speech" in window else {}
         more |= {"warning": row["warning"]} if "warning" in row else {}
-        return json.dumps({**place, "label": window["label"], **named, **values, **more}, ensure_ascii=False) + "\n"
+        return json.dumps({**place, **columns, **more}, ensure_ascii=False) + "\n"
+
+    def _numbers(self) -> list[str]:
+        """The names of the table's columns of numbers: of a dimension with its scale, as `arousal[1,7]`."""
+        scales = [f"{name}[{low:g},{high:g}]" for name, (low, high) in self.dimensions.items()]
+        return [*(["probability", *self.quadrant] if self.class_names else []), *scales, "seconds"]
 
     def _aligned(self, file: str, label: str, numbers: list[str]) -> str:
         wide = max(map(len, [*self.class_names, SILENT]))
-        columns = [f"{file:{max(self.widest, 4)}}", f"{label:{wide}}", f"{numbers[0]:>11}"]
-        return "  ".join([*columns, *(f"{number:>8}" for number in numbers[1:])]) + "\n"
+        labels = [f"{label:{wide}}"] if self.class_names else []
+        columns = zip(self._numbers(), numbers, strict=True)
+        aligned = (f"{number:>{max(8, len(name))}}" for name, number in columns)
+        return "  ".join([f"{file:{max(self.widest, 4)}}", *labels, *aligned]) + "\n"
 
 
 @contextlib.contextmanager
@@ -156,7 +177,7 @@ def whole_rows(path: Path, layout: Layout, with_errors: bool = False) -> Iterato
 
 def check_settings(path: Path | str, earlier: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     """Raises ValueError if an output was begun with other settings."""
-    earlier = {"per": "clip", "dtype": "float32", **earlier}  # which older releases did not have
+    earlier = {"per": "clip", "dtype": "float32", "dimensions": {}, **earlier}  # which older releases did not have
     for name, value in settings.items():
         if earlier.get(name) != value:
             was = f"{path} was begun with {name} {earlier.get(name)!r}, now it is {value!r}"

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,12 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors import safe_open
 
 from exhubert.audio_exhubert import SAMPLING_RATE, WINDOW_SECONDS
-from exhubert.configuration_exhubert import PIPELINE_TASK, SIX_CLASSES
+from exhubert.configuration_exhubert import (
+    PIPELINE_TASK,
+    SIX_CLASSES,
+    class_names_of_config,
+    dimensions_of_config,
+)
 from exhubert.utils.files import read_table, write_text
 from exhubert.utils.text import markdown_table
 
@@ -37,6 +42,12 @@ SEAL = re.compile(rf"\n*<!-- {WRITTEN_BY}\b.* ([0-9a-f]{{64}}) -->\s*\Z")
 UNTELLING = re.compile(r"model|(tmp-)?checkpoint-\d+")  # names of folders that are no model's name
 # Of the six classes, in the published model's card.
 EXAMPLES = ("disgust", "neutral", "kind", "anger", "surprise", "joy")
+# What low and high values of a dimension mean.
+POLES = {
+    "arousal": ("calm, passive", "excited, active"),
+    "valence": ("negative", "positive"),
+    "dominance": ("weak, submissive", "strong, dominant"),
+}
 LICENCES: dict[str, str] = yaml.safe_load(Path(__file__).with_name("licences.yaml").read_text(encoding="utf-8"))
 LICENCE_KEYS = ("license", "license_name", "license_link")
 
@@ -80,8 +91,9 @@ def make_card(
         called = folder.resolve().name
         title = architecture.split("For")[0].removesuffix("Model") if UNTELLING.fullmatch(called) else called
     classifies = architecture.endswith("Classification")
-    id2label = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}  # which transformers does not write
-    classes = [id2label[index] for index in sorted(id2label, key=int)]
+    named = config if config.get("id2label") else {**config, "id2label": {0: "LABEL_0", 1: "LABEL_1"}}
+    # Such names transformers does not write.
+    classes, dimensions = class_names_of_config(named), dimensions_of_config(named)
     six_classes = tuple(classes) == SIX_CLASSES
     header, rows = ["index", "class"], [[str(index), plain(name)] for index, name in enumerate(classes)]
     if six_classes:
@@ -117,12 +129,23 @@ def make_card(
         window_seconds=window_seconds,
         window_samples=round(SAMPLING_RATE * window_seconds),
         extractor=str(extractor.get("feature_extractor_type")),
-        classes=markdown_table(header, rows, left=range(1, len(header))),
+        classes=markdown_table(header, rows, left=range(1, len(header))) if classes else "",
+        dimensions=dimensions_table(dimensions) if dimensions else "",
         six_classes=six_classes,
         licences=licences,
         licence_terms="-".join(licences).split("-"),
         **training,
     )
+
+
+def dimensions_table(dimensions: Mapping[str, Sequence[float]]) -> str:
+    """The scale of each dimension, and what its ends mean where that is known."""
+    rows = [
+        [plain(name), *(f"{end:g}" + (f" ({pole})" if pole else "") for end, pole in zip(scale, poles, strict=True))]
+        for name, scale in dimensions.items()
+        for poles in [POLES.get(name, ("", ""))]
+    ]
+    return markdown_table(["dimension", "lowest", "highest"], rows, left=range(3))
 
 
 def source_metadata(source: str) -> dict[str, Any]:

@@ -129,7 +129,10 @@ def load_trained(
     model, new = load_classifier(name_or_path, trust_remote_code, **kwargs)
     if new:
         raise ValueError(f"{name_or_path} has no trained classifier: it lacks {new[0]} ({len(new)} such weights)")
-    return model.eval(), load_feature_extractor(name_or_path, model.config, trust_remote_code)
+    extractor = load_feature_extractor(name_or_path, model.config, trust_remote_code)
+    if isinstance(model, Wav2Vec2EmotionForSequenceClassification):
+        extractor.return_attention_mask = False  # its mean takes padding in: a batch is of windows of one length
+    return model.eval(), extractor
 
 
 def load_classifier(name_or_path: str, trust_remote_code: bool = False, **kwargs: Any) -> tuple[Any, list[str]]:

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from huggingface_hub import snapshot_download
 from transformers import AutoConfig, PretrainedConfig
-from transformers.modeling_outputs import SequenceClassifierOutput
+
+from exhubert.modeling_exhubert import EmotionOutput
 
 ONNX_FILE = "model.onnx"
 INSTALL = "pip install onnx onnxruntime onnxscript (or exhubert[onnx])"
-HIDDEN_STATES = "hidden_states"
+LOGITS, DIMENSIONS, HIDDEN_STATES = "logits", "dimensions", "hidden_states"  # the names of outputs, or their beginning
 
 
 class OnnxClassifier(torch.nn.Module):
@@ -58,6 +59,7 @@ class OnnxClassifier(torch.nn.Module):
             raise ValueError(f"{file}: the ONNX model cannot be loaded ({reason})") from error
         self.main_input_name = self.session.get_inputs()[0].name
         outputs = [output.name for output in self.session.get_outputs()]
+        self.answer_names = [name for name in outputs if name in (LOGITS, DIMENSIONS)]
         self.state_names = [name for name in outputs if name.startswith(HIDDEN_STATES)]
 
     def forward(
@@ -66,7 +68,7 @@ class OnnxClassifier(torch.nn.Module):
         attention_mask: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
         input_features: torch.Tensor | None = None,
-    ) -> SequenceClassifierOutput:
+    ) -> EmotionOutput:
         """Classifies audio.
 
         Args:
@@ -77,8 +79,9 @@ class OnnxClassifier(torch.nn.Module):
             input_features: spectrograms `(batch, ...)`, by their name.
 
         Returns:
-            `logits` `(batch, num_labels)` and, if asked for, `hidden_states`, those of the model that was exported,
-            `(batch, frames, hidden_size)` each; float32.
+            `logits` `(batch, num_labels)`, `dimensions` `(batch, dimensions)` of a model that has them beside its
+            classes, and, if asked for, `hidden_states`, those of the model that was exported, `(batch, frames,
+            hidden_size)` each; float32.
 
         Raises:
             ValueError: for an attention mask, NaN or infinite input, or a shape that the model does not take.
@@ -91,7 +94,7 @@ class OnnxClassifier(torch.nn.Module):
             raise ValueError(f"{self.main_input_name} has shape {shape}; a batch of windows is needed")
         if not bool(torch.isfinite(inputs).all()):
             raise ValueError(f"{self.main_input_name} holds NaN or infinite values; remove or repair such audio first")
-        names = ["logits", *(self.state_names if output_hidden_states else [])]
+        names = [*self.answer_names, *(self.state_names if output_hidden_states else [])]
         # In int8 activations are scaled by the largest in the batch: alone, a window's answer is always the same.
         batches = inputs.to(self.device, self.dtype).split(1 if self.int8 else len(inputs))
         try:
@@ -99,8 +102,10 @@ class OnnxClassifier(torch.nn.Module):
         except Exception as error:  # its errors have no other base
             reason = f"{self.main_input_name} of shape {tuple(batches[0].shape)} ({' '.join(str(error).split())})"
             raise ValueError(f"the ONNX model does not take {reason}") from error
-        logits, *states = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*outputs, strict=True))
-        return SequenceClassifierOutput(logits=logits, hidden_states=tuple(states) or None)
+        arrays = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*outputs, strict=True))
+        values = dict(zip(names, arrays, strict=True))
+        answers = {name: values.pop(name) for name in self.answer_names}
+        return EmotionOutput(**answers, hidden_states=tuple(values.values()) or None)
 
     def num_parameters(self, only_trainable: bool = False) -> int:
         """Returns the number of parameters of the model that was exported; none of them can be trained here."""

@@ -26,7 +26,7 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ONNX_DATA = f"{ONNX_FILE}.data"
 CONFIGS = ("config.json", "preprocessor_config.json")
 PLAIN_FILES = (*CONFIGS, CARD, *CODE_FILES, EMOTION_CODE_FILE, ONNX_FILE, ONNX_DATA)
-PICTURE = re.compile(r"(curves|reliability|confusion_[^/]+)\.png")  # what the card shows
+PICTURE = re.compile(r"(curves|reliability|(confusion|dimensions|plane)_[^/]+)\.png")  # what the card shows
 
 
 def push_model_folder(

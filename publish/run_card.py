@@ -30,6 +30,7 @@ from exhubert.model_folder.card import (
     sealed,
     write_card,
 )
+from exhubert.reports.tables import value_text
 from exhubert.utils.files import read_table, whole_file, write_text
 from exhubert.utils.text import markdown_table
 
@@ -40,10 +41,12 @@ SHOWN_METRICS = {
     **{"uar": "UAR", "accuracy": "accuracy", "macro_f1": "macro-F1"},
     **{"arousal_uar": "arousal UAR", "valence_uar": "valence UAR", "ece": "ECE"},
 }
+DIMENSION_METRICS = {"ccc": ("ccc", "CCC"), "pearson": ("pearsonr", "Pearson"), "rmse": ("rmse", "RMSE")}
 SETTINGS = (
     *("model", "expand_copies", "freeze", "lora", "labels", "protocol", "fold", "window_seconds", "crop", "sampling"),
     *("rounds", "batch_size", "update", "class_weights", "early_stopping"),
 )
+DIMENSION_SETTINGS = ("targets", "scales", "dimension_loss", "dimension_weight")  # only where there are targets
 TRAINING_SETTINGS = ("learning_rate", "lr_scheduler_type", "weight_decay")
 # Of TrainingArguments no other text is shown, since it may be a token, a name or a path.
 TRAINING_TEXTS = ("lr_scheduler_type", "optim", "metric_for_best_model", "eval_strategy", "save_strategy")
@@ -111,7 +114,11 @@ def run_facts(
     text = fill_template(
         TEMPLATE,
         results=results_tables(results),
-        one_class=", ".join(plain(corpus) for corpus, scores in results["corpora"].items() if scores["uar"] is None),
+        one_class=", ".join(
+            plain(corpus) for corpus, scores in results["corpora"].items() if scores.get("uar", 0) is None
+        ),
+        has_classes=has_classes(results),
+        has_dimensions=bool(results.get("dimensions")),
         command=measuring_command(name, results, recipe),
         pictures=[(plain(title), quote(file)) for file, title in pictures_in(folder, results).items()],
         corpora=corpora_table(corpora, entries),
@@ -137,7 +144,8 @@ def run_facts(
             "language": list(dict.fromkeys([*known.get("language", []), *languages])) or None,
             "base_model_relation": "finetune" if base_models else None,
             "datasets": list(dict.fromkeys([*known.get("datasets", []), *ours])),
-            "metrics": [metric for metric, _ in METRICS.values()],
+            "metrics": [metric for metric, _ in METRICS.values() if has_classes(results)]
+            + [metric for metric, _ in DIMENSION_METRICS.values() if results.get("dimensions")],
             "model_name": title,
             "eval_results": _eval_results(results, entries, ids),
         },
@@ -213,13 +221,24 @@ def corpora_table(corpora: Mapping[str, Mapping[str, Any]], entries: Mapping[str
 
 def pictures_in(folder: Path, results: Mapping[str, Any]) -> dict[str, str]:
     """The pictures of a run that are in a folder, with their titles."""
-    pictures = {"curves.png": "Validation UAR over the updates", "reliability.png": "Reliability"}
-    pictures |= {f"confusion_{corpus}.png": f"Confusion matrix of {corpus}" for corpus in results["corpora"]}
+    curves = "scores" if results.get("dimensions") else "UAR"
+    pictures = {"curves.png": f"Validation {curves} over the updates", "reliability.png": "Reliability"}
+    for kind, title in (
+        ("confusion", "Confusion matrix of"),
+        ("dimensions", "Predicted and reference values of"),
+        ("plane", "Arousal and valence of"),
+    ):
+        pictures |= {f"{kind}_{corpus}.png": f"{title} {corpus}" for corpus in results["corpora"]}
     return {name: title for name, title in pictures.items() if (folder / name).is_file()}
 
 
+def has_classes(results: Mapping[str, Any]) -> bool:
+    """Whether results are of a model that has classes."""
+    return any("uar" in scores for scores in results["corpora"].values())
+
+
 def results_tables(results: Mapping[str, Any]) -> list[str]:
-    """The scores with their intervals: by corpus, then by each group of speakers."""
+    """The scores with their intervals: by corpus, of classes and of dimensions, then by each group of speakers."""
     corpora, average = results["corpora"], results["average"]
     shown = [metric for metric in SHOWN_METRICS if any(metric in scores for scores in corpora.values())]
     rows = [
@@ -231,14 +250,45 @@ def results_tables(results: Mapping[str, Any]) -> list[str]:
     if len(rows) > 1:
         rows.append(["average", "", "", "", *(share(average, metric) for metric in shown), ""])
     header = ["corpus", "split", "clips", "speakers", *(SHOWN_METRICS[metric] for metric in shown), "interval by"]
-    tables = [markdown_table(header, rows, left=(0, 1, len(header) - 1))]
+    tables = [markdown_table(header, rows, left=(0, 1, len(header) - 1))] if has_classes(results) else []
+    if results.get("dimensions"):
+        tables.append(dimension_results(results))
+    of_groups = {"UAR": ("uar", share)} if has_classes(results) else {}
+    of_groups |= {"CCC": ("ccc", value_with_interval)} if results.get("dimensions") else {}
     for column, groups in results["groups"].items():
         rows = [
-            [plain(group), plain(", ".join(s["corpora"])), f"{s['clips']:,}", f"{s['speakers']}", share(s, "uar")]
+            [plain(group), plain(", ".join(s["corpora"])), f"{s['clips']:,}", f"{s['speakers']}"]
+            + [text(s, metric) for metric, text in of_groups.values()]
             for group, s in groups.items()
         ]
-        tables.append(markdown_table([column, "corpora", "clips", "speakers", "UAR"], rows, left=(0, 1)))
+        tables.append(markdown_table([column, "corpora", "clips", "speakers", *of_groups], rows, left=(0, 1)))
     return tables
+
+
+def dimension_results(results: Mapping[str, Any]) -> str:
+    """The scores of each dimension on each corpus, and on average over several, with their intervals."""
+    header = ["corpus", "dimension", "split", "clips", "speakers"]
+    header += [*(name for _, name in DIMENSION_METRICS.values()), "interval by"]
+    average = {"average": results["average"]} if len(results["corpora"]) > 1 else {}
+    rows = []
+    for corpus, scores in {**results["corpora"], **average}.items():
+        for dimension, entry in scores["dimensions"].items():
+            size = (
+                [scores["split"], f"{entry['clips']:,}", str(entry["speakers"] or "unknown")]
+                if "clips" in entry
+                else []
+            )
+            values = [value_with_interval(entry, metric) for metric in DIMENSION_METRICS]
+            by = (entry["interval_by"] or "-") if size else ""
+            rows.append([plain(corpus), plain(dimension), *(size or ["", "", ""]), *values, by])
+    return markdown_table(header, rows, left=(0, 1, 2, len(header) - 1))
+
+
+def value_with_interval(scores: Mapping[str, Any], metric: str) -> str:
+    """A score that is no share, with its interval in brackets: `0.512 [0.450, 0.571]`."""
+    interval = scores.get(f"{metric}_interval")
+    brackets = f" [{value_text(interval[0])}, {value_text(interval[1])}]" if interval else ""
+    return value_text(scores.get(metric)) + brackets
 
 
 def share(scores: Mapping[str, Any], metric: str) -> str:
@@ -257,6 +307,8 @@ def measuring_command(name: str, results: Mapping[str, Any], recipe: Mapping[str
     for option in ("fold", "clips_per_corpus", "label_file"):
         if recipe.get(option):
             command += [f"--{option}", PureWindowsPath(str(recipe[option])).name]  # of a path its last part
+    if recipe.get("scales") and results.get("dimensions"):
+        command += ["--scales", json.dumps(recipe["scales"])]
     command += ["--skip_bad_audio"] if recipe.get("skip_bad_audio") else []
     return shlex.join([*command, "--output", "evaluation"])
 
@@ -264,6 +316,7 @@ def measuring_command(name: str, results: Mapping[str, Any], recipe: Mapping[str
 def settings_table(recipe: Mapping[str, Any], trainable: int) -> str:
     """The settings of a recipe that shape a model most, as far as they are set."""
     settings = [(key, recipe.get(key)) for key in SETTINGS]
+    settings += [(key, recipe.get(key)) for key in DIMENSION_SETTINGS if recipe.get("targets")]
     settings += [(key, recipe["training"].get(key)) for key in TRAINING_SETTINGS]
     settings += [("trainable parameters", f"{trainable:,}")]
     shown = [[key, plain(value)] for key, value in settings if value not in (None, "none", "", [], {}, 0)]
@@ -333,22 +386,29 @@ def hub_card(folder: Path, repo_id: str) -> str:
 def _eval_results(
     results: Mapping[str, Any], entries: Mapping[str, Corpus | None], ids: Mapping[str, str]
 ) -> list[EvalResult]:
-    return [
-        EvalResult(
-            task_type="audio-classification",
-            task_name="Speech Emotion Recognition",
-            dataset_type=ids[corpus],
-            dataset_name=getattr(entries[corpus], "name", corpus),
-            dataset_split=scores["split"],
-            metric_type=metric,
-            metric_name=title,
-            metric_args={"average": "macro"} if metric == "f1" else None,
-            metric_value=round(scores[key], 4),
-        )
-        for corpus, scores in results["corpora"].items()
-        for key, (metric, title) in METRICS.items()
-        if scores[key] is not None
-    ]
+    found = []
+    for corpus, scores in results["corpora"].items():
+        values = [(*METRICS[key], scores.get(key)) for key in METRICS]
+        for dimension, entry in scores.get("dimensions", {}).items():
+            values += [
+                (metric, f"{title} of {dimension}", entry[key]) for key, (metric, title) in DIMENSION_METRICS.items()
+            ]
+        found += [
+            EvalResult(
+                task_type="audio-classification",
+                task_name="Speech Emotion Recognition",
+                dataset_type=ids[corpus],
+                dataset_name=getattr(entries[corpus], "name", corpus),
+                dataset_split=scores["split"],
+                metric_type=metric,
+                metric_name=title,
+                metric_args={"average": "macro"} if metric == "f1" else None,
+                metric_value=round(value, 4),
+            )
+            for metric, title, value in values
+            if value is not None
+        ]
+    return found
 
 
 def _registry_fact(entry: Corpus | None, name: str) -> str:

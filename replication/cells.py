@@ -63,7 +63,7 @@ def test_forgetting(plan: Plan, cell: Cell) -> None:
         needed=("test",),
     )
     tests = {name: splits["test"] for name, splits in corpora.items()}
-    predictions = predictions_table(tests, class_names, *classify(model, extractor, tests, BATCH))
+    predictions = predictions_table(tests, class_names, classify(model, extractor, tests, BATCH))
     with whole_file(folder / f"{FORGETTING}.parquet") as unfinished:
         predictions.to_parquet(unfinished, index=False)
     results = make_results({"model": cell.name, "split": "test"}, predictions, class_names, cell.seed)

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
+from scipy.ndimage import gaussian_filter
 from sklearn.metrics import confusion_matrix
 
-from exhubert.reports.tables import AVERAGE, some
+from exhubert.reports.tables import AVERAGE, some, value_text
 from exhubert.utils.figures import (
     DISTINCT_COLOURS,
     add_legend,
@@ -29,6 +31,8 @@ from exhubert.utils.figures import (
 
 MOST_PANELS = 9
 TALLEST = 9.0  # inches; what is taller is set in up to three columns
+DENSITY_BINS = 100  # along each axis, in which clips are counted
+PLANE_CELLS = 8  # along each axis
 BLUE, VERMILION, GREY = DISTINCT_COLOURS[0], DISTINCT_COLOURS[5], DISTINCT_COLOURS[-1]
 
 
@@ -59,40 +63,50 @@ def plot_curves(
     chance: Mapping[str, float],
     chosen: int | None,
     title: str,
+    cccs: Mapping[str, Sequence[tuple[int, float]]] = MappingProxyType({}),
 ) -> Figure:
-    """Writes how one training went: the validation UAR of each corpus on the left, the losses on the right.
+    """Writes how one training went: the validation UAR and CCC of each corpus, those that there are, and the losses.
 
     Args:
         path: the PNG file.
         uars: corpus or `average` -> updates and UAR, from 0 to 1.
         losses: corpus, for its validation loss, or `training` -> updates and loss.
         chance: corpus -> UAR of guessing on its validation split.
-        chosen: the update whose weights were kept, if it was chosen by its UAR.
+        chosen: the update whose weights were kept, if it was chosen by its scores.
         title: of the picture.
+        cccs: as `uars`, the mean CCC of the dimensions.
     """
-    names = [*uars, "training loss", "chance, of each corpus", "chosen checkpoint"]
-    figure = new_figure(10 + legend_width(names), 4.2, title)
-    left, right = figure.subplots(1, 2, sharex=True)
+    curves = list(dict.fromkeys([*uars, *cccs]))
+    names = [*curves, "training loss", "chance, of each corpus", "chosen checkpoint"]
+    shares = {"validation UAR in %": {name: [(step, 100 * uar) for step, uar in each] for name, each in uars.items()}}
+    panels = {label: scores for label, scores in (shares | {"validation CCC": cccs}).items() if scores}
+    figure = new_figure(5 + 5 * len(panels) + legend_width(names), 4.2, title)
+    *scored, right = figure.subplots(1, len(panels) + 1, sharex=True)
     handles: dict[str, Any] = {}
-    for number, (name, points) in enumerate(uars.items()):
-        style = curve_style(number, len(uars))
+    for number, name in enumerate(curves):
+        style = curve_style(number, len(curves))
         if name == AVERAGE:
             style |= {"color": "black", "linestyle": "solid", "linewidth": 2.2, "zorder": 3}
-        steps, values = np.transpose(points)
-        (handles[name],) = left.plot(steps, 100 * values, **style)
+        for axes, scores in zip(scored, panels.values(), strict=True):
+            if name in scores:
+                (handles[name],) = axes.plot(*np.transpose(scores[name]), **style)
         if name in losses:
             right.plot(*np.transpose(losses[name]), **style)
     if losses.get("training"):
         (handles["training loss"],) = right.plot(*np.transpose(losses["training"]), color=GREY, linewidth=1.2)
-    for value in sorted(set(chance.values())):
-        handles["chance, of each corpus"] = left.axhline(100 * value, color="black", linestyle="dashed", linewidth=1)
-    for axes in (left, right):
+    for value in sorted(set(chance.values())) if uars else ():
+        handles["chance, of each corpus"] = scored[0].axhline(
+            100 * value, color="black", linestyle="dashed", linewidth=1
+        )
+    for axes, (label, scores) in zip(scored, panels.items(), strict=True):
+        lowest = min(0.0, *(value for points in scores.values() for _, value in points))
+        axes.set(ylabel=label, ylim=(0, 100) if scores is not cccs else (lowest, 1))
+    for axes in (*scored, right):
         if chosen is not None:
             handles["chosen checkpoint"] = axes.axvline(chosen, color=VERMILION, linestyle="dotted", linewidth=1.5)
         axes.set_xlabel("updates")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
-    left.set(ylabel="validation UAR in %", ylim=(0, 100))
     right.set_ylabel("loss, of training and validation")
     right.set_ylim(0, 1.05 * max((value for points in losses.values() for _, value in points), default=1.0))
     shown = [name for name in names if name in handles]
@@ -328,6 +342,131 @@ def plot_reliability(path: Path, panels: Mapping[str, Sequence[Mapping[str, Any]
     every[1, 0].set_ylabel("clips")
     save_figure(figure, path)
     return figure
+
+
+def plot_dimensions(
+    path: Path,
+    panels: Mapping[str, np.ndarray],
+    scales: Mapping[str, Sequence[float]],
+    cccs: Mapping[str, float | None],
+    title: str,
+) -> Figure:
+    """Writes predictions against references, a panel for each dimension, coloured by how dense the clips are.
+
+    The dashed line is where predictions equal the references; the CCC stands above each panel.
+
+    Args:
+        path: the PNG file.
+        panels: dimension -> `(clips, 2)`, reference and prediction of the clips that have both, on its scale.
+        scales: dimension -> lowest and highest value of its scale; what is outside widens the axes.
+        cccs: dimension -> CCC, or None where it is not defined.
+        title: of the picture.
+    """
+    columns = 2 if len(panels) == 4 else min(3, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure = new_figure(3.6 * columns + 0.9, 3.7 * rows + 0.4, title)
+    every = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes in every[len(panels) :]:
+        axes.set_axis_off()
+    shown = None
+    for axes, (name, points) in zip(every, panels.items(), strict=False):
+        low, high = limits(scales[name], points)
+        axes.plot([low, high], [low, high], color="black", linestyle="dashed", linewidth=1, zorder=3)
+        shown = _draw_density(axes, points, (low, high), (low, high))
+        ccc = cccs[name]
+        heading = f"{name}: CCC {'not defined' if ccc is None else value_text(ccc)}"
+        axes.set_title(wrapped(heading, 36), fontsize=10)
+        axes.set(xlabel="reference", ylabel="predicted")
+    _add_density_bar(figure, shown, list(every))
+    save_figure(figure, path)
+    return figure
+
+
+def plot_plane(
+    path: Path, references: np.ndarray, predictions: np.ndarray, scales: Mapping[str, Sequence[float]], title: str
+) -> Figure:
+    """Writes references, predictions and how they differ over the plane of valence and arousal.
+
+    The arrows of the third panel go from the mean reference of the clips of a cell to their mean prediction; cells are
+    eighths of the scales, and those of a single clip have none where others have more.
+
+    Args:
+        path: the PNG file.
+        references, predictions: `(clips, 2)`, valence and arousal, on their scales.
+        scales: dimension -> lowest and highest value of its scale; what is outside widens the axes.
+        title: of the picture.
+    """
+    across, up = (
+        limits(scales[name], np.stack([references[:, number], predictions[:, number]]))
+        for number, name in enumerate(("valence", "arousal"))
+    )
+    figure = new_figure(12.2, 4.5, title)
+    every = figure.subplots(1, 3, sharex=True, sharey=True)
+    for axes, points, heading in zip(every, (references, predictions), ("reference", "predicted"), strict=False):
+        shown = _draw_density(axes, points, across, up)
+        axes.set_title(heading, fontsize=10)
+    middles = [np.mean(scales[name]) for name in ("valence", "arousal")]
+    cells = [
+        np.clip(np.floor(PLANE_CELLS * (references[:, n] - low) / (high - low)), 0, PLANE_CELLS - 1).astype(int)
+        for n, (low, high) in enumerate(scales[name] for name in ("valence", "arousal"))
+    ]
+    _, cell, counts = np.unique(PLANE_CELLS * cells[0] + cells[1], return_inverse=True, return_counts=True)
+    means = np.zeros((len(counts), 4))
+    np.add.at(means, cell, np.hstack([references, predictions]))
+    means = (means / counts[:, None])[counts >= min(2, counts.max())]
+    every[2].quiver(
+        *means[:, :2].T,
+        *(means[:, 2:] - means[:, :2]).T,
+        angles="xy",
+        scale_units="xy",
+        scale=1,
+        color=BLUE,
+        width=0.006,
+    )
+    every[2].plot(*means[:, :2].T, "o", color=BLUE, markersize=3)
+    every[2].set_title("from reference to prediction, mean of each cell", fontsize=10)
+    for axes in every:
+        axes.axvline(middles[0], color="black", linewidth=0.6, alpha=0.5, zorder=0)
+        axes.axhline(middles[1], color="black", linewidth=0.6, alpha=0.5, zorder=0)
+        axes.set(xlabel="valence", xlim=across, ylim=up)
+        axes.set_box_aspect(1)
+    every[0].set_ylabel("arousal")
+    _add_density_bar(figure, shown, list(every))
+    save_figure(figure, path)
+    return figure
+
+
+def limits(scale: Sequence[float], values: np.ndarray) -> tuple[float, float]:
+    """A scale, widened for what is outside of it, with a margin."""
+    low, high = min(scale[0], float(values.min())), max(scale[1], float(values.max()))
+    margin = 0.02 * (high - low)
+    return low - margin, high + margin
+
+
+def _draw_density(axes: Axes, points: np.ndarray, across: tuple[float, float], up: tuple[float, float]) -> Any:
+    """Points `(clips, 2)`, each coloured by how many are near it, beside the densest; the densest lie on top."""
+    bins = [np.linspace(*ends, DENSITY_BINS + 1) for ends in (across, up)]
+    counts, *edges = np.histogram2d(*points.T, bins=bins)
+    density = gaussian_filter(counts, sigma=DENSITY_BINS / 40, mode="constant")
+    places = [
+        np.clip(np.searchsorted(each, column, side="right") - 1, 0, DENSITY_BINS - 1)
+        for each, column in zip(edges, points.T, strict=True)
+    ]
+    near = density[tuple(places)]
+    order = near.argsort(kind="stable")
+    size = float(np.clip(4000 / len(points), 5, 16))
+    colours = near[order] / near.max()
+    x, y = points[order].T
+    shown = axes.scatter(x, y, c=colours, s=size, cmap="viridis", vmin=0, vmax=1, linewidths=0)
+    axes.set(xlim=across, ylim=up)
+    axes.set_box_aspect(1)
+    axes.grid(alpha=0.3)
+    axes.set_axisbelow(True)
+    return shown
+
+
+def _add_density_bar(figure: Figure, shown: Any, every: list[Axes]) -> None:
+    figure.colorbar(shown, ax=every, label="density, of the densest", fraction=0.03, pad=0.02)
 
 
 def _draw_cells(axes: Axes, shares: np.ndarray, texts: Sequence[Sequence[str]]) -> None:

@@ -36,7 +36,8 @@ def write_report(
         systems: display name -> what is in its `results.json`.
         facts: what else to say at the top, in this order: name -> value, such as date, protocol, window.
         folders: display name -> folder, relative to `directory`, with the system's own pictures: those of
-            `confusion_<corpus>.png` and `reliability.png` that exist are shown.
+            `confusion_<corpus>.png`, `dimensions_<corpus>.png`, `plane_<corpus>.png` and `reliability.png` that exist
+            are shown.
         comparison: what is in `comparison.json`.
         curves: of each training run, corpus or `average` -> updates and validation UAR.
         trained_on: display name -> the corpora that the system was trained on, where that is known.
@@ -61,27 +62,36 @@ def write_report(
     }
     about = "\n".join(f"- {name}: {', '.join(dict.fromkeys(values))}" for name, values in every.items())
     parts += ["## What was evaluated", tables.systems_table(systems, trained_on), about]
-    uars = {name: {c: scores["uar"] for c, scores in results["corpora"].items()} for name, results in systems.items()}
-    parts += section("UAR", *uars_and_cautions(directory, systems, uars))
-    parts += section("Scores on each corpus", folded(tables.scores_table(systems)))
-    parts += section("Recall of each class", folded(tables.recall_table(systems)))
-    confusions = [f"confusion_{corpus}.png" for corpus in corpora]
-    parts += section("Confusion matrices", *own_pictures(directory, folders or {}, confusions))
-    parts += section("Arousal and valence", folded(tables.arousal_valence_table(systems)))
+    classifying = {name: results for name, results in systems.items() if results["classes"]}
+    uars = {n: {c: scores["uar"] for c, scores in results["corpora"].items()} for n, results in classifying.items()}
+    if classifying:
+        parts += section("UAR", *uars_and_cautions(directory, classifying, uars))
+        parts += section("Scores on each corpus", folded(tables.scores_table(classifying)))
+        parts += section("Recall of each class", folded(tables.recall_table(classifying)))
+        confusions = [f"confusion_{corpus}.png" for corpus in corpora]
+        parts += section("Confusion matrices", *own_pictures(directory, folders or {}, confusions))
+        parts += section("Arousal and valence", folded(tables.arousal_valence_table(classifying)))
+    valued = {name: results for name, results in systems.items() if results.get("dimensions")}
+    parts += section("Dimensions", *dimension_parts(directory, valued, folders or {}))
     for column in dict.fromkeys(column for results in systems.values() for column in results["groups"]):
-        parts += section(f"By {column}", folded(tables.group_table(systems, column)))
+        said = [TEXTS[f"By {column}"]] if classifying else []
+        said += [TEXTS["groups of dimensions"]] if valued else []
+        parts += [f"## By {column}", *said, folded(tables.group_table(systems, column))]
     if comparison:
         parts += section("Comparison", folded(tables.comparison_table(comparison)))
-    if trained_on and len(systems) > 1:
+        parts += section("Comparison of dimensions", folded(tables.ccc_comparison_table(comparison)))
+    if trained_on and len(classifying) > 1:
         plots.plot_heat_map(directory / "heat_map.png", uars, trained_on)
         parts += section("Training and test corpora", picture_link("UAR", "heat_map.png"))
     if curves and any(curves.values()):  # a run that was never validated has none
-        guesses = tables.chances(systems)
+        guesses = tables.chances(classifying)
         if guesses:
             guesses[tables.AVERAGE] = tables.mean(list(guesses.values()))
         plots.plot_runs(directory / "curves_of_runs.png", curves, guesses)
         parts += section("Training", picture_link("Validation UAR over updates", "curves_of_runs.png"))
-    parts += section("Robustness", *robustness_parts(directory, systems, on))
+    robustness = robustness_parts(directory, classifying, on) if classifying else []
+    parts += section("Robustness", *robustness)
+    parts += section("Robustness of dimensions", folded(tables.ccc_robustness_table(valued)) if valued else "")
     reliability = own_pictures(directory, folders or {}, ["reliability.png"])
     table = tables.calibration_table(systems)
     parts += section("Calibration", *([TEXTS["temperature"], table] if table else []), *reliability)
@@ -105,6 +115,35 @@ def robustness_parts(directory: Path, systems: tables.Systems, on: str) -> list[
         plots.plot_robustness(directory / "robustness.png", defined, chance, f"average over {on}, {clips:,} clips")
         picture = picture_link("Average UAR under each condition", "robustness.png")
     return [picture, folded(tables.robustness_table(systems))]
+
+
+def dimension_parts(directory: Path, systems: tables.Systems, folders: Mapping[str, str]) -> list[str]:
+    """CCCs, what a reader of them should know, the other scores, and the pictures of each system."""
+    if not systems:
+        return []
+    few, by_clip, without, missing = {}, {}, {}, {}
+    for results in systems.values():
+        for corpus, scores in results["corpora"].items():
+            for name, entry in scores["dimensions"].items():
+                of_corpus = f"{corpus} ({name})"
+                if not entry["clips"]:
+                    missing[of_corpus] = of_corpus
+                elif entry["ccc"] is None:
+                    without[of_corpus] = of_corpus
+                if 0 < entry["speakers"] < tables.FEW_SPEAKERS:
+                    few[corpus] = f"{corpus} ({entry['speakers']})"
+                if entry["interval_by"] == "clip":
+                    by_clip[corpus] = corpus if entry["speakers"] else f"{corpus} (speakers unknown)"
+    notes = caution_lines(
+        (f"Fewer than {tables.FEW_SPEAKERS} speakers", few, "Such scores say little about other speakers."),
+        ("Intervals by clip", by_clip, "They leave out how much speakers differ."),
+        ("Not annotated", missing, "Averages are over the other corpora."),
+        ("All values equal, or one clip", without, "CCC is not defined there; averages are over the other corpora."),
+    )
+    corpora = tables.corpora_of(systems)
+    files = [f"{picture}_{corpus}.png" for corpus in corpora for picture in ("dimensions", "plane")]
+    detail = folded(tables.dimension_table(systems))
+    return [tables.ccc_table(systems), notes, detail, *own_pictures(directory, folders, files)]
 
 
 def uars_and_cautions(directory: Path, systems: tables.Systems, uars: Mapping[str, Mapping[str, float]]) -> list[str]:
@@ -141,17 +180,21 @@ def cautions(systems: tables.Systems) -> str:
                 by_clip[corpus] = corpus if scores["speakers"] else f"{corpus} (speakers unknown)"
             absent = [name for name in results["classes"] if name not in scores["recall"]]
             if scores["uar"] is None:
-                alone[corpus] = f"{corpus} ({', '.join(scores['recall'])})"
+                alone[corpus] = f"{corpus} ({', '.join(scores['recall']) or 'no class'})"
             elif absent:
                 said = f"{corpus} ({', '.join(absent)})"
                 lacking[said] = said
-    lines = [
+    return caution_lines(
         ("Different classes", different, "UARs of different classes cannot be compared."),
         (f"Fewer than {tables.FEW_SPEAKERS} speakers", few, "Such scores say little about other speakers."),
         ("Intervals by clip", by_clip, "They leave out how much speakers differ."),
         ("No clip of a class", lacking, "UAR is over the other classes."),
         ("Clips of one class only", alone, "UAR is not defined there; averages are over the other corpora."),
-    ]
+    )
+
+
+def caution_lines(*lines: tuple[str, Mapping[str, str], str]) -> str:
+    """A list of what was found where, and what follows; of what was found nowhere nothing."""
     return "\n".join(f"- **{what}**: {', '.join(found.values())}. {so}" for what, found, so in lines if found)
 
 

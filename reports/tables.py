@@ -16,8 +16,15 @@ AVERAGE = "average"
 FEW_SPEAKERS = 5  # below, there is too little to draw from, and a test set says little about other speakers
 MOST_COLUMNS = 10  # corpora beside each other; more are below each other
 UNKNOWN = "-"
-KEYS = ("corpus", "system", "sex", "language", "A", "B")  # columns that name a row
-TEXTS = ("model", "trained on", "interval by", "in corpora", "fitted on")  # other columns of words, not numbers
+KEYS = ("corpus", "system", "sex", "language", "A", "B", "dimension")  # columns that name a row
+TEXTS = (
+    "model",
+    "trained on",
+    "interval by",
+    "in corpora",
+    "fitted on",
+    "scale",
+)  # other columns of words, not numbers
 
 Scores = Mapping[str, Any]
 Systems = Mapping[str, Scores]
@@ -105,14 +112,47 @@ def arousal_valence_table(systems: Systems) -> str:
     return _corpus_table(systems, lambda scores: _with_intervals(scores, shown))
 
 
+def ccc_table(systems: Systems) -> str:
+    """Returns the CCC of each dimension on each corpus and their mean, with 95 % intervals, and the annotated clips."""
+    names = dict.fromkeys(name for results in systems.values() for name in results.get("dimensions", {}))
+
+    def cells(scores: Scores) -> dict[str, str]:
+        known = scores.get("dimensions", {})
+        found = {name: _bracketed_value(known.get(name, {}), "ccc") for name in names}
+        found["mean"] = _bracketed_value(scores, "ccc") if len(names) > 1 else UNKNOWN
+        largest = max((entry for entry in known.values() if "clips" in entry), key=lambda e: e["clips"], default={})
+        return {**found, **_size(largest)}
+
+    return _corpus_table(systems, cells)
+
+
+def dimension_table(systems: Systems) -> str:
+    """Returns CCC, Pearson's correlation and RMSE of each dimension on each corpus, with 95 % intervals, and its clips.
+
+    The RMSE is in the units of the dimension's scale, which is given.
+    """
+    shown = {"CCC": "ccc", "Pearson": "pearson", "RMSE": "rmse"}
+    rows = []
+    for corpus, name, scores in _corpus_rows(systems):
+        for dimension, entry in scores.get("dimensions", {}).items():
+            low, high = systems[name]["dimensions"][dimension]
+            cells = {column: _bracketed_value(entry, metric) for column, metric in shown.items()}
+            keys = {"corpus": corpus, "dimension": dimension, "system": name}
+            rows.append({**keys, **cells, "scale": f"{low:g} to {high:g}", **_size(entry)})
+    return _table(rows)
+
+
 def group_table(systems: Systems, column: str) -> str:
-    """Returns the UAR in % in each group of a column, `sex` or `language`, pooled over the corpora that have it."""
+    """Returns the UAR in % in each group of a column, `sex` or `language`, pooled over the corpora that have it.
+
+    Beside it stands the CCC, the mean over the dimensions.
+    """
     groups = {name: results["groups"].get(column, {}) for name, results in systems.items()}
     rows = []
     for value in dict.fromkeys(value for known in groups.values() for value in known):
         for name, known in groups.items():
             scores = known.get(value, {})
-            cells = {**_with_intervals(scores, {"UAR": "uar"}), **_size(scores)}
+            cells = {**_with_intervals(scores, {"UAR": "uar"}), "CCC": _bracketed_value(scores, "ccc"), **_size(scores)}
             corpora = some(scores.get("corpora", [UNKNOWN]))
             rows.append({column: value, "system": name, **cells, "in corpora": corpora})
     return _table(rows)
@@ -127,6 +167,19 @@ def robustness_table(systems: Systems) -> str:
         known = {name: uar for name, uar in uars.items() if name != "clean" and uar is not None}
         differences = {name: f" ({points(uar - uars['clean'])})" for name, uar in known.items()}
         return {name: percent(uars.get(name)) + differences.get(name, "") for name in conditions}
+
+    return _corpus_table(tested, cells)
+
+
+def ccc_robustness_table(systems: Systems) -> str:
+    """Returns the mean CCC under each condition, and in brackets by how much that differs from `clean`."""
+    tested = robustness_of(systems, "ccc")
+    conditions = dict.fromkeys(condition for results in tested.values() for condition in results[AVERAGE])
+
+    def cells(cccs: Scores) -> dict[str, str]:
+        known = {name: ccc for name, ccc in cccs.items() if name != "clean" and ccc is not None}
+        differences = {name: f" ({difference_text(ccc - cccs['clean'])})" for name, ccc in known.items()}
+        return {name: value_text(cccs.get(name)) + differences.get(name, "") for name in conditions}
 
     return _corpus_table(tested, cells)
 
@@ -153,8 +206,7 @@ def comparison_table(comparison: Scores) -> str:
     rows = []
     for pair in comparison["pairs"]:
         a, b = pair["models"]
-        average = {AVERAGE: pair[AVERAGE]} if len(pair["corpora"]) > 1 else {}
-        for corpus, scores in {**pair["corpora"], **average}.items():
+        for corpus, scores in _with_average(pair).items():
             cells = {
                 "B - A in points": bracketed(scores["difference"], scores["interval"], points),
                 "p": p_text(scores["p"]),
@@ -163,6 +215,34 @@ def comparison_table(comparison: Scores) -> str:
             }
             rows.append({"A": a, "B": b, "corpus": corpus, **cells})
     return _table(rows)
+
+
+def ccc_comparison_table(comparison: Scores) -> str:
+    """Returns by how much the CCC of B is above (+) or below (-) that of A on the same clips, and how surely."""
+    rows = []
+    for pair in comparison["pairs"]:
+        a, b = pair["models"]
+        for corpus, scores in _with_average(pair.get("ccc", {})).items():
+            of_all = {"mean": scores} if len(scores["dimensions"]) > 1 else {}
+            for dimension, found in {**scores["dimensions"], **of_all}.items():
+                cells = {
+                    "B - A": bracketed(found["difference"], found["interval"], difference_text),
+                    "p": p_text(found["p"]),
+                    "clips": _size(scores)["clips"],
+                    "interval by": _size(scores)["interval by"],
+                }
+                rows.append({"A": a, "B": b, "corpus": corpus, "dimension": dimension, **cells})
+    return _table(rows)
+
+
+def value_text(value: float | None) -> str:
+    """A CCC, or what else is on no scale of shares: `0.5` -> `0.500`."""
+    return UNKNOWN if value is None else f"{round(value, 3) + 0.0:.3f}"  # never -0.000
+
+
+def difference_text(difference: float | None) -> str:
+    """A difference of such values, with its sign."""
+    return UNKNOWN if difference is None else f"{round(difference, 3) + 0.0:+.3f}"
 
 
 def percent(share: float | None) -> str:
@@ -205,15 +285,15 @@ def with_all_corpora(systems: Systems) -> Systems:
     return {name: results for name, results in systems.items() if results["corpora"].keys() >= set(corpora_of(systems))}
 
 
-def robustness_of(systems: Systems) -> Systems:
-    """The UAR by condition, on each corpus and on average, of each system; empty where it was not tested."""
+def robustness_of(systems: Systems, metric: str = "uar") -> Systems:
+    """The UAR or CCC by condition, on each corpus and on average, of each system; empty where it was not tested."""
     return {
         name: {
             "corpora": {
-                corpus: {condition: each["corpora"][corpus]["uar"] for condition, each in tested.items()}
+                corpus: {condition: each["corpora"][corpus].get(metric) for condition, each in tested.items()}
                 for corpus in results["corpora"]
             },
-            AVERAGE: {condition: each[AVERAGE]["uar"] for condition, each in tested.items()},
+            AVERAGE: {condition: each[AVERAGE].get(metric) for condition, each in tested.items()},
         }
         for name, results in systems.items()
         for tested in [results.get("robustness", {})]
@@ -228,7 +308,7 @@ def chances(systems: Systems) -> dict[str, float | None]:
     guesses = {}
     for corpus in corpora_of(systems):
         counts = {len(r["corpora"][corpus]["recall"]) for r in systems.values() if corpus in r["corpora"]}
-        if counts != {1}:
+        if max(counts) > 1:
             guesses[corpus] = 1 / max(counts) if len(counts) == 1 else None
     return guesses
 
@@ -237,6 +317,16 @@ def mean(values: Sequence[float | None]) -> float | None:
     """The mean; None if a value is, or if there is none."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known and len(known) == len(values) else None
+
+
+def _bracketed_value(scores: Scores, name: str) -> str:
+    return bracketed(scores.get(name), scores.get(f"{name}_interval"), value_text)
+
+
+def _with_average(pair: Scores) -> dict[str, Scores]:
+    """The differences on each corpus of a pair, and on average if there are several; nothing of what has none."""
+    corpora = pair.get("corpora", {})
+    return {**corpora, **({AVERAGE: pair[AVERAGE]} if len(corpora) > 1 else {})}
 
 
 def _with_intervals(scores: Scores, names: Mapping[str, str]) -> dict[str, str]:
@@ -257,11 +347,17 @@ def _size(scores: Scores) -> dict[str, str]:
 
 def _corpus_table(systems: Systems, cells: Callable[[Scores], Mapping[str, str]]) -> str:
     """A row for each corpus and system; at the end the averages of the systems that have all corpora."""
+    rows = _corpus_rows(systems)
+    return _table([{"corpus": corpus, "system": name, **cells(scores)} for corpus, name, scores in rows])
+
+
+def _corpus_rows(systems: Systems) -> list[tuple[str, str, Scores]]:
+    """Corpus or `average`, system and scores of the rows of a table."""
     corpora = corpora_of(systems)
     rows = [(c, name, r["corpora"][c]) for c in corpora for name, r in systems.items() if c in r["corpora"]]
     if len(corpora) > 1:
         rows += [(AVERAGE, name, results[AVERAGE]) for name, results in with_all_corpora(systems).items()]
-    return _table([{"corpus": corpus, "system": name, **cells(scores)} for corpus, name, scores in rows])
+    return rows
 
 
 def _table(rows: Sequence[Mapping[str, str]]) -> str:

@@ -355,3 +355,47 @@ def test_crema_d_copies_with_other_labels_and_silence(shared, tmp_path):
 @pytest.mark.parametrize("name", ["emodb", "nemo"])
 def test_nothing_is_found_in_the_other_real_corpora(shared, name):
     assert found(shared / "corpora" / name) == []
+
+
+@pytest.mark.parametrize(
+    ("column", "cells", "expected", "said"),
+    [
+        ("arousal", {3: "6.5"}, ("number outside the scale", 3), "arousal is 6.5, outside its scale, 1 to 5"),
+        ("valence", {0: "high"}, ("text in a numeric column", 0), "valence is 'high', which is no number"),
+        (
+            "dominance",
+            dict.fromkeys(range(24), "3"),
+            ("the same number in all clips", None),
+            "dominance is 3 in all 24 clips",
+        ),
+        ("arousal", {0: "", 1: "nan"}, None, ""),
+    ],
+)
+def test_numbers_that_cannot_be_trained_on_are_warned_of(make_corpus, capsys, column, cells, expected, said):
+    """On the registry's scale; a corpus that it does not know has none."""
+    for name in ("iemocap", "own"):
+        corpus = make_corpus(name, seconds=0.2, **{column: lambda row: cells.get(row, str(1 + row % 5))})
+        findings, _ = find_all(corpus)
+        if not expected or (name == "own" and "scale" in expected[0]):
+            assert findings.empty
+            continue
+        problem, row = expected
+        file = "metadata.csv" if row is None else pandas.read_csv(corpus / "metadata.csv")["file_name"][row]
+        assert found(corpus) == [("warning", problem, file)]
+        assert said in findings["detail"].item()
+        assert run_check(corpus) == 0
+
+
+def test_clips_with_numbers_need_no_label_and_those_of_another_part_no_split(make_corpus):
+    order = ("train", "validation", "test", "test")
+    corpus = make_corpus(
+        seconds=0.2, split=lambda row: order[row // 6], arousal=lambda row: str(row), partition=lambda _: ""
+    )
+    edit(corpus, put(0, label=""))
+    assert found(corpus) == []
+    edit(corpus, put(1, label="", arousal=""))
+    assert found(corpus) == [("error", "no label", "audio/01_anger_1.wav")]
+    edit(corpus, put(1, label="anger", split="", partition="Test2"))
+    assert found(corpus) == []
+    edit(corpus, lambda table: table.fillna("").assign(partition=""))
+    assert {problem for _, problem, _ in found(corpus)} == {"unknown split", "speakers in two splits"}

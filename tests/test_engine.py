@@ -30,7 +30,7 @@ from exhubert.evaluation.engine import classify_clips
 from exhubert.inference.predict import files_of_team
 from exhubert.inference.processes import Team
 from exhubert.model_folder import load
-from exhubert.pipeline_exhubert import ExHuBERTPipeline, Window, make_windows
+from exhubert.pipeline_exhubert import ExHuBERTPipeline, Row, Window, make_windows
 
 EXTRACTOR = ExHuBERTFeatureExtractor(window_seconds=0.5)
 
@@ -158,7 +158,7 @@ def test_a_forward_gets_the_whole_batch_where_no_others_run_beside_it(monkeypatc
 
     def answer(model, extractor, batch, *rest):
         batches.append(len(batch))
-        return [(torch.zeros(6),)] * len(batch)
+        return [Row(torch.zeros(6))] * len(batch)
 
     monkeypatch.setattr(engine, "answer_batch", answer)
     model = Namespace(device=torch.device(device))

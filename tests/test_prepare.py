@@ -77,7 +77,7 @@ def test_a_corpus_is_prepared_from_its_real_names(key, tmp_path, capsys):
     corpus = registry.find_corpus(key)
     taken = "official" if official else "files"  # the first, by `auto`
     assert f"split by protocol `{taken}`" in (tmp_path / "out" / "README.md").read_text()
-    labels = [row["label"] for row in rows.values()]
+    labels = [row["label"] for row in rows.values() if row["label"]]
     assert set(labels) <= set(corpus.labels)
     map_labels(labels, key, load_label_map(corpus=key))  # every word has its place
     dataset = read_corpus(tmp_path / "out")
@@ -159,7 +159,7 @@ def test_a_tree_of_another_corpus_says_what_was_expected_and_found(tmp_path, cap
         (["emodb", "raw", "raw"], "raw exists; give another folder"),
         (["emodb", "raw", "raw/out"], "raw/out is inside raw; give a folder outside the corpus"),
         (["abc", "raw", "out"], "is not established .*--table labels.csv"),
-        (["emodb", "raw", "out", "--protocol", "folds"], "no protocol 'folds'; there are auto, .*, autrainer"),
+        (["emodb", "raw", "out", "--protocol", "fold"], "no protocol 'fold'; there are auto, .*, autrainer"),
         (["emodb", "raw", "out", "--protocol", "speaker_folds:4"], "fold is None; .* has the folds 1 to 4"),
         (["emodb", "raw", "out", "--protocol", "speaker_folds"], "5 folds of 4 speakers; give fewer"),
         (["emodb", "raw", "out", "--fold", "1"], "the protocol 'auto' has no folds"),

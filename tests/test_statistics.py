@@ -205,3 +205,29 @@ def test_real_corpora_are_counted_right(shared, tmp_path):
     assert found["Corpora"]["total"]["clips"] == f"{len(every):,}"
     assert found["Corpora"]["total"]["hours"] == f"{sum(every) / 3600:.2f}"
     assert "Splits" not in found
+
+
+def test_dimensions_are_counted_on_their_scales(make_corpus, tmp_path, drawn):
+    """Of 24 clips one has neither label nor arousal."""
+    iemocap = make_corpus(
+        "iemocap", arousal=lambda row: "" if not row else str(1 + row % 5), valence=lambda row: str(1 + row / 23)
+    )
+    edit(iemocap, lambda table: table.assign(label=table["label"].where(table.index > 0, "")))
+    own = make_corpus("own", arousal=lambda row: str(row))
+    text = write_statistics([iemocap, own, make_corpus("none")], tmp_path)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if "| arousal " in line]
+    assert rows == [
+        ["iemocap", "arousal", "1 to 5", "23", "3.00", "1.35", "1.00", "2.00", "3.00", "4.00", "5.00"],
+        ["own", "arousal", "not known", "24", "11.50", "6.92", "0.00", "5.75", "11.50", "17.25", "23.00"],
+    ]
+    assert "| iemocap | valence   | 1 to 5 " in text
+    found = tables(text)
+    assert found["Labels"]["iemocap"] == {"clips of each of its labels": "neutral 8, sadness 8, anger 7, (none) 1"}
+    assert found["Corpora"]["iemocap"]["labels"] == "3"
+    arousal, valence = drawn().axes
+    assert [arousal.get_title(), valence.get_title(), valence.get_xlim()] == ["arousal", "valence", (1.0, 5.0)]
+    assert arousal.get_xlabel() == "low to high end of each one's scale"
+    counted = [patch.get_data().values.sum() for patch in (*arousal.patches, *valence.patches)]
+    assert counted == pytest.approx([100, 100, 100])
+    assert "dimensions.png" in (tmp_path / "statistics.md").read_text()
+    assert not statistics.plot_dimensions(tmp_path / "nothing.png", corpus_statistics([tmp_path / "none"]))

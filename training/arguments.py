@@ -23,6 +23,7 @@ from transformers.integrations.integration_utils import (
     get_available_reporting_integrations,
 )
 
+from exhubert.corpora.dimensions import check_scales
 from exhubert.corpora.registry import folder_name
 from exhubert.evaluation.metrics import METRICS
 from exhubert.training.augmentation import Augmentation
@@ -33,11 +34,12 @@ from exhubert.utils.text import nearest
 
 FREEZABLE = ("feature_encoder", "originals", "base")
 CHOICES = {
-    "labels": ("six", "native"),
+    "labels": ("six", "native", "none"),
     "crop": ("random", "start", "center"),
     "sampling": ("round_robin", "proportional"),
     "update": ("batch", "round"),
     "class_weights": ("none", "balanced"),
+    "dimension_loss": ("ccc", "mse"),
 }
 # What the keys that are no lists of words are, and what their items are.
 NEEDED = {"lora": (None, "a table `key: value`"), "augmentation": (dict, "a list of tables `{name: Gain, p: 0.5}`")}
@@ -60,7 +62,9 @@ class Recipe:
     freeze: list[str] = field(default_factory=list)  # feature_encoder, originals, base: which stay as they are
     corpora_root: str = "."  # folder that the names in `corpora` are looked up in
     corpora: list[str] = field(default_factory=list)  # corpus folders, in the order of a round
-    labels: str = "six"  # six (arousal/valence classes) or native (the corpora's)
+    labels: str = "six"  # six (arousal/valence classes), native (the corpora's) or none (targets alone)
+    targets: list[str] = field(default_factory=list)  # dimensions: numeric columns such as arousal
+    scales: dict[str, Any] = field(default_factory=dict)  # of targets: {arousal: [1, 7]}, or by corpus
     label_file: str | None = None  # YAML file with further emotion words
     skip_bad_audio: bool = False  # leave out clips whose audio does not decode
     clips_per_corpus: int | None = None  # use a random part of each corpus
@@ -76,15 +80,20 @@ class Recipe:
     micro_batches: int = 1  # parts a process computes its batch in, to save memory
     class_weights: str = "none"  # none or balanced: weights of the classes' losses
     soft_labels: bool = False  # train on the shares of raters' votes (votes_<word>)
-    early_stopping: int = 0  # stop after so many evaluations without a better UAR
+    dimension_loss: str = "ccc"  # ccc or mse, of targets
+    dimension_weight: float = 1.0  # of the targets' loss beside that of the classes
+    early_stopping: int = 0  # stop after so many evaluations without a better average
     fast_path: bool = True  # in float32 on the CPU, a model that has a faster way of computing takes it
     cnn_cache: str | None = None  # folder where a frozen CNN's output is kept, computed once a clip
     save_minutes: float = 15.0  # minutes between checkpoints; 0 or save_steps: by updates
     output: str = ""  # run folder
 
     def check(self) -> None:
-        """Raises ValueError for a value that is not among the legal ones; fills in what `lora` leaves out."""
-        positive = ("rounds", "batch_size", "micro_batches", "window_seconds", "clips_per_corpus")
+        """Raises ValueError for a value that is not among the legal ones; fills in what `lora` leaves out.
+
+        `targets` are put in the order of their names, which is that of a model's outputs.
+        """
+        positive = ("rounds", "batch_size", "micro_batches", "window_seconds", "clips_per_corpus", "dimension_weight")
         check_values(self, CHOICES, FREEZABLE, positive, ("expand_copies", "early_stopping", "save_minutes"))
         if self.lora:
             lora = Lora(**typed(as_options(self.lora), [Lora], "lora: unknown key", "lora: "))
@@ -94,6 +103,14 @@ class Recipe:
                 raise ValueError(
                     "lora is an alternative to copies of layers; leave out expand_copies and freeze: originals"
                 )
+        self.targets = sorted(set(self.targets))
+        check_scales(self.scales, self.targets)
+        if self.labels == "none":
+            if not self.targets:
+                raise ValueError("labels is none and there are no targets: nothing to train; give one of the two")
+            if self.soft_labels or self.class_weights != "none":
+                what = "soft_labels" if self.soft_labels else f"class_weights: {self.class_weights}"
+                raise ValueError(f"{what} is for classes, and labels is none; leave one of them out")
         if self.augmentation:
             Augmentation(self.augmentation)  # says what is wrong with it
         if self.cnn_cache and not (self.lora or {"feature_encoder", "base"} & set(self.freeze)):
@@ -356,20 +373,35 @@ def training_arguments(recipe: Recipe, training: dict[str, Any]) -> TrainingArgu
     check_batch_size(recipe)
     batches_per_update = len(recipe.corpora) if recipe.update == "round" else 1
     steps = recipe.rounds * len(recipe.corpora) // batches_per_update
-    values = TRAINING_DEFAULTS | training
+    values = TRAINING_DEFAULTS | {"metric_for_best_model": decisive_average(recipe)} | training
     if not 0 <= values.get("label_smoothing_factor", 0) < 1:
         raise ValueError(f"label_smoothing_factor is {values['label_smoothing_factor']}; it must be from 0 to below 1")
+    if values.get("label_smoothing_factor") and recipe.targets and (recipe.labels == "none" or recipe.soft_labels):
+        what = "soft_labels, with targets, are" if recipe.soft_labels else "labels is none, which is"
+        raise ValueError(f"label_smoothing_factor is for classes, and {what} not to be smoothed; leave it out")
     if recipe.early_stopping and values["eval_strategy"] == "no":
         raise ValueError("early_stopping needs evaluations; leave eval_strategy out")
-    if recipe.early_stopping and values["metric_for_best_model"] != TRAINING_DEFAULTS["metric_for_best_model"]:
-        raise ValueError("early_stopping goes by the average UAR; leave metric_for_best_model out")
+    if recipe.early_stopping and values["metric_for_best_model"] != decisive_average(recipe):
+        average = {"average_uar": "average UAR", "average_ccc": "average CCC"}.get(decisive_average(recipe))
+        goal = average or "mean of average UAR and average CCC"
+        raise ValueError(f"early_stopping goes by the {goal}; leave metric_for_best_model out")
     metric = str(values["metric_for_best_model"]).removeprefix("eval_")
     corpora = [folder_name(corpus) for corpus in recipe.corpora]
-    known = [f"{name}_{score}" for name in ("average", *corpora) for score in METRICS]
-    known += [f"{name}_loss" for name in corpora]
+    scores = list(METRICS if recipe.labels != "none" else ())
+    scores += ["ccc", *(f"ccc_{target}" for target in recipe.targets)] if recipe.targets else []
+    known = [f"{name}_{score}" for name in ("average", *corpora) for score in scores]
+    known += [f"{name}_loss" for name in corpora] + [decisive_average(recipe)]
     check_names([metric], known, "metric_for_best_model: there is no")
-    derived = {"label_names": ["labels"], "greater_is_better": not metric.endswith("_loss")}
+    derived: dict[str, Any] = {"greater_is_better": not metric.endswith("_loss")}
+    derived["label_names"] = ["labels", "dimension_targets"] if recipe.targets else ["labels"]
     return make_training_arguments(recipe, training, values | derived, steps, batches_per_update)
+
+
+def decisive_average(recipe: Recipe) -> str:
+    """The score by which the best model is chosen, unless `metric_for_best_model` says another."""
+    if not recipe.targets:
+        return "average_uar"
+    return "average_ccc" if recipe.labels == "none" else "average_score"
 
 
 def check_fields(training: Mapping[str, Any], derived: Mapping[str, str]) -> None:

@@ -33,7 +33,7 @@ class Safeguards(TrainerCallback):
 
 
 class EarlyStopping(EarlyStoppingCallback):
-    """Ends the training after so many evaluations, over all corpora, without a better average UAR.
+    """Ends the training after so many evaluations, over all corpora, without a better average.
 
     transformers' own asks after each corpus's evaluation, whose metrics have no average.
     """
@@ -45,14 +45,14 @@ class EarlyStopping(EarlyStoppingCallback):
         if logs and f"eval_{args.metric_for_best_model.removeprefix('eval_')}" in logs:
             super().on_evaluate(args, state, control, logs, **kwargs)
 
-    def count(self, uars: list[float]) -> bool:
+    def count(self, scores: list[float]) -> bool:
         """Sets the counter to what the averages so far say; returns whether they end the run."""
-        self.early_stopping_patience_counter = len(uars) - 1 - uars.index(max(uars)) if uars else 0
+        self.early_stopping_patience_counter = len(scores) - 1 - scores.index(max(scores)) if scores else 0
         return self.early_stopping_patience_counter >= self.early_stopping_patience
 
 
 class RoundProgress(ProgressCallback):
-    """The progress bar names round, corpus, loss and UAR; each evaluation leaves one line."""
+    """The progress bar names round, corpus, loss, UAR and CCC; each evaluation leaves one line."""
 
     def __init__(self, corpora: list[str], sampler: RoundRobinSampler) -> None:
         super().__init__()
@@ -95,16 +95,19 @@ class RoundProgress(ProgressCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if self.training_bar is None:
             return
-        uars = {name[len("eval_") : -len("_uar")]: value for name, value in (logs or {}).items() if "_uar" in name}
-        if uars:
-            self.last.update(uars)
-        elif logs and "loss" in logs:
-            self.last["loss"] = logs["loss"]
-        shown = {name: self.last[name] for name in ("loss", "average") if name in self.last}
-        self.training_bar.set_postfix(
-            {"UAR" if name == "average" else name: f"{v:.3f}" for name, v in shown.items()}, refresh=False
-        )
-        if "average" in uars:
-            known = [name for name in (*self.corpora, "average") if name in self.last]  # over one class there is none
-            scores = ", ".join(f"{name} {100 * self.last[name]:.1f}" for name in known)
-            self.training_bar.write(f"update {state.global_step}: validation UAR in %: {scores}")
+        logs = logs or {}
+        found = {name.removeprefix("eval_"): value for name, value in logs.items() if name.endswith(("_uar", "_ccc"))}
+        self.last |= found or {name: value for name, value in logs.items() if name == "loss"}
+        names = {"loss": "loss", "average_uar": "UAR", "average_ccc": "CCC"}
+        shown = {text: f"{self.last[name]:.3f}" for name, text in names.items() if name in self.last}
+        self.training_bar.set_postfix(shown, refresh=False)
+        lines = []
+        for score, text, factor, digits in (("uar", "UAR in %", 100, 1), ("ccc", "CCC", 1, 3)):
+            known = [
+                name for name in (*self.corpora, "average") if f"{name}_{score}" in self.last
+            ]  # where it is defined
+            if f"average_{score}" in found:
+                values = [f"{name} {factor * self.last[f'{name}_{score}']:.{digits}f}" for name in known]
+                lines.append(f"{text}: {', '.join(values)}")
+        if lines:
+            self.training_bar.write(f"update {state.global_step}: validation {'; '.join(lines)}")

@@ -20,12 +20,13 @@ from exhubert.utils.command import silent_c_libraries
 
 @dataclass
 class AudioCollator:
-    """Makes a batch of dataset rows: the model's input and `labels`.
+    """Makes a batch of dataset rows: the model's input, `labels`, and of rows with `dimensions` `dimension_targets`.
 
     `labels` are class indices `(batch,)`, or the classes' shares of the raters' votes `(batch, classes)` where the
-    training rows have them. Of a clip longer than the window only the window is read: where `crop` says, in training;
-    its start, in evaluation, as the feature extractor does. A clip that is part of a file is never left. Rows are
-    training rows if they come from `MultiCorpus`, which adds `crop`.
+    training rows have them; -100 where a clip has no class. `dimension_targets` are float32 `(batch, dimensions)` on 0
+    to 1, NaN where a clip has none. Of a clip longer than the window only the window is read: where `crop` says, in
+    training; its start, in evaluation, as the feature extractor does. A clip that is part of a file is never left. Rows
+    are training rows if they come from `MultiCorpus`, which adds `crop`.
 
     Args:
         extractor: the model's feature extractor, with its window as `window_seconds`.
@@ -56,6 +57,8 @@ class AudioCollator:
             batch["labels"] = torch.from_numpy(np.stack([row["target"] for row in rows]))
         else:
             batch["labels"] = torch.tensor([row["labels"] for row in rows])
+        if "dimensions" in rows[0]:
+            batch["dimension_targets"] = torch.tensor([row["dimensions"] for row in rows], dtype=torch.float32)
         if training and self.time_mask is not None:
             masks, window = [], torch.empty(1, round(self.extractor.window_seconds * SAMPLING_RATE))
             for row in rows:

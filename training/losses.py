@@ -1,4 +1,7 @@
-"""The loss of training: cross entropy, where asked for with label smoothing, class weights and the raters' votes."""
+"""The loss of training: cross entropy, where asked for with label smoothing, class weights and the raters' votes.
+
+That of dimensions, beside it or alone, is in dimensions.py.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from torch.nn import functional
 
 from exhubert.corpora.load import VOTES
 from exhubert.training.arguments import Recipe
+from exhubert.training.dimensions import DimensionLoss
 
 
 class ClassificationLoss:
@@ -46,11 +50,13 @@ class ClassificationLoss:
 
         Args:
             outputs: the model's, with `logits` `(batch, classes)`.
-            labels: class indices `(batch,)` or targets `(batch, classes)`.
-            num_items_in_batch: entries of `labels` in the whole update, over its micro-batches and processes; None
-                if these are all.
+            labels: class indices `(batch,)` or targets `(batch, classes)`; -100 where a clip has no class.
+            num_items_in_batch: entries of `labels` in the whole update, over its micro-batches and processes, that are
+                not -100; None if these are all.
         """
         logits = (outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]).float()
+        if labels.is_floating_point():
+            labels = labels.clamp(min=0)  # without the marks of clips without a class
         if self.class_weights is not None:  # sent once, not with each batch
             self.class_weights = self.class_weights.to(logits.device)
         total = functional.cross_entropy(
@@ -70,8 +76,8 @@ class ClassificationLoss:
 
 def build_loss(
     recipe: Recipe, label_smoothing: float, train: Mapping[str, Dataset], class_names: Sequence[str]
-) -> tuple[ClassificationLoss, list[np.ndarray] | None, list[str]]:
-    """Returns the loss of a recipe, the targets of each corpus's clips where they are not their labels, and notices.
+) -> tuple[ClassificationLoss | DimensionLoss, list[np.ndarray] | None, list[str]]:
+    """Returns the loss of a recipe, the classes' shares of each corpus's clips where these are trained, and notices.
 
     Raises:
         ValueError: if the votes cannot be used; see `vote_targets`.
@@ -81,7 +87,9 @@ def build_loss(
     if recipe.class_weights == "balanced":
         learned = targets or [np.asarray(dataset["labels"][:]) for dataset in train.values()]
         weights = balanced_weights(learned, len(class_names), recipe.sampling == "proportional")
-    loss = ClassificationLoss(class_names, label_smoothing, weights)
+    loss: Any = ClassificationLoss(class_names, label_smoothing, weights) if class_names else None
+    if recipe.targets:
+        loss = DimensionLoss(recipe.dimension_loss, recipe.dimension_weight, loss)
     return loss, targets, [*notices, f"loss: {loss}"]
 
 
@@ -93,12 +101,14 @@ def balanced_weights(targets: Sequence[np.ndarray], classes: int, proportional: 
     a large one; with proportional sampling the share in all clips together. A class that does not occur weighs 1.
 
     Args:
-        targets: of each corpus's training clips: class indices `(clips,)` or shares `(clips, classes)`.
+        targets: of each corpus's training clips: class indices `(clips,)` or shares `(clips, classes)`, -100 where a
+            clip has no class.
         classes: how many there are.
         proportional: whether `sampling` is that.
     """
-    counts = np.stack([np.bincount(t, minlength=classes) if t.ndim == 1 else t.sum(axis=0) for t in targets])
-    of_corpora = counts if proportional else counts / counts.sum(axis=1, keepdims=True)
+    labelled = [each[each.reshape(len(each), -1)[:, 0] >= 0] for each in targets]
+    counts = np.stack([np.bincount(t, minlength=classes) if t.ndim == 1 else t.sum(axis=0) for t in labelled])
+    of_corpora = counts if proportional else counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     shares = of_corpora.sum(axis=0) / of_corpora.sum()
     occurs = shares > 0
     return np.where(occurs, 1 / (occurs.sum() * np.where(occurs, shares, 1)), 1.0)
@@ -111,8 +121,8 @@ def vote_targets(corpora: Mapping[str, Dataset], class_names: Sequence[str]) -> 
     index in `labels` and the votes for each class in `class_votes`.
 
     Returns:
-        For each corpus float32 `(clips, classes)`, each row's sum 1; and a line for each corpus that says how many
-        of its clips have votes.
+        For each corpus float32 `(clips, classes)`, each row's sum 1, or all -100 where a clip has no class; and a line
+        for each corpus that says how many of its clips have votes.
 
     Raises:
         ValueError: if no corpus has votes.
@@ -121,7 +131,8 @@ def vote_targets(corpora: Mapping[str, Dataset], class_names: Sequence[str]) -> 
     for name, dataset in corpora.items():
         votes = np.asarray(dataset["class_votes"][:])
         totals = votes.sum(axis=1, keepdims=True)
-        own = np.eye(len(class_names))[np.asarray(dataset["labels"][:])]
+        labels = np.asarray(dataset["labels"][:])[:, None]
+        own = np.where(labels < 0, -100, np.arange(len(class_names)) == labels)
         targets.append(np.where(totals > 0, votes / np.maximum(totals, 1e-12), own).astype(np.float32))
         count = int((totals > 0).sum())
         voted += count

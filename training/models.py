@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, TrainingArguments
 
-from exhubert.configuration_exhubert import ExHuBERTConfig
+from exhubert.configuration_exhubert import REGRESSION, ExHuBERTConfig
 from exhubert.model_folder.load import load_classifier, loading, read_config
-from exhubert.modeling_exhubert import HEAD, ExHuBERTForSequenceClassification
+from exhubert.modeling_exhubert import DIMENSION_HEAD, HEAD, ExHuBERTForSequenceClassification
 from exhubert.training.arguments import Recipe
 from exhubert.training.lora import Lora, add_lora
 from exhubert.utils.text import markdown_table
@@ -20,16 +22,20 @@ PARTS = ("CNN feature encoder", "feature projection", "original layers", "copies
 
 
 def load_model(
-    recipe: Recipe, class_names: list[str], trust_remote_code: bool = False
+    recipe: Recipe,
+    class_names: list[str],
+    trust_remote_code: bool = False,
+    dimensions: Mapping[str, Sequence[float]] = MappingProxyType({}),
 ) -> tuple[PreTrainedModel, list[str]]:
-    """Loads the recipe's model with a head for `class_names`, expands it if asked to, and freezes its parts.
+    """Loads the recipe's model with a head for classes, dimensions or both, expands it if asked to, freezes its parts.
 
     Its weights are float32, whatever the checkpoint's are: in half precision updates of 1e-5 would be lost.
 
     Args:
         recipe: what is trained on what.
-        class_names: in class order.
+        class_names: in class order; none of a model of dimensions alone.
         trust_remote_code: whether code that the model brings may run.
+        dimensions: with their scales, in the order of their names.
 
     Returns:
         The model, and the names of the weights that its checkpoint does not have.
@@ -43,48 +49,98 @@ def load_model(
             f"{recipe.model} is an ONNX model, which cannot be trained; train the one it was exported from"
         )
     kind = source.get("model_type")
+    ours = kind == ExHuBERTConfig.model_type
+    alone, both = not class_names, bool(class_names and dimensions)
+    names = list(dimensions) if alone else class_names
     options: dict[str, Any] = {
-        "id2label": dict(enumerate(class_names)),
-        "label2id": {name: index for index, name in enumerate(class_names)},
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: index for index, name in enumerate(names)},
         "dtype": torch.float32,
     }
-    with loading(recipe.model, "config.json cannot be used"):
-        num_copies = ExHuBERTConfig.from_dict(source).num_copies if kind == ExHuBERTConfig.model_type else 0
-    if recipe.expand_copies and kind != "hubert" and recipe.expand_copies != num_copies:
-        has = f"an ExHuBERT with {num_copies} copies of each layer" if num_copies else f"a {kind!r} model"
-        raise ValueError(
-            f"expand_copies is {recipe.expand_copies}, but {recipe.model} is {has}; give a plain HuBERT"
-            + (", such as `exhubert convert contract` makes of it" if kind == ExHuBERTConfig.model_type else "")
-        )
-    if recipe.gate_original_layers and not (num_copies or recipe.expand_copies):
-        raise ValueError("gate_original_layers is for an expanded model; give `expand_copies: 1` as well")
+    other_kind = alone != (source.get("problem_type") == REGRESSION)  # classes are to be dimensions, or the reverse
+    if alone or other_kind:
+        options["problem_type"] = REGRESSION if alone else None
+    num_copies = copies_of(recipe, source, both)
     # Of a sum over layers transformers' HuBERT has another meaning from 5.16 on; ours has one on every release.
-    if kind == "hubert" and (recipe.expand_copies or recipe.weighted_layer_sum):
+    plain = kind == "hubert" and (recipe.expand_copies or recipe.weighted_layer_sum or both)
+    if plain or (ours and recipe.expand_copies and not num_copies):
+        if other_kind and not alone:
+            options["problem_type"] = "single_label_classification"  # None would be the HuBERT's
         with loading(recipe.model, "the model cannot be loaded"):
             model = ExHuBERTForSequenceClassification.from_hubert(
-                recipe.model, recipe.expand_copies, recipe.gate_original_layers, **options
+                *(recipe.model, recipe.expand_copies, recipe.gate_original_layers),
+                dimensions=dict(dimensions),
+                **options,
             )
         has_head = any("ForSequenceClassification" in name for name in source.get("architectures") or ())
-        new = [] if has_head and len(source.get("id2label", "01")) == len(class_names) else ["the classification head"]
+        new = [] if has_head and len(source.get("id2label", "01")) == len(names) else ["the classification head"]
     else:
-        gates = {"gate_original_layers": True} if recipe.gate_original_layers else {}
-        options |= {"ignore_mismatched_sizes": True, **gates}
+        options |= {"dimensions": dict(dimensions)} if ours and (dimensions or source.get("dimensions")) else {}
+        options |= {"ignore_mismatched_sizes": True}
+        options |= {"gate_original_layers": True} if recipe.gate_original_layers else {}
         model, new = load_classifier(recipe.model, trust_remote_code, **options)
         new = [name for name in new if ".identity_linear." not in name]  # these start as the identity
-    known = source.get("id2label") or {}
-    listed = [str(known[index]) for index in sorted(known, key=int)]
-    unnamed = all(re.fullmatch(r"LABEL_\d+", name) for name in listed)  # such heads are taken for ours
-    if not new and listed != class_names and not unnamed:
-        # Its head's last layer was trained for other classes: it starts anew.
-        layer = "classifier.out_proj" if hasattr(model.classifier, "out_proj") else "classifier"
-        output = model.get_submodule(layer)
-        torch.nn.init.normal_(output.weight, std=getattr(model.config, "initializer_range", 0.02))
-        torch.nn.init.zeros_(output.bias)
-        new = [f"{layer}.bias", f"{layer}.weight"]
+        if dimensions or hasattr(model.config, "dimensions"):
+            model.config.dimensions = {name: list(scale) for name, scale in dimensions.items()}
+    new = [*start_anew(model, source, names, new, other_kind), *new]
     if recipe.weighted_layer_sum and not hasattr(model, "layer_weights"):
         new = [*new, "layer_weights"]
     prepare(model, recipe)
     return model, new
+
+
+def copies_of(recipe: Recipe, source: Mapping[str, Any], both: bool) -> int:
+    """Returns how many copies of each layer the recipe's model has, by its configuration `source`.
+
+    Raises:
+        ValueError: if it cannot be expanded as the recipe says, or not have the two heads that it is to have (`both`).
+    """
+    kind = source.get("model_type")
+    ours = kind == ExHuBERTConfig.model_type
+    with loading(recipe.model, "config.json cannot be used"):
+        num_copies = ExHuBERTConfig.from_dict(dict(source)).num_copies if ours else 0
+    if recipe.expand_copies and not (kind == "hubert" or (ours and num_copies in (0, recipe.expand_copies))):
+        has = f"an ExHuBERT with {num_copies} copies of each layer" if ours else f"a {kind!r} model"
+        raise ValueError(
+            f"expand_copies is {recipe.expand_copies}, but {recipe.model} is {has}; give a plain HuBERT"
+            + (", such as `exhubert convert contract` makes of it" if ours else "")
+        )
+    if recipe.gate_original_layers and not (num_copies or recipe.expand_copies):
+        raise ValueError("gate_original_layers is for an expanded model; give `expand_copies: 1` as well")
+    if both and not (ours or kind == "hubert"):
+        raise ValueError(
+            f"targets beside labels are for a HuBERT or ExHuBERT, and {recipe.model} is a {kind!r} model; train them "
+            "alone (labels: none), or leave them out"
+        )
+    return num_copies
+
+
+def start_anew(
+    model: PreTrainedModel, source: Mapping[str, Any], names: list[str], new: list[str], other_kind: bool
+) -> list[str]:
+    """Starts the layers anew that were trained for other outputs; returns the names of their weights.
+
+    Args:
+        model: as loaded.
+        source: the configuration that it was loaded with.
+        names: what its logits are.
+        new: the weights that are new as it is.
+        other_kind: whether what were classes are to be dimensions, or the reverse.
+    """
+    known = source.get("id2label") or {}
+    listed = [str(known[index]) for index in sorted(known, key=int)]
+    unnamed = all(re.fullmatch(r"LABEL_\d+", name) for name in listed)  # such heads are taken for ours
+    layers = []
+    if all(name.startswith(DIMENSION_HEAD) for name in new) and listed != names and (other_kind or not unnamed):
+        layers.append("classifier.out_proj" if hasattr(model.classifier, "out_proj") else "classifier")
+    has_head = hasattr(model, "dimension_head") and not any(name.startswith(DIMENSION_HEAD) for name in new)
+    if has_head and sorted(source.get("dimensions") or ()) != list(model.config.dimensions):
+        layers.append("dimension_head")
+    for layer in layers:
+        output = model.get_submodule(layer)
+        torch.nn.init.normal_(output.weight, std=getattr(model.config, "initializer_range", 0.02))
+        torch.nn.init.zeros_(output.bias)
+    return [f"{layer}.{name}" for layer in layers for name in ("bias", "weight")]
 
 
 def prepare(model: PreTrainedModel, recipe: Recipe) -> None:

@@ -48,13 +48,12 @@ class PretrainingTrainer(RoundRobinTrainer):
         kwargs: as for `RoundRobinTrainer`; `eval_dataset` is `{POOL: ValidationPool(...)}`.
     """
 
-    whole_evaluation = "eval_loss"
-
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(
             compute_metrics=validation_metrics,
             preprocess_logits_for_metrics=clip_statistics,
             compute_loss_func=masked_prediction_loss,
+            decisive="loss",
             **kwargs,
         )
         # Since the last log, on the device: masked frames that were predicted right, all of them, unmasked ones.

@@ -24,7 +24,7 @@ from exhubert.configuration_exhubert import SIX_CLASSES
 from exhubert.corpora.load import load_corpora
 from exhubert.corpora.splits import SPLITS, split_corpus
 from exhubert.evaluation.metrics import classification_scores
-from exhubert.evaluation.predictions import predictions_table
+from exhubert.evaluation.predictions import WindowAnswers, predictions_table
 from exhubert.evaluation.scores import compare, score_and_average
 from exhubert.modeling_exhubert import ExHuBERTModel
 from exhubert.reports.plots import plot_uars
@@ -186,7 +186,8 @@ def run_probes(
             logits, choices[system][name] = probe(mean_states(encoder, name, corpus.clips), corpus)
             tested = np.flatnonzero(np.isfinite(logits).all(axis=1))
             clips = {name: corpus.clips.select(tested)}
-            tables[system].append(predictions_table(clips, SIX_CLASSES, logits[tested], np.arange(len(tested))))
+            answers = WindowAnswers(logits[tested], np.arange(len(tested)))
+            tables[system].append(predictions_table(clips, SIX_CLASSES, answers))
     joined = {system: pandas.concat(parts, ignore_index=True) for system, parts in tables.items()}
     systems = {}
     for system, table in joined.items():

@@ -21,6 +21,7 @@ from exhubert.utils.files import UNFINISHED, read_table, write_text
 from exhubert.utils.versions import versions
 
 SETTINGS, ENVIRONMENT = "recipe.yaml", "environment.json"
+CCC_CURVES = "curves_ccc.json"
 
 # What may differ when a run goes on, since the weights do not follow from it; all else is held to what it began with.
 # (The corpora are compared by name and by their clips, wherever they lie and however they came to be chosen.)
@@ -103,8 +104,10 @@ def clips_of(corpora: dict[str, dict[str, Dataset]]) -> dict[str, dict[str, str]
         described[name] = {}
         for split, dataset in splits.items():
             digest = hashlib.sha256()
-            for file_name, label in zip(dataset["file_name"][:], dataset["labels"][:], strict=True):
-                digest.update(f"{file_name}\t{label}\n".encode())
+            values = dataset["dimensions"][:] if "dimensions" in dataset.column_names else [None] * len(dataset)
+            for file_name, label, numbers in zip(dataset["file_name"][:], dataset["labels"][:], values, strict=True):
+                truth = label if numbers is None else [label, *numbers]
+                digest.update(f"{file_name}\t{truth}\n".encode())
             described[name][split] = f"{len(dataset)} clips, sha256 {digest.hexdigest()[:16]}"
     return described
 
@@ -152,24 +155,29 @@ def write_curves(
 ) -> None:
     """Writes `curves.png` and `curves.json`: the validation UAR of each corpus, and their average, over the updates.
 
-    `clips` are those of the validation splits; `chosen` is the update whose weights were kept for their UAR. The
-    picture has the losses as well.
+    `clips` are those of the validation splits; `chosen` is the update whose weights were kept for their scores. The
+    picture has the losses as well, and that of a model with dimensions their mean CCC, which is in `curves_ccc.json`.
     """
     curves: dict[str, list[tuple[int, float]]] = {}
+    cccs: dict[str, list[tuple[int, float]]] = {}
     losses: dict[str, list[tuple[int, float]]] = {}
     for entry in log_history:
         for name, value in entry.items():
-            if name.startswith("eval_") and name.endswith("_uar"):
-                curves.setdefault(name[len("eval_") : -len("_uar")], []).append((entry["step"], value))
+            if name.startswith("eval_") and name.endswith(("_uar", "_ccc")):
+                scores = curves if name.endswith("_uar") else cccs
+                scores.setdefault(name[len("eval_") : -len("_uar")], []).append((entry["step"], value))
             elif name == "loss" or (name.startswith("eval_") and name.endswith("_loss")):
                 losses.setdefault(name[len("eval_") : -len("_loss")] or "training", []).append((entry["step"], value))
-    if len(curves) == 2:  # one corpus, whose curve the average would hide
-        curves.pop("average", None)
-    if curves:
-        write_text(Path(output) / CURVES, json.dumps(curves) + "\n")
-        chance = {name: 1 / len(set(dataset["labels"][:])) for name, dataset in clips.items()}
+    for scores, file in ((curves, CURVES), (cccs, CCC_CURVES)):
+        if len(scores) == 2:  # one corpus, whose curve the average would hide
+            scores.pop("average", None)
+        if scores:
+            write_text(Path(output) / file, json.dumps(scores) + "\n")
+    if curves or cccs:
+        classes = {name: len(set(dataset["labels"][:]) - {-100}) for name, dataset in clips.items()}
+        chance = {name: 1 / count for name, count in classes.items() if count}
         title = f"{Path(output).name}: validation on {sum(map(len, clips.values())):,} clips"
-        plot_curves(Path(output) / "curves.png", curves, losses, chance, chosen, title)
+        plot_curves(Path(output) / "curves.png", curves, losses, chance, chosen, title, cccs)
 
 
 def check_recipe(directory: Path, recipe: dict[str, Any], kind: Any = Recipe) -> None:

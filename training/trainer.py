@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +26,12 @@ from transformers.integrations import TensorBoardCallback
 from exhubert.evaluation.metrics import average_metrics, compute_metrics, only_logits
 from exhubert.training.callbacks import EarlyStopping, RoundProgress, Safeguards
 from exhubert.training.checkpoints import CheckpointTrainer, check_checkpoint
+from exhubert.training.dimensions import Truth, logits_and_dimensions, metrics_of
 from exhubert.training.interruption import EvaluationCutShort, Interrupted, Signals
 from exhubert.training.round_robin import CorpusSampler, Draw, RoundRobinSampler, ValidationClips
 from exhubert.training.run_folder import whole_checkpoints
 from exhubert.utils.text import first_line
 
-AVERAGE = "eval_average_uar"  # ends an evaluation of all corpora
 LOST_PROCESS = ("Connection", "gloo", "NCCL", "Timed out")  # in the errors of collectives
 NAMED_FILES = 3  # of a batch whose loss is not finite, for each corpus
 CHECKED_TOGETHER = 10  # losses of so many updates are looked at together, at most
@@ -47,10 +49,10 @@ class RoundRobinTrainer(CheckpointTrainer):
         collator: makes batches; its feature extractor goes into the checkpoints.
         log_directory: where TensorBoard's files go, if `report_to` names it.
         save_minutes: how long it may be until the next checkpoint; 0 if only updates and evaluations decide.
+        decisive: the last score that an evaluation of all corpora logs, by which early stopping goes.
+        dimensions: the names of those that the model answers, in order.
         kwargs: as for `Trainer`, by name. `eval_dataset` is a dict of one dataset a corpus.
     """
-
-    whole_evaluation = AVERAGE  # the last of what an evaluation logs
 
     def __init__(
         self,
@@ -58,9 +60,15 @@ class RoundRobinTrainer(CheckpointTrainer):
         collator: Any,
         log_directory: Path,
         save_minutes: float = 0.0,
+        decisive: str = "average_uar",
+        dimensions: Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
-        metrics = {"compute_metrics": compute_metrics, "preprocess_logits_for_metrics": only_logits}
+        metrics: dict[str, Any] = {"compute_metrics": compute_metrics, "preprocess_logits_for_metrics": only_logits}
+        if dimensions:
+            metrics["compute_metrics"] = partial(metrics_of, dimensions=dimensions)
+            both = decisive == "average_score"
+            metrics["preprocess_logits_for_metrics"] = logits_and_dimensions if both else only_logits
         super().__init__(data_collator=collator, **(metrics | kwargs))
         if self.is_fsdp_enabled:
             self.model.get_input_embeddings = lambda: None  # FSDP2 asks for them, and transformers' audio models raise
@@ -68,6 +76,7 @@ class RoundRobinTrainer(CheckpointTrainer):
             if plugin.mixed_precision_policy is not None:  # as DDP adds up gradients: in half precision small ones go
                 plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, reduce_dtype=torch.float32)
         self.sampler = sampler
+        self.whole_evaluation, self.dimensions = f"eval_{decisive}", dimensions
         # A HuBERT's forward takes **kwargs, which `Trainer` reads as "divides its own loss"; no model here does.
         self.model_accepts_loss_kwargs = False
         self.progress: RoundProgress | None = None
@@ -164,6 +173,13 @@ class RoundRobinTrainer(CheckpointTrainer):
         self.wait_seconds += time.perf_counter() - self.update_began
         return batches
 
+    def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As `Trainer.compute_loss`; with dimensions the loss gets a `Truth`, for `Trainer` knows `labels` alone."""
+        if "dimension_targets" in inputs:
+            parts = self.args.gradient_accumulation_steps if model.training else 1
+            inputs["labels"] = Truth(inputs["labels"], inputs.pop("dimension_targets"), parts)
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """As `Trainer.training_step`; remembers the loss of the draws, which it does not read."""
         draws = inputs.pop("draws")
@@ -249,7 +265,7 @@ class RoundRobinTrainer(CheckpointTrainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """As `Trainer.evaluate`; over several corpora it adds the averages, by whose UAR the best model is chosen.
+        """As `Trainer.evaluate`; over several corpora it adds the averages, by which the best model is chosen.
 
         It draws no random numbers that training would have drawn, so what follows does not depend on when it is.
         """
@@ -262,7 +278,7 @@ class RoundRobinTrainer(CheckpointTrainer):
             raise
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(dataset, dict):
-            average = average_metrics(metrics, list(dataset), metric_key_prefix)
+            average = average_metrics(metrics, list(dataset), metric_key_prefix, self.dimensions)
             self.log(average)
             metrics.update(average)
             save = self.control.should_training_stop and self.args.save_strategy != "no"  # stopped early
@@ -295,9 +311,9 @@ class RoundRobinTrainer(CheckpointTrainer):
             metrics = self._evaluate(None, None)
             if self._determine_best_metric(metrics, None):
                 state.best_model_checkpoint = str(self.checkpoint_path(state.global_step))
-        uars = [entry[AVERAGE] for entry in state.log_history if AVERAGE in entry]
+        scores = [entry[self.whole_evaluation] for entry in state.log_history if self.whole_evaluation in entry]
         stopping = [callback for callback in self.callback_handler.callbacks if isinstance(callback, EarlyStopping)]
-        if uars and any(callback.count(uars) for callback in stopping):
+        if scores and any(callback.count(scores) for callback in stopping):
             raise StoppedEarly
 
     def in_step(self, more: bool) -> bool:
