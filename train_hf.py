@@ -75,28 +75,14 @@ def train(recipe: Recipe, training: TrainingArguments, resume: bool, trust_remot
         check_right_to_push(*target)
     PartialState().wait_for_everyone()  # all have looked before one writes
 
-    corpora, class_names = load_corpora(
-        recipe.corpora,
-        recipe.corpora_root,
-        recipe.labels,
-        recipe.label_file,
-        recipe.skip_bad_audio,
-        recipe.clips_per_corpus,
-        recipe.protocol,
-        recipe.fold,
-        soft_labels=recipe.soft_labels,
-        targets=recipe.targets,
-        scales=recipe.scales,
-    )
+    corpora, class_names = read_corpora(recipe)
     dimensions = shown_scales(corpora, recipe.targets, recipe.scales)
     for name, splits in corpora.items():
         counts = ", ".join(f"{len(splits[split])} {split}" for split in SPLITS)
         say(f"corpus {name}: {counts} clips, {len(set(splits['train']['speaker']))} speakers in train")
     chosen_by = None if training.eval_strategy == "no" else training.metric_for_best_model
     notices = one_class_notices(corpora, class_names, chosen_by)
-    if dimensions:
-        notices += dimension_notices(corpora, list(dimensions), chosen_by)
-    for notice in notices:
+    for notice in [*notices, *dimension_notices(corpora, recipe.targets, chosen_by)]:
         say(notice)
     clips = run_folder.clips_of(corpora)
     if checkpoint:
@@ -141,6 +127,23 @@ def train(recipe: Recipe, training: TrainingArguments, resume: bool, trust_remot
         if pushing:
             return push_finished_model(saved, *target)
     return 0
+
+
+def read_corpora(recipe: Recipe) -> tuple[dict[str, dict[str, Dataset]], list[str]]:
+    """Returns what `load_corpora` does of a recipe's corpora."""
+    return load_corpora(
+        recipe.corpora,
+        recipe.corpora_root,
+        recipe.labels,
+        recipe.label_file,
+        recipe.skip_bad_audio,
+        recipe.clips_per_corpus,
+        recipe.protocol,
+        recipe.fold,
+        soft_labels=recipe.soft_labels,
+        targets=recipe.targets,
+        scales=recipe.scales,
+    )
 
 
 def build_model(

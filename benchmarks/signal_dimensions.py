@@ -35,7 +35,7 @@ FRAME, HOP = 1024, 256  # samples
 QUIETEST = -60.0  # dB
 LOWEST, HIGHEST, REFERENCE = 65.0, 500.0, 55.0  # Hz
 VOICED = 12.0  # dB below the loudest frame
-SCALES = {"loudness": [-40.0, 0.0], "pitch": [0.0, 40.0]}
+SCALES = {"loudness": [-30.0, 0.0], "pitch": [0.0, 40.0]}
 # A frame of 20 ms from three convolutions. Group norm over time, as in HuBERT Base: layer norm, as in HuBERT Large,
 # would take the level of each frame away.
 CNN = {"conv_dim": (48, 48, 48), "conv_kernel": (80, 8, 5), "conv_stride": (16, 4, 5), "feat_extract_norm": "group"}
@@ -47,9 +47,9 @@ RECIPE = {
     "targets": list(SCALES),
     "window_seconds": SECONDS,
     "protocol": "speakers",
-    "rounds": 1500,
+    "rounds": 150,
     "batch_size": 16,
-    "training": {"learning_rate": 1.0e-3, "lr_scheduler_type": "linear", "warmup_steps": 50},
+    "training": {"learning_rate": 2.0e-3, "lr_scheduler_type": "linear", "warmup_steps": 40},
 }
 
 

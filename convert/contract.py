@@ -65,15 +65,7 @@ def convert_contract(
             copies = torch.arange(len(weights)) % (config.num_copies + 1) > 0
             trained = None if (weights[copies] <= LEFT_OUT / 2).all() else "layer_weights"
 
-        values = config.to_dict()
-        ours = ("num_copies", "gate_original_layers", "custom_pipelines")
-        for name in (*ours, "model_type", "architectures", "auto_map", "transformers_version", "num_labels"):
-            values.pop(name, None)
-        if config.problem_type != REGRESSION and values.pop("dimensions"):
-            names = ", ".join(config.dimensions)
-            print(f"left out: the head of {names}; a HuBERT answers classes or dimensions, not both")
-        values["num_hidden_layers"] //= config.num_copies + 1
-        hubert_config = HubertConfig(**values)
+        hubert_config = contracted(config)
         hubert_class = HubertModel if trained or lacks_head else HubertForSequenceClassification
         hubert = on_meta(hubert_class, hubert_config)
         prefix = "hubert." if hubert_class is HubertModel else ""
@@ -110,6 +102,19 @@ def convert_contract(
         check_same_function(of, reference, (as_trained(hubert), lambda name: written.read(prefix + name)))
     print(f"written to {os.path.realpath(destination)}")
     return Path(destination)
+
+
+def contracted(config: ExHuBERTConfig) -> HubertConfig:
+    """Returns the configuration of the HuBERT in an expanded model; says what it has no place for."""
+    values = config.to_dict()
+    ours = ("num_copies", "gate_original_layers", "custom_pipelines")
+    for name in (*ours, "model_type", "architectures", "auto_map", "transformers_version", "num_labels"):
+        values.pop(name, None)
+    if config.problem_type != REGRESSION and values.pop("dimensions"):
+        names = ", ".join(config.dimensions)
+        print(f"left out: the head of {names}; a HuBERT answers classes or dimensions, not both")
+    values["num_hidden_layers"] //= config.num_copies + 1
+    return HubertConfig(**values)
 
 
 def originals_of(

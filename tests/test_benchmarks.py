@@ -126,3 +126,17 @@ def test_the_tables_of_the_documentation_are_those_that_are_computed(capsys):
     written = numbers((ROOT / "docs" / "scaling.md").read_text(encoding="utf-8"))
     assert len(written) > 30
     assert not [row for row in written if row not in computed]
+
+
+def test_loudness_and_pitch_are_those_of_a_tone():
+    """220 Hz are two octaves above 55; the level is that of the samples at unit variance, whatever the gain was."""
+    pytest.importorskip("librosa")
+    from exhubert.benchmarks.signal_dimensions import SECONDS, loudness, pitch
+
+    time = np.arange(round(16_000 * SECONDS)) / 16_000
+    tone = np.sin(2 * np.pi * 220 * time)
+    assert pitch(0.1 * tone) == pytest.approx(24, abs=0.1)
+    assert loudness(0.1 * tone) == pytest.approx(0, abs=0.05)
+    half = np.where(time < SECONDS / 2, tone, 0)  # twice the variance in one half, -60 dB in the other
+    assert loudness(half) == loudness(0.01 * half) == pytest.approx((3 - 60) / 2, abs=1)
+    assert pitch(half) == pytest.approx(24, abs=0.1)

@@ -152,7 +152,7 @@ def dimension_notices(
         ValueError: if `metric`, by which the best model would be chosen, is not defined on the validation splits.
     """
     notices, defined, with_classes = [], set(), False
-    for corpus, splits in corpora.items():
+    for corpus, splits in corpora.items() if dimensions else ():
         clips = len(splits["train"])
         counts = np.isfinite(np.array(splits["train"]["dimensions"][:], dtype=float)).sum(axis=0)
         have = [f"{count:,} have {name}" for name, count in zip(dimensions, counts, strict=True) if count]

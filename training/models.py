@@ -59,21 +59,7 @@ def load_model(
     other_kind = alone != (source.get("problem_type") == REGRESSION)  # classes are to be dimensions, or the reverse
     if alone or other_kind:
         options["problem_type"] = REGRESSION if alone else None
-    with loading(recipe.model, "config.json cannot be used"):
-        num_copies = ExHuBERTConfig.from_dict(source).num_copies if ours else 0
-    if recipe.expand_copies and not (kind == "hubert" or (ours and num_copies in (0, recipe.expand_copies))):
-        has = f"an ExHuBERT with {num_copies} copies of each layer" if ours else f"a {kind!r} model"
-        raise ValueError(
-            f"expand_copies is {recipe.expand_copies}, but {recipe.model} is {has}; give a plain HuBERT"
-            + (", such as `exhubert convert contract` makes of it" if ours else "")
-        )
-    if both and not (ours or kind == "hubert"):
-        raise ValueError(
-            f"targets beside labels are for a HuBERT or ExHuBERT, and {recipe.model} is a {kind!r} model; train them "
-            "alone (labels: none), or leave them out"
-        )
-    if recipe.gate_original_layers and not (num_copies or recipe.expand_copies):
-        raise ValueError("gate_original_layers is for an expanded model; give `expand_copies: 1` as well")
+    num_copies = copies_of(recipe, source, both)
     # Of a sum over layers transformers' HuBERT has another meaning from 5.16 on; ours has one on every release.
     plain = kind == "hubert" and (recipe.expand_copies or recipe.weighted_layer_sum or both)
     if plain or (ours and recipe.expand_copies and not num_copies):
@@ -100,6 +86,32 @@ def load_model(
         new = [*new, "layer_weights"]
     prepare(model, recipe)
     return model, new
+
+
+def copies_of(recipe: Recipe, source: Mapping[str, Any], both: bool) -> int:
+    """Returns how many copies of each layer the recipe's model has, by its configuration `source`.
+
+    Raises:
+        ValueError: if it cannot be expanded as the recipe says, or not have the two heads that it is to have (`both`).
+    """
+    kind = source.get("model_type")
+    ours = kind == ExHuBERTConfig.model_type
+    with loading(recipe.model, "config.json cannot be used"):
+        num_copies = ExHuBERTConfig.from_dict(dict(source)).num_copies if ours else 0
+    if recipe.expand_copies and not (kind == "hubert" or (ours and num_copies in (0, recipe.expand_copies))):
+        has = f"an ExHuBERT with {num_copies} copies of each layer" if ours else f"a {kind!r} model"
+        raise ValueError(
+            f"expand_copies is {recipe.expand_copies}, but {recipe.model} is {has}; give a plain HuBERT"
+            + (", such as `exhubert convert contract` makes of it" if ours else "")
+        )
+    if recipe.gate_original_layers and not (num_copies or recipe.expand_copies):
+        raise ValueError("gate_original_layers is for an expanded model; give `expand_copies: 1` as well")
+    if both and not (ours or kind == "hubert"):
+        raise ValueError(
+            f"targets beside labels are for a HuBERT or ExHuBERT, and {recipe.model} is a {kind!r} model; train them "
+            "alone (labels: none), or leave them out"
+        )
+    return num_copies
 
 
 def start_anew(
