@@ -446,7 +446,7 @@ def limits(scale: Sequence[float], values: np.ndarray) -> tuple[float, float]:
 def _draw_density(axes: Axes, points: np.ndarray, across: tuple[float, float], up: tuple[float, float]) -> Any:
     """Points `(clips, 2)`, each coloured by how many are near it, beside the densest; the densest lie on top."""
     bins = [np.linspace(*ends, DENSITY_BINS + 1) for ends in (across, up)]
-    counts, *edges = np.histogram2d(*points.T, bins=bins)
+    counts, *edges = np.histogram2d(points[:, 0], points[:, 1], bins=bins)
     density = gaussian_filter(counts, sigma=DENSITY_BINS / 40, mode="constant")
     places = [
         np.clip(np.searchsorted(each, column, side="right") - 1, 0, DENSITY_BINS - 1)

@@ -120,8 +120,8 @@ def ccc_table(systems: Systems) -> str:
         known = scores.get("dimensions", {})
         found = {name: _bracketed_value(known.get(name, {}), "ccc") for name in names}
         found["mean"] = _bracketed_value(scores, "ccc") if len(names) > 1 else UNKNOWN
-        largest = max((entry for entry in known.values() if "clips" in entry), key=lambda e: e["clips"], default={})
-        return {**found, **_size(largest)}
+        counted = [entry for entry in known.values() if "clips" in entry]  # an average has none
+        return {**found, **_size(max(counted, key=lambda entry: entry["clips"]) if counted else {})}
 
     return _corpus_table(systems, cells)
 
