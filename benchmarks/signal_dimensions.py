@@ -47,9 +47,9 @@ RECIPE = {
     "targets": list(SCALES),
     "window_seconds": SECONDS,
     "protocol": "speakers",
-    "rounds": 150,
+    "rounds": 240,
     "batch_size": 16,
-    "training": {"learning_rate": 2.0e-3, "lr_scheduler_type": "linear", "warmup_steps": 40},
+    "training": {"learning_rate": 2.0e-3, "lr_scheduler_type": "linear", "warmup_steps": 40, "eval_steps": 120},
 }
 
 
@@ -108,7 +108,7 @@ def loudness(samples: np.ndarray) -> float:
 
 def pitch(samples: np.ndarray) -> float:
     """In semitones above 55 Hz; see above."""
-    settings = {"sr": SAMPLING_RATE, "frame_length": FRAME, "hop_length": HOP, "center": False}
+    settings: dict[str, Any] = {"sr": SAMPLING_RATE, "frame_length": FRAME, "hop_length": HOP, "center": False}
     found = librosa.yin(samples, fmin=LOWEST, fmax=HIGHEST, **settings)
     loud = levels(samples)
     return round(float(12 * np.log2(found[loud > loud.max() - VOICED] / REFERENCE).mean()), 3)
