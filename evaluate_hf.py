@@ -3,9 +3,9 @@
     python evaluate_hf.py --model DIR_OR_ID... --corpora DIR... [--split test] --output DIR
 
 A model has classes, dimensions (arousal, valence, ...), or both. Writes `report.md` with its pictures, and for each
-model `results.json`, `predictions.parquet` and its own pictures;
-with several models, into a folder for each, and `comparison.json`. docs/evaluation.md says what is measured, and how.
-On several processes: `accelerate launch evaluate_hf.py ...`.
+model `results.json`, `predictions.parquet` and its own pictures; with several models, into a folder for each, and
+`comparison.json`. docs/evaluation.md says what is measured, and how. On several processes:
+`accelerate launch evaluate_hf.py ...`.
 """
 
 from __future__ import annotations
@@ -306,7 +306,7 @@ def report(
             comparison = compare(tables, classes[0] if alike else [], of_shared if shared else None)
             write_text(options.output / "comparison.json", json.dumps(comparison, indent=2) + "\n")
         if not alike:
-            print("the models have different classes, so they are not compared clip by clip")
+            print("the models have different classes, in which they are not compared clip by clip")
     facts = {
         "date": datetime.date.today().isoformat(),
         "split": options.split,

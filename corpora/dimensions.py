@@ -115,7 +115,7 @@ def check_scales(scales: Mapping[str, Any], targets: Sequence[str], corpora: Seq
 
 
 def read_dimensions(
-    read: Mapping[str, tuple[Dataset, str]], targets: Sequence[str], scales: Mapping[str, Any]
+    read: Mapping[str, tuple[Dataset, str]], targets: Sequence[str], scales: Mapping[str, Any], training: bool
 ) -> dict[str, np.ndarray]:
     """Returns the targets of every corpus's clips on 0..1, float64 `(clips, targets)`, NaN where there is none.
 
@@ -123,6 +123,7 @@ def read_dimensions(
         read: the rows of each corpus and its key, by its name.
         targets: columns.
         scales: see `scale_of`.
+        training: whether they are trained on; else numbers that are all equal are read as they are.
 
     Raises:
         ValueError: for text, a number outside its scale, numbers that are all equal, or a scale that nobody states.
@@ -135,6 +136,8 @@ def read_dimensions(
             scale = scale_of(target, name, key, scales)
             in_recipe = f"`scales: {{{name}: {{{target}: [<low>, <high>]}}}}`"
             for row, kind, detail in column_problems(cells, scale):
+                if kind == EQUAL and not training:
+                    continue
                 where = "" if row is None else f" of {dataset['file_name'][row]}"
                 remedy = {
                     TEXT: "correct it, or leave the cell empty",
@@ -147,7 +150,8 @@ def read_dimensions(
             if scale is None:
                 span = f"its numbers are {np.nanmin(numbers):g} to {np.nanmax(numbers):g}"
                 raise ValueError(
-                    f"corpus {name!r}: the scale of {target} is not known, {span}; say it in the recipe, {in_recipe}"
+                    f"corpus {name!r}: the scale of {target} is not known, {span}; say it in the recipe, {in_recipe}, "
+                    "or in an evaluation as --scales"
                 )
             own = registered_scale(target, key)
             if own not in (None, scale):
@@ -158,21 +162,30 @@ def read_dimensions(
 
 
 def check_targets(
-    read: Mapping[str, tuple[Dataset, str]], values: Mapping[str, np.ndarray], targets: Sequence[str], alone: bool
+    read: Mapping[str, tuple[Dataset, str]],
+    values: Mapping[str, np.ndarray],
+    targets: Sequence[str],
+    alone: bool,
+    training: bool,
 ) -> None:
-    """Looks whether corpora have what is to be trained.
+    """Looks whether corpora have what is to be trained or measured.
 
     Args:
-        read, targets: as in `read_dimensions`, whose result `values` is.
-        alone: nothing but dimensions is trained.
+        read, targets, training: as in `read_dimensions`, whose result `values` is.
+        alone: there is nothing but dimensions.
 
     Raises:
-        ValueError: for a target that no corpus has; if nothing but dimensions is trained, for a corpus without any.
+        ValueError: in training for a target that no corpus has; with dimensions alone for a corpus without any.
     """
     known = {name: ~np.isnan(table).all(axis=0) for name, table in values.items()}
     without = [name for name, has in known.items() if not has.any()]
     invented = "values are never invented from class words"
     nobody = [target for number, target in enumerate(targets) if not any(has[number] for has in known.values())]
+    if not training:
+        if without and alone:
+            names = ", ".join(map(repr, without))
+            raise ValueError(f"corpus {names}: no clip has {' or '.join(targets)}; {invented}; leave it out")
+        return
     if nobody:
         columns = {column for dataset, _ in read.values() for column in dataset.column_names} - {*NO_NUMBERS, *targets}
         alike = nearest(nobody[0], columns, ALIKE)

@@ -62,18 +62,18 @@ def load_corpora(
         none with `labels` none.
 
     Raises:
-        ValueError: for anything wrong with a corpus; names it. With `train` among `needed` a target must be in one of
-            the corpora, and with `labels` none in any case, and one in each.
+        ValueError: for anything wrong with a corpus; names it. With `train` among `needed` each target must be in one
+            of the corpora; with `labels` none each corpus must have one of them.
     """
     if clips_per_corpus is not None and clips_per_corpus < 1:
         raise ValueError(f"clips_per_corpus is {clips_per_corpus}; it must be above 0")
     sources = sources_of(entries, root)
     read = {name: read_by_protocol(source, name, protocol, targets) for name, source in sources.items()}
-    class_names = names_of_classes(labels, [dataset for dataset, _ in read.values()])
-    check_scales(scales, targets, list(read) if "train" in needed else None)
-    values = read_dimensions(read, targets, scales)
-    if "train" in needed or not class_names:
-        check_targets(read, values, targets, alone=not class_names)
+    class_names = names_of_classes(labels, [dataset for dataset, _ in read.values()], targets)
+    training = "train" in needed
+    check_scales(scales, targets, list(read) if training else None)
+    values = read_dimensions(read, targets, scales, training)
+    check_targets(read, values, targets, alone=not class_names, training=training)
 
     corpora: dict[str, dict[str, Dataset]] = {}
     for name, (dataset, key) in read.items():
@@ -130,12 +130,14 @@ def sources_of(entries: Sequence[str], root: str) -> dict[str, str | Path]:
     return sources
 
 
-def names_of_classes(labels: str | Sequence[str], datasets: Sequence[Dataset]) -> list[str]:
+def names_of_classes(
+    labels: str | Sequence[str], datasets: Sequence[Dataset], targets: Sequence[str] = ()
+) -> list[str]:
     """Returns the names of the classes that `load_corpora`'s `labels` are."""
     if labels == "none":
         return []
     words = {label.lower() for dataset in datasets for label in dataset.unique("label")} - {""}
-    if not words:
+    if not words and (isinstance(labels, str) or not targets):  # a model of both may be tested on numbers alone
         raise ValueError("no clip of these corpora has a label; train their numbers alone with `labels: none`")
     return sorted(words) if labels == "native" else list(SIX_CLASSES if labels == "six" else labels)
 
@@ -240,10 +242,11 @@ def one_class_notices(
     without = []
     for split in ("validation", "test"):
         for corpus, splits in corpora.items():
-            classes = set(splits[split]["labels"][:]) - {-100}
-            if len(classes) == 1:
+            labels = [label for label in splits[split]["labels"][:] if label != -100]
+            if class_names and len(set(labels)) < 2:
                 without += [corpus] if split == "validation" else []
-                what = f"all {len(splits[split]):,} clips of its {split} split are {class_names[classes.pop()]}"
+                what = f"all {len(labels):,} clips of its {split} split are {class_names[labels[0]]}" if labels else ""
+                what = what or f"no clip of its {split} split has a class"
                 notices.append(f"corpus {corpus!r}: {what}; UAR over one class is not defined and counts in no average")
     without += ["average"] if len(without) == len(corpora) else []
     if (metric or "").removeprefix("eval_") in {f"{name}_{score}" for name in without for score in ("uar", "macro_f1")}:

@@ -84,8 +84,8 @@ def write_predictions(
     those of `make_results`; `uncalibrated` are the predictions without the temperature, where one was fitted.
     """
     (directory / RESULTS).unlink(missing_ok=True)
-    for kind in ("confusion", "dimensions", "plane"):
-        for picture in directory.glob(f"{kind}_*.png"):
+    for kind in ("confusion_*", "dimensions_*", "plane_*", "reliability"):
+        for picture in directory.glob(f"{kind}.png"):
             picture.unlink()
     class_names = class_names_of(predictions)
     with whole_file(directory / "predictions.parquet") as unfinished:
@@ -94,6 +94,8 @@ def write_predictions(
     if not class_names:
         return
     predictions = predictions[predictions["reference"] != ""]
+    if predictions.empty:  # clips that have values alone
+        return
     for corpus, rows in predictions.groupby("corpus", sort=False):
         plot_confusion(
             directory / f"confusion_{corpus}.png",

@@ -11,7 +11,7 @@ corpus counts in no average of them. A clip without a class is left out. Scores 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -128,8 +128,8 @@ def compare(
 ) -> dict[str, Any]:
     """Returns what `comparison.json` holds: for each pair of models, the UAR of the second minus that of the first.
 
-    Both models get the same resamples, so that what a speaker makes hard for both of them cancels out. Clips are
-    matched by corpus, file and start, and one that is there twice by its occurrence. p is that of
+    Both models get the same resamples, so that what a speaker makes hard for both of them cancels out. Clips with a
+    reference are matched by corpus, file and start, and one that is there twice by its occurrence. p is that of
     `evaluation.bootstrap.p_value`. The models' classes may come in any order. With `scales` the models' CCC is compared
     likewise, under `ccc`.
 
@@ -144,17 +144,18 @@ def compare(
     tables = {name: _checked(table, class_names or class_names_of(table), name) for name, table in predictions.items()}
     pairs = []
     for a, b in combinations(tables, 2):
-        one, other = _matched(tables, a, b)
         pair: dict[str, Any] = {"models": [a, b]}
         if class_names:
+            one, other = _matched(tables, a, b, lambda table: table["reference"] != "")
             differ = np.flatnonzero(one["reference"] != other["reference"])
             _refuse_other_references(a, b, one, other, "reference", differ)
             pair |= _compared(one.assign(other_prediction=other["prediction"]), class_names)
         if scales:
             dimensions = list(scales[a])
+            references = [REFERENCE + dimension for dimension in dimensions]
+            one, other = _matched(tables, a, b, lambda table, of=references: table[of].notna().any(axis=1))
             one, other = (_on_unit_scale(table, scales[name]) for table, name in ((one, a), (other, b)))
-            for dimension in dimensions:
-                column = REFERENCE + dimension
+            for column in references:
                 same = np.isclose(one[column], other[column], rtol=0, atol=1e-6, equal_nan=True)
                 _refuse_other_references(a, b, one, other, column, np.flatnonzero(~same))
             pair["ccc"] = compare_dimensions(one, other, dimensions)
@@ -162,12 +163,17 @@ def compare(
     return {"pairs": pairs}
 
 
-def _matched(tables: Mapping[str, pandas.DataFrame], a: str, b: str) -> tuple[pandas.DataFrame, pandas.DataFrame]:
-    """The tables of two models, with the same clips in the same order."""
+def _matched(
+    tables: Mapping[str, pandas.DataFrame], a: str, b: str, annotated: Callable[[pandas.DataFrame], pandas.Series]
+) -> tuple[pandas.DataFrame, pandas.DataFrame]:
+    """The tables of two models, with the same clips in the same order: those that are `annotated`.
+
+    A model of classes and dimensions has clips that have but one of these, which another model need not have.
+    """
     clip = ["corpus", "file_name", "start_seconds"]
     one, other = (
-        tables[name].assign(occurrence=tables[name].groupby(clip).cumcount()).set_index([*clip, "occurrence"])
-        for name in (a, b)
+        table.assign(occurrence=table.groupby(clip).cumcount()).set_index([*clip, "occurrence"])
+        for table in (tables[name][annotated(tables[name])] for name in (a, b))
     )
     only = one.index.symmetric_difference(other.index)
     if len(only):
@@ -200,7 +206,7 @@ def _compared(both: pandas.DataFrame, class_names: Sequence[str]) -> dict[str, A
     """How the UAR of `other_prediction` differs from that of `prediction`, on each corpus and on average."""
     corpora: dict[str, dict[str, Any]] = {}
     samples, units = [], []
-    for corpus, rows in both[both["reference"] != ""].groupby("corpus", sort=False):
+    for corpus, rows in both.groupby("corpus", sort=False):
         drawn = _draw(str(corpus), rows, class_names, ("prediction", "other_prediction"))
         uars = scores_of(drawn.matrices)["uar"]
         differences = uars[1] - uars[0]

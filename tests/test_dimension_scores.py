@@ -175,6 +175,15 @@ def test_a_model_of_both_has_both_and_clips_without_a_class_count_for_dimensions
     assert alone[0]["corpus"]["uar"] is None and alone[0]["corpus"]["ccc"] == entry["ccc"] and plain(alone[0])
 
 
+def test_a_model_of_both_is_reported_on_clips_without_a_class(tmp_path):
+    table = with_classes(values_table()).assign(reference="")
+    systems = {"m": described(table, ["a", "b"])}
+    write_predictions(tmp_path, systems["m"], table, "m")
+    assert {path.name for path in tmp_path.glob("*.png")} == {"dimensions_corpus.png", "plane_corpus.png"}
+    text = write_report(tmp_path, systems).read_text(encoding="utf-8")
+    assert "- **Clips of one class only**: corpus (no class). " in text and "CCC" in text
+
+
 def test_comparison_of_models_on_the_same_clips_and_on_other_scales():
     good, bad = values_table(skill=0.9, clips=300, speakers=20), values_table(skill=0.3, clips=300, speakers=20, seed=1)
     units = {name: [0, 1] for name in SCALES}
@@ -196,6 +205,19 @@ def test_comparison_of_models_on_the_same_clips_and_on_other_scales():
         assert entry["interval"][0] > 0 and entry["p"] < 0.01
     assert pairs[1]["ccc"]["corpora"]["corpus"]["interval"] == pytest.approx(found["interval"], abs=1e-9)
     assert pairs[2]["ccc"]["average"]["difference"] == pytest.approx(0, abs=1e-9)
+
+
+def test_models_are_compared_on_the_clips_that_have_what_both_answer():
+    """A model of both has clips without a class, and some without a value, which others do not have."""
+    table = with_classes(values_table(clips=120, speakers=12))
+    table.loc[1:3, [f"reference_{name}" for name in SCALES]] = np.nan
+    values = [f"{kind}_{name}" for kind in KINDS for name in SCALES]
+    classes = table[table["reference"] != ""].drop(columns=values)
+    (pair,) = compare({"both": table, "classes": classes}, ["a", "b"])["pairs"]
+    assert pair["corpora"]["corpus"]["clips"] == 90 and pair["average"]["difference"] == 0
+    alone = table.drop(index=[1, 2, 3], columns=["reference", "prediction", "probability_a", "probability_b"])
+    (pair,) = compare({"both": table, "alone": alone}, [], {"both": SCALES, "alone": SCALES})["pairs"]
+    assert pair["ccc"]["corpora"]["corpus"]["clips"] == 117 and pair["ccc"]["average"]["difference"] == 0
 
 
 def test_models_of_other_clips_or_references_are_not_compared():

@@ -16,6 +16,7 @@ from test_prepare import TREES, prepare, write_tree
 import evaluate_hf
 import train_hf
 from conftest import ROOT
+from exhubert.configuration_exhubert import SIX_CLASSES
 from exhubert.corpora.dimensions import shown_scales
 from exhubert.corpora.load import load_corpora
 
@@ -128,6 +129,9 @@ def test_a_table_of_numbers_needs_no_label(make_corpus):
     assert len(numbers_of(corpora, "loud")) == 24
     with pytest.raises(ValueError, match=r"no clip of these corpora has a label; .*`labels: none`"):
         load_corpora([str(folder / "loud.csv")], **given | {"labels": "six"})
+    of_both = given | {"labels": list(SIX_CLASSES), "needed": ("test",)}  # a model of both is tested on it
+    corpora, _ = load_corpora([str(folder / "loud.csv")], **of_both)
+    assert set(corpora["loud"]["test"]["labels"]) == {-100}
 
 
 REMEDY = r"`scales: \{own: \{arousal: \[<low>, <high>\]\}\}`"
@@ -193,6 +197,14 @@ def test_a_corpus_without_numbers_is_none_for_dimensions_alone(make_corpus):
     # A model of classes and dimensions is tested on corpora that have classes alone.
     corpora, _ = load_corpora(folders[1:], targets=["arousal"], needed=("test",))
     assert np.isnan(corpora["emodb"]["test"]["dimensions"][:]).all()
+    # A model of more dimensions than a corpus has is tested on those, also where the numbers are equal.
+    own = str(make_corpus("own", arousal=five, valence=lambda row: "3"))
+    given = {"labels": "none", "targets": ["arousal", "dominance", "valence"], "scales": ON_1_TO_5}
+    corpora, _ = load_corpora([own], **given, needed=("test",))
+    known = np.isfinite(corpora["own"]["test"]["dimensions"][:])
+    assert known.all(axis=0).tolist() == [True, False, True] and not known[:, 1].any()
+    with pytest.raises(ValueError, match="corpus 'emodb': no clip has arousal or dominance or valence"):
+        load_corpora([own, folders[1]], **given, needed=("test",))
 
 
 @pytest.fixture

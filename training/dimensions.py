@@ -24,12 +24,13 @@ class Truth(NamedTuple):
     Attributes:
         labels: class indices `(batch,)` or the classes' shares `(batch, classes)`, -100 where a clip has none.
         dimensions: targets on 0 to 1 `(batch, dimensions)`, NaN where a clip has none.
-        parts: as how many such batches this process computes an update.
+        parts: how many such batches of this process make an update, over which and over the processes losses are added
+            up; where they are averaged over the processes, divided by the number of these.
     """
 
     labels: torch.Tensor
     dimensions: torch.Tensor
-    parts: int
+    parts: float
 
 
 def ccc_loss(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

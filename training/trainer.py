@@ -177,6 +177,9 @@ class RoundRobinTrainer(CheckpointTrainer):
         """As `Trainer.compute_loss`; with dimensions the loss gets a `Truth`, for `Trainer` knows `labels` alone."""
         if "dimension_targets" in inputs:
             parts = self.args.gradient_accumulation_steps if model.training else 1
+            # `Trainer` averages losses over processes where it does not know of how many clips they are.
+            added_up = self.args.average_tokens_across_devices and kwargs.get("num_items_in_batch") is not None
+            parts = parts if added_up else parts / self.args.world_size
             inputs["labels"] = Truth(inputs["labels"], inputs.pop("dimension_targets"), parts)
         return super().compute_loss(model, inputs, *args, **kwargs)
 
