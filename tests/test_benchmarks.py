@@ -139,5 +139,5 @@ def test_loudness_and_pitch_are_those_of_a_tone():
     assert pitch(0.1 * tone) == pytest.approx(24, abs=0.1)
     assert loudness(0.1 * tone) == pytest.approx(0, abs=0.05)
     half = np.where(time < SECONDS / 2, tone, 0)  # twice the variance in one half, -60 dB in the other
-    assert loudness(half) == loudness(0.01 * half) == pytest.approx((3 - 60) / 2, abs=1)
+    assert loudness(half) == loudness(0.01 * half) == pytest.approx((3 - 60) / 2, abs=2)  # some frames lie in both
     assert pitch(half) == pytest.approx(24, abs=0.1)
