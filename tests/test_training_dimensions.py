@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import train_hf
 from conftest import free_port, refused, write_corpus
 from exhubert.configuration_exhubert import SIX_CLASSES, class_names_of_config, dimensions_of_config
+from exhubert.corpora.load import one_class_notices
 from exhubert.evaluation.metrics import average_metrics
 from exhubert.model_folder import load_trained, save_model_folder
 from exhubert.training.arguments import Recipe
@@ -245,6 +246,10 @@ def test_a_metric_that_the_validation_does_not_define_is_refused():
     assert "no targets; it trains classes alone" in dimension_notices(corpora, ["arousal"], "average_ccc")[1]
     with pytest.raises(ValueError, match="two classes or more"):
         dimension_notices(corpora, ["arousal"], "average_score")
+    unlabelled = Dataset.from_dict({"labels": [-100, -100]})
+    with pytest.raises(ValueError, match="no clip of its validation split has a class; UAR is not defined"):
+        one_class_notices({"a": {"validation": unlabelled, "test": unlabelled}}, SIX, "eval_average_uar")
+    assert one_class_notices({"a": {"validation": unlabelled, "test": unlabelled}}, []) == []
 
 
 def test_averages_of_both():
