@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from dataclasses import asdict
 
 import numpy as np
 import pandas
@@ -29,6 +30,7 @@ from exhubert.training.arguments import Recipe
 from exhubert.training.dimensions import DimensionLoss, Truth, ccc_loss, dimension_notices, mse_loss
 from exhubert.training.losses import ClassificationLoss, balanced_weights, vote_targets
 from exhubert.training.models import load_model
+from exhubert.training.run_folder import check_recipe
 from small_models import make_model, write_model
 
 NAN = float("nan")
@@ -257,6 +259,16 @@ def test_averages_of_both():
     averages = average_metrics(metrics, ["a", "b"], dimensions=["arousal"])
     expected = {"eval_average_uar": 0.5, "eval_average_ccc": 0.3, "eval_average_ccc_arousal": 0.2}
     assert averages == pytest.approx(expected | {"eval_average_score": 0.4})
+
+
+def test_a_run_with_ccc_goes_on_with_the_parts_of_a_batch_that_it_began_with(tmp_path):
+    for kind, parts in (("ccc", 1), ("mse", 1), ("mse", 2)):
+        recipe = asdict(Recipe(**RECIPE, targets=["arousal"], dimension_loss=kind)) | {"training": {}}
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+        check_recipe(tmp_path, recipe | {"micro_batches": parts})
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"dimension_loss": "ccc"}))
+    with pytest.raises(ValueError, match=r"micro_batches is 2, but the run in .* began with 1"):
+        check_recipe(tmp_path, recipe | {"dimension_loss": "ccc", "micro_batches": 2})
 
 
 # Loading
