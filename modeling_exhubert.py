@@ -260,9 +260,8 @@ class ExHuBERTPreTrainedModel(HubertPreTrainedModel):
             )
         dtype, device, weights = source.dtype, source.device, source.state_dict()
         del source
-        if hasattr(model, "dimension_head") and list(getattr(source_config, "dimensions", ())) != list(
-            config.dimensions
-        ):
+        same_dimensions = list(getattr(source_config, "dimensions", ())) == list(config.dimensions)
+        if hasattr(model, "dimension_head") and not same_dimensions:
             head = nn.Linear(config.classifier_proj_size, len(config.dimensions), device=device, dtype=dtype)
             model._init_weights(head)
             weights |= head.state_dict(prefix=DIMENSION_HEAD)

@@ -13,6 +13,7 @@ import torch
 from conftest import SMALL
 from exhubert import ExHuBERTConfig, ExHuBERTForSequenceClassification
 from exhubert.configuration_exhubert import SIX_CLASSES, class_names_of_config, dimensions_of_config
+from exhubert.convert.contract import convert_contract
 from exhubert.model_folder import load_trained, save_model_folder
 from exhubert.modeling_exhubert import HEAD
 from exhubert.modeling_wav2vec2_emotion import Wav2Vec2EmotionForSequenceClassification
@@ -141,6 +142,19 @@ def test_both_heads_stay_when_a_model_without_copies_is_expanded(tmp_path):
     assert expanded.config.num_copies == 1 and expanded.config.dimensions == model.config.dimensions
     before, after = answers(model), answers(expanded)
     assert torch.equal(after.logits, before.logits) and torch.equal(after.dimensions, before.dimensions)
+
+
+def test_a_contracted_hubert_answers_classes_or_dimensions(tmp_path, make_hubert, capsys):
+    """A HuBERT of transformers has one head: that of dimensions beside classes is left out, and said."""
+    hubert = make_hubert(head="classifier")
+    for name, fields in (("both", {}), ("alone", {"problem_type": "regression"})):
+        model = ExHuBERTForSequenceClassification.from_hubert(hubert, dimensions=SCALES, **fields)
+        save_model_folder(model, tmp_path / name)
+        convert_contract(tmp_path / name, tmp_path / f"{name} contracted")
+        contracted, _ = load_trained(str(tmp_path / f"{name} contracted"))
+        assert torch.allclose(answers(contracted).logits, answers(model).logits, atol=1e-6)
+        assert dimensions_of_config(contracted.config) == ({} if name == "both" else dimensions_of_config(model.config))
+        assert ("left out: the head of arousal, valence" in capsys.readouterr().out) == (name == "both")
 
 
 def test_the_head_of_dimensions_is_part_of_the_head():

@@ -103,11 +103,9 @@ class RoundProgress(ProgressCallback):
         self.training_bar.set_postfix(shown, refresh=False)
         lines = []
         for score, text, factor, digits in (("uar", "UAR in %", 100, 1), ("ccc", "CCC", 1, 3)):
-            known = [
-                name for name in (*self.corpora, "average") if f"{name}_{score}" in self.last
-            ]  # where it is defined
             if f"average_{score}" in found:
-                values = [f"{name} {factor * self.last[f'{name}_{score}']:.{digits}f}" for name in known]
+                known = {name: self.last.get(f"{name}_{score}") for name in (*self.corpora, "average")}
+                values = [f"{name} {factor * value:.{digits}f}" for name, value in known.items() if value is not None]
                 lines.append(f"{text}: {', '.join(values)}")
         if lines:
             self.training_bar.write(f"update {state.global_step}: validation {'; '.join(lines)}")
