@@ -233,7 +233,7 @@ def count_votes(
 def one_class_notices(
     corpora: Mapping[str, Mapping[str, Dataset]], class_names: Sequence[str], metric: str | None = None
 ) -> list[str]:
-    """Returns a line for each validation or test split that has a single class, over which UAR is not defined.
+    """Returns a line for each validation or test split that has a single class or none, so that UAR is not defined.
 
     Raises:
         ValueError: if `metric`, by which the best model would be chosen, is not defined on the validation splits.
@@ -243,11 +243,12 @@ def one_class_notices(
     for split in ("validation", "test"):
         for corpus, splits in corpora.items():
             labels = [label for label in splits[split]["labels"][:] if label != -100]
-            if class_names and len(set(labels)) < 2:
-                without += [corpus] if split == "validation" else []
-                what = f"all {len(labels):,} clips of its {split} split are {class_names[labels[0]]}" if labels else ""
-                what = what or f"no clip of its {split} split has a class"
-                notices.append(f"corpus {corpus!r}: {what}; UAR over one class is not defined and counts in no average")
+            if not class_names or len(set(labels)) > 1:
+                continue
+            without += [corpus] if split == "validation" else []
+            one = f"all {len(labels):,} clips of its {split} split are {class_names[labels[0]]}" if labels else ""
+            what = f"{one}; UAR over one class" if one else f"no clip of its {split} split has a class; UAR"
+            notices.append(f"corpus {corpus!r}: {what} is not defined and counts in no average")
     without += ["average"] if len(without) == len(corpora) else []
     if (metric or "").removeprefix("eval_") in {f"{name}_{score}" for name in without for score in ("uar", "macro_f1")}:
         remedy = "give corpora whose validation splits have two classes or more, or train with `labels: native`"

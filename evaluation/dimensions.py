@@ -26,7 +26,6 @@ from numpy.typing import ArrayLike
 from exhubert.evaluation.bootstrap import ValueResamples, interval, p_value, resample_values
 from exhubert.evaluation.predictions import PREDICTED, REFERENCE, dimension_names_of
 
-VALUE_METRICS = ("ccc", "pearson", "rmse")
 CONSTANT = 1e-12  # a variance below that share of the mean square is what rounding leaves of equal values
 
 

@@ -115,7 +115,7 @@ def run_facts(
         TEMPLATE,
         results=results_tables(results),
         one_class=", ".join(
-            plain(corpus) for corpus, scores in results["corpora"].items() if scores.get("uar", 0) is None
+            plain(corpus) for corpus, scores in results["corpora"].items() if len(scores.get("recall", ())) == 1
         ),
         has_classes=has_classes(results),
         has_dimensions=bool(results.get("dimensions")),

@@ -55,7 +55,8 @@ def write_recipe(folder: Path, **training: Any) -> Path:
             return splits.get(row, "train")
 
         emotions = ("anger", "neutral", "sadness")[:labels]
-        write_corpus(folder / name, labels=emotions, speakers=("x",), takes=takes, split=split, speaker=split)
+        columns = {"split": split, "speaker": split, "arousal": lambda row: str(row % 7)}
+        write_corpus(folder / name, labels=emotions, speakers=("x",), takes=takes, **columns)
     recipe = {
         "model": str(write_hubert(folder / "hubert", **STILL)),
         "corpora_root": str(folder),

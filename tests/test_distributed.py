@@ -26,10 +26,12 @@ CONFIGS = ROOT / "recipes" / "accelerate"
 TRAINING_CLIPS = (5, 12, 30)
 BATCH = 8
 ACCELERATE = ("accelerate.commands.launch", "--main_process_port", "0", "--config_file")
-UPDATES = {"batch": 12, "round": 4}  # 4 rounds of 3 corpora
-# What must give the same: processes, parts of each one's share, an update after each batch or each round.
+UPDATES = {"batch": 12, "round": 4, "batch, both heads": 12}  # 4 rounds of 3 corpora
+# What must give the same: processes, parts of each one's share, an update after each batch or each round. With
+# dimensions CCC is that of a part of a batch, over all processes.
 WAYS = {
     "two processes": (2, 1, "batch"),
+    "two processes, both heads": (2, 1, "batch, both heads"),
     "two processes, two parts": (2, 2, "batch"),
     "two processes, by round": (2, 1, "round"),
     "two processes, two parts, by round": (2, 2, "round"),
@@ -38,7 +40,7 @@ WAYS = {
     "four parts": (1, 4, "batch"),
     "two parts, by round": (1, 2, "round"),
 }
-QUICK = ("two processes", "two processes, two parts, by round", "four parts")
+QUICK = ("two processes", "two processes, both heads", "two processes, two parts, by round", "four parts")
 EACH_WAY = pytest.mark.parametrize(
     "way", [name if name in QUICK else pytest.param(name, marks=pytest.mark.heavy) for name in WAYS]
 )
@@ -65,8 +67,9 @@ def records(request, tmp_path_factory):
     sources = [name for name in PUBLISHED if any(given.get("source") == name for given in params)]
 
     def run(name, parts, update):
-        options = {"output": folder / name, "micro_batches": parts, "update": update}
-        options["rounds"] = UPDATES[update] // (len(SIZES) if update == "batch" else 1)
+        options = {"output": folder / name, "micro_batches": parts, "update": update.partition(",")[0]}
+        options |= {"targets": "arousal", "scales": "{arousal: [0, 6]}"} if "heads" in update else {}
+        options["rounds"] = UPDATES[update] // (1 if update == "round" else len(SIZES))
         return {"arguments": [recipe, *(word for key, value in options.items() for word in (f"--{key}", str(value)))]}
 
     found = {update: [train_and_record(processes=1, **run(update, 1, update))] for update in UPDATES}
@@ -120,7 +123,7 @@ def test_losses_and_gradients_are_those_of_one_process_with_the_whole_batch(reco
 def test_each_sample_is_seen_by_one_process_in_the_documented_order(records, way):
     processes, parts, update = WAYS[way]
     seen = [record["draws"] for record in records[way]]
-    rounds = UPDATES[update] // (len(SIZES) if update == "batch" else 1)
+    rounds = UPDATES[update] // (1 if update == "round" else len(SIZES))
     share = BATCH // processes
     for draws in seen:  # in every round, so many samples of the first corpus, then of the second, then of the third
         assert [corpus for corpus, _, _ in draws] == rounds * [corpus for corpus in range(3) for _ in range(share)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from dataclasses import asdict
 
 import numpy as np
 import pandas
@@ -22,12 +23,14 @@ from torch.utils.flop_counter import FlopCounterMode
 import train_hf
 from conftest import free_port, refused, write_corpus
 from exhubert.configuration_exhubert import SIX_CLASSES, class_names_of_config, dimensions_of_config
+from exhubert.corpora.load import one_class_notices
 from exhubert.evaluation.metrics import average_metrics
 from exhubert.model_folder import load_trained, save_model_folder
 from exhubert.training.arguments import Recipe
 from exhubert.training.dimensions import DimensionLoss, Truth, ccc_loss, dimension_notices, mse_loss
 from exhubert.training.losses import ClassificationLoss, balanced_weights, vote_targets
 from exhubert.training.models import load_model
+from exhubert.training.run_folder import check_recipe
 from small_models import make_model, write_model
 
 NAN = float("nan")
@@ -245,6 +248,10 @@ def test_a_metric_that_the_validation_does_not_define_is_refused():
     assert "no targets; it trains classes alone" in dimension_notices(corpora, ["arousal"], "average_ccc")[1]
     with pytest.raises(ValueError, match="two classes or more"):
         dimension_notices(corpora, ["arousal"], "average_score")
+    unlabelled = Dataset.from_dict({"labels": [-100, -100]})
+    with pytest.raises(ValueError, match="no clip of its validation split has a class; UAR is not defined"):
+        one_class_notices({"a": {"validation": unlabelled, "test": unlabelled}}, SIX, "eval_average_uar")
+    assert one_class_notices({"a": {"validation": unlabelled, "test": unlabelled}}, []) == []
 
 
 def test_averages_of_both():
@@ -252,6 +259,16 @@ def test_averages_of_both():
     averages = average_metrics(metrics, ["a", "b"], dimensions=["arousal"])
     expected = {"eval_average_uar": 0.5, "eval_average_ccc": 0.3, "eval_average_ccc_arousal": 0.2}
     assert averages == pytest.approx(expected | {"eval_average_score": 0.4})
+
+
+def test_a_run_with_ccc_goes_on_with_the_parts_of_a_batch_that_it_began_with(tmp_path):
+    for kind, parts in (("ccc", 1), ("mse", 1), ("mse", 2)):
+        recipe = asdict(Recipe(**RECIPE, targets=["arousal"], dimension_loss=kind)) | {"training": {}}
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+        check_recipe(tmp_path, recipe | {"micro_batches": parts})
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"dimension_loss": "ccc"}))
+    with pytest.raises(ValueError, match=r"micro_batches is 2, but the run in .* began with 1"):
+        check_recipe(tmp_path, recipe | {"dimension_loss": "ccc", "micro_batches": 2})
 
 
 # Loading
