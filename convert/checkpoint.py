@@ -41,7 +41,8 @@ CHECK_SEED = 0
 # A name in a checkpoint -> the name in today's HuBERT, or in ours; None: left out on purpose. Any other name stays.
 NAMES: dict[str, str | None] = {
     r"lm_head\..+": None,  # of CTC
-    r"(?!hubert\.|projector\.|classifier\.|layer_weights$|lm_head\.)(.+)": r"hubert.\1",  # a HuBERT without a head
+    # a HuBERT without a head
+    r"(?!hubert\.|projector\.|classifier\.|layer_weights$|dimension_head\.|lm_head\.)(.+)": r"hubert.\1",
     r"(.+)\.weight_g": r"\1.parametrizations.weight.original0",  # weight norm before PyTorch 2.1
     r"(.+)\.weight_v": r"\1.parametrizations.weight.original1",
     r"(.+\.layers\.\d*[02468])\.gate_bb_linear\.(.+)": r"\1.identity_linear.\2",  # the published ExHuBERT
