@@ -11,7 +11,7 @@ corpus counts in no average of them. A clip without a class is left out. Scores 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -146,14 +146,14 @@ def compare(
     for a, b in combinations(tables, 2):
         pair: dict[str, Any] = {"models": [a, b]}
         if class_names:
-            one, other = _matched(tables, a, b, lambda table: table["reference"] != "")
+            one, other = _matched(tables, a, b, ["reference"])
             differ = np.flatnonzero(one["reference"] != other["reference"])
             _refuse_other_references(a, b, one, other, "reference", differ)
             pair |= _compared(one.assign(other_prediction=other["prediction"]), class_names)
         if scales:
             dimensions = list(scales[a])
             references = [REFERENCE + dimension for dimension in dimensions]
-            one, other = _matched(tables, a, b, lambda table, of=references: table[of].notna().any(axis=1))
+            one, other = _matched(tables, a, b, references)
             one, other = (_on_unit_scale(table, scales[name]) for table, name in ((one, a), (other, b)))
             for column in references:
                 same = np.isclose(one[column], other[column], rtol=0, atol=1e-6, equal_nan=True)
@@ -164,17 +164,18 @@ def compare(
 
 
 def _matched(
-    tables: Mapping[str, pandas.DataFrame], a: str, b: str, annotated: Callable[[pandas.DataFrame], pandas.Series]
+    tables: Mapping[str, pandas.DataFrame], a: str, b: str, references: Sequence[str]
 ) -> tuple[pandas.DataFrame, pandas.DataFrame]:
-    """The tables of two models, with the same clips in the same order: those that are `annotated`.
+    """The tables of two models, with the same clips in the same order: those that have any of the `references`.
 
     A model of classes and dimensions has clips that have but one of these, which another model need not have.
     """
     clip = ["corpus", "file_name", "start_seconds"]
-    one, other = (
-        table.assign(occurrence=table.groupby(clip).cumcount()).set_index([*clip, "occurrence"])
-        for table in (tables[name][annotated(tables[name])] for name in (a, b))
-    )
+    found = []
+    for table in (tables[a], tables[b]):
+        given = table[(table[references].notna() & (table[references] != "")).any(axis=1)]
+        found.append(given.assign(occurrence=given.groupby(clip).cumcount()).set_index([*clip, "occurrence"]))
+    one, other = found
     only = one.index.symmetric_difference(other.index)
     if len(only):
         missing = f"{only[0][0]}/{only[0][1]} is missing for one of them"
