@@ -189,7 +189,7 @@ def check_recipe(directory: Path, recipe: dict[str, Any], kind: Any = Recipe) ->
         values["corpora"] = [Path(entry).name for entry in given["corpora"]]
         if "cnn_cache" in values:
             values["cnn_cache"] = "in use" if values["cnn_cache"] else "not in use"  # wherever it lies
-        if given.get("targets") and given["dimension_loss"] == "ccc":  # which is that of a part of a batch
+        if given.get("targets") and given.get("dimension_loss") == "ccc":  # which is that of a part of a batch
             values["micro_batches"] = given["micro_batches"]
         for spec in fields(TrainingArguments):
             if not spec.name.startswith(FREE_TRAINING):
