@@ -10,7 +10,7 @@ from pathlib import Path
 
 checkout = Path(sys.argv[1]).resolve()
 tracked = subprocess.run(["git", "ls-files", "*.py"], cwd=checkout, check=True, capture_output=True, text=True)
-not_packaged = ("tests", "demo", "benchmarks")
+not_packaged = ("tests", "demo", "benchmarks", "replication")
 modules = [Path(name) for name in tracked.stdout.split() if not name.startswith(not_packaged)]
 for path in modules:
     name = ".".join(("exhubert", *path.with_suffix("").parts)).removesuffix(".__init__")
