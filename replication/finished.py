@@ -142,7 +142,7 @@ def export(run: Run, target: Path) -> None:
     write_text(target / PLAN, _by_key(run.plan))
     write_text(target / SECONDS, _by_key(run.seconds))
     for name, results in run.pretraining.items():
-        write_text(target / f"{name}.json", _by_key(results))
+        write_text(target / f"{name}.json", _by_key(results | {"model": Path(results["model"]).name}))  # no place
     for cell, found in run.cells.items():
         values = cell._asdict() | {
             "fold": cell.fold,
