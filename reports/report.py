@@ -91,7 +91,7 @@ def write_report(
         parts += section("Training", picture_link("Validation UAR over updates", "curves_of_runs.png"))
     robustness = robustness_parts(directory, classifying, on) if classifying else []
     parts += section("Robustness", *robustness)
-    parts += section("Robustness of dimensions", folded(tables.ccc_robustness_table(valued)) if valued else "")
+    parts += section("Robustness of dimensions", folded(tables.robustness_table(valued, "ccc")) if valued else "")
     reliability = own_pictures(directory, folders or {}, ["reliability.png"])
     table = tables.calibration_table(systems)
     parts += section("Calibration", *([TEXTS["temperature"], table] if table else []), *reliability)

@@ -158,28 +158,16 @@ def group_table(systems: Systems, column: str) -> str:
     return _table(rows)
 
 
-def robustness_table(systems: Systems) -> str:
-    """Returns the UAR in % under each condition, and in brackets by how many points that differs from `clean`."""
-    tested = robustness_of(systems)
+def robustness_table(systems: Systems, metric: str = "uar") -> str:
+    """Returns the UAR in %, or the CCC, under each condition, and in brackets by how much that differs from `clean`."""
+    tested = robustness_of(systems, metric)
+    text, change = (percent, points) if metric == "uar" else (value_text, difference_text)
     conditions = dict.fromkeys(condition for results in tested.values() for condition in results[AVERAGE])
 
-    def cells(uars: Scores) -> dict[str, str]:
-        known = {name: uar for name, uar in uars.items() if name != "clean" and uar is not None}
-        differences = {name: f" ({points(uar - uars['clean'])})" for name, uar in known.items()}
-        return {name: percent(uars.get(name)) + differences.get(name, "") for name in conditions}
-
-    return _corpus_table(tested, cells)
-
-
-def ccc_robustness_table(systems: Systems) -> str:
-    """Returns the mean CCC under each condition, and in brackets by how much that differs from `clean`."""
-    tested = robustness_of(systems, "ccc")
-    conditions = dict.fromkeys(condition for results in tested.values() for condition in results[AVERAGE])
-
-    def cells(cccs: Scores) -> dict[str, str]:
-        known = {name: ccc for name, ccc in cccs.items() if name != "clean" and ccc is not None}
-        differences = {name: f" ({difference_text(ccc - cccs['clean'])})" for name, ccc in known.items()}
-        return {name: value_text(cccs.get(name)) + differences.get(name, "") for name in conditions}
+    def cells(values: Scores) -> dict[str, str]:
+        known = {name: value for name, value in values.items() if name != "clean" and value is not None}
+        differences = {name: f" ({change(value - values['clean'])})" for name, value in known.items()}
+        return {name: text(values.get(name)) + differences.get(name, "") for name in conditions}
 
     return _corpus_table(tested, cells)
 
