@@ -1,0 +1,1 @@
+"""The page and its server: `exhubert app`, or the folder pushed as a Space."""
