@@ -20,8 +20,9 @@ import exhubert
 from conftest import ROOT, refused
 from exhubert import ExHuBERTForSequenceClassification, ExHuBERTModel
 from exhubert.cli import main
-from exhubert.training.arguments import find_recipe, parse, read_recipe
+from exhubert.training.arguments import Recipe, find_recipe, parse, read_recipe
 from exhubert.training.callbacks import RoundProgress
+from exhubert.training.pretraining_recipe import PretrainingRecipe
 from exhubert.utils.command import progress_bar, with_hyphens
 
 
@@ -40,6 +41,7 @@ def test_the_wheel_carries_every_recipe():
         (["--version"], [f"exhubert {exhubert.__version__}"]),
         (["--help"], ["train", "evaluate"]),
         (["pretrain", "--help"], ["exhubert pretrain RECIPE", "  model ", "share of the frames at which", "updates"]),
+        (["pretrain", "--help"], ["such as pretraining/first.yaml"]),
         (["train", "--help"], ["exhubert train RECIPE", "expand_copies", "copies of each encoder layer", "rounds"]),
         (["evaluate", "--help"], ["exhubert evaluate", "--skip-bad-audio"]),
     ],
@@ -60,6 +62,17 @@ def test_recipes_of_the_package_go_by_their_names(tmp_path, monkeypatch, capsys)
     assert "nearest to it is stage2.yaml" in refused(capsys, main, "train", "stage2.yml")
     (tmp_path / "stage1.yaml").write_text("model: mine")
     assert read_recipe(find_recipe("stage1.yaml")) == {"model": "mine"}  # the user's own comes first
+
+
+@pytest.mark.parametrize("name", ["nothing.yaml", "first.yaml", "stage3.yaml", "hubert_base.yaml", "gpu_1.yaml"])
+@pytest.mark.parametrize(("command", "kind"), [("train", Recipe), ("pretrain", PretrainingRecipe)])
+def test_of_a_missing_recipe_the_nearest_of_its_own_kind_is_named(tmp_path, monkeypatch, capsys, command, kind, name):
+    """No recipe of the other kind, no table of HubertConfig and no launcher's settings: they would be refused next."""
+    monkeypatch.chdir(tmp_path)
+    line = refused(capsys, main, command, name)
+    said, suggested = line.split("; the package's own nearest to it is ")
+    assert said.endswith(f"{name}: no such recipe file")
+    assert read_recipe(ROOT / "recipes" / suggested, kind=kind)  # raises for one of another kind
 
 
 def test_training_without_its_extra_names_it(monkeypatch, capsys):

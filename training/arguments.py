@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import inspect
 import math
@@ -53,6 +54,7 @@ class Recipe:
     """What is trained on what. The values here are the defaults of a recipe that does not name the key."""
 
     LENGTH: ClassVar[str] = "rounds"  # the key that says how long it trains
+    EXAMPLE: ClassVar[str] = "stage1.yaml"  # one of the package's own
 
     model: str = ""  # Hub id or folder of the model to start from
     expand_copies: int = 0  # copies of each encoder layer added on loading a HuBERT
@@ -205,7 +207,7 @@ def make_parser(kind: Any, prog: str, description: str) -> argparse.ArgumentPars
         usage=f"{prog} RECIPE [--key value ...] [--resume]",
         allow_abbrev=False,
     )
-    command.add_argument("recipe", help=f"YAML file, or one of {RECIPES} by its name there, such as stage1.yaml")
+    command.add_argument("recipe", help=f"YAML file, or one of {RECIPES} by its name there, such as {kind.EXAMPLE}")
     command.add_argument("--resume", action="store_true", help="go on from the run folder's last checkpoint")
     return command
 
@@ -248,6 +250,16 @@ def find_recipe(name: str) -> Path:
     return shipped if shipped.is_file() and not Path(name).exists() else Path(name)
 
 
+def shipped(kind: Any) -> list[str]:
+    """Names of the package's own recipes of one kind, those whose keys are all fields of the dataclass `kind`."""
+    names = []
+    for path in sorted(RECIPES.rglob("*.yaml")):
+        with contextlib.suppress(ValueError):
+            read_recipe(path, kind=kind)
+            names.append(path.relative_to(RECIPES).as_posix())
+    return names
+
+
 def read_recipe(path: str | os.PathLike[str], extended_by: Sequence[Path] = (), kind: Any = Recipe) -> dict[str, Any]:
     """Returns the keys of a YAML recipe, those below `training` among them, as YAML has them.
 
@@ -261,8 +273,7 @@ def read_recipe(path: str | os.PathLike[str], extended_by: Sequence[Path] = (), 
     path = Path(path)
     if not path.is_file():
         what = f", which {extended_by[-1]} extends" if extended_by else ""
-        shipped = sorted(each.relative_to(RECIPES).as_posix() for each in RECIPES.rglob("*.yaml"))
-        hint = "" if extended_by else f"; the package's own nearest to it is {nearest(path.name, shipped)}"
+        hint = "" if extended_by else f"; the package's own nearest to it is {nearest(path.name, shipped(kind))}"
         raise ValueError(f"{path}{what}: no such recipe file{hint}")
     if any(path.samefile(other) for other in extended_by):
         circle = " -> ".join(map(str, (*extended_by, path)))

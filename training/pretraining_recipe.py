@@ -31,6 +31,7 @@ class PretrainingRecipe:
     """What is pre-trained on what. The values here are the defaults of a recipe that does not name the key."""
 
     LENGTH: ClassVar[str] = "updates"  # the key that says how long it trains
+    EXAMPLE: ClassVar[str] = "pretraining/first.yaml"  # one of the package's own
 
     model: str = ""  # HuBERT to go on from, id or folder; or a .yaml file of HubertConfig's fields: random weights
     freeze: list[str] = field(default_factory=list)  # feature_encoder: stays as it is
