@@ -45,7 +45,7 @@ def save_model_folder(
     source: str | None = None,
     sections: Mapping[str, str] | None = None,
 ) -> Path:
-    """Writes configuration, safetensors, the four code files, the feature extractor and a card.
+    """Writes configuration, safetensors, the code files, the feature extractor and a card.
 
     The folder loads with `AutoModelForAudioClassification`, `AutoFeatureExtractor` and
     `pipeline("speech-emotion-recognition")`, also where this package is not installed. It is written beside the

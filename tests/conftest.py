@@ -352,7 +352,8 @@ def model_folder(tmp_path: Path, saved_model: Path) -> Path:
 
 MODEL_FILES = [
     *("README.md", "config.json", "preprocessor_config.json", "model.safetensors"),
-    *("audio_exhubert.py", "configuration_exhubert.py", "modeling_exhubert.py", "pipeline_exhubert.py"),
+    *("audio_exhubert.py", "configuration_exhubert.py", "fast_path_exhubert.py"),
+    *("modeling_exhubert.py", "pipeline_exhubert.py"),
 ]
 SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"]
 
@@ -372,8 +373,9 @@ def make_onnx(folder: Path, graph: bytes = b"\0graph") -> None:
     del config["auto_map"]
     (folder / "config.json").write_text(json.dumps(config | {"onnx": {"int8": False, "parameters": 1}}))
     (folder / "model.onnx").write_bytes(graph)
-    for name in ("model.safetensors", "configuration_exhubert.py", "modeling_exhubert.py", "pipeline_exhubert.py"):
-        (folder / name).unlink()
+    for path in (folder / "model.safetensors", *folder.glob("*.py")):
+        if path.name != "audio_exhubert.py":
+            path.unlink()
 
 
 @pytest.fixture

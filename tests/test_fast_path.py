@@ -10,7 +10,7 @@ import copy
 import pytest
 import torch
 
-from exhubert import ExHuBERTForSequenceClassification, modeling_exhubert
+from exhubert import ExHuBERTForSequenceClassification, fast_path_exhubert, modeling_exhubert
 from small_models import make_model
 
 LABELS = torch.tensor([0, 1])
@@ -103,7 +103,7 @@ def test_adapters_within_the_cnn_are_not_passed_by(samples):
 def test_gradients_of_gradients_are_refused():
     """They would be zero."""
     linear = torch.nn.Linear(8, 4)
-    linear.__class__ = modeling_exhubert.FastLinear
+    linear.__class__ = fast_path_exhubert.FastLinear
     values = torch.randn(3, 8, requires_grad=True)
     (gradient,) = torch.autograd.grad(linear(values).square().sum(), values, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
@@ -150,15 +150,15 @@ def test_elsewhere_than_in_float32_on_the_cpu_nothing_changes(samples):
 def test_dropout_of_the_fast_path_keeps_what_it_should():
     torch.manual_seed(0)
     values = torch.ones(1000, 1001)
-    dropped = modeling_exhubert.FastDropout(0.1)(values)
+    dropped = fast_path_exhubert.FastDropout(0.1)(values)
     kept = dropped != 0
     # Of four decisions that come from one random number, each is made as often, and for itself.
     shares = kept.view(-1)[:1_000_000].view(-1, 4).double()
     assert torch.allclose(shares.mean(dim=0), torch.full((4,), 0.9, dtype=torch.double), atol=0.002)
     assert torch.corrcoef(shares.T).fill_diagonal_(0).abs().max() < 0.01
     assert dropped[kept].unique().item() == pytest.approx(1 / 0.9, rel=1e-4)
-    assert torch.equal(modeling_exhubert.FastDropout(0.1).eval()(values), values)
-    assert not modeling_exhubert.FastDropout(1.0)(values).any()
+    assert torch.equal(fast_path_exhubert.FastDropout(0.1).eval()(values), values)
+    assert not fast_path_exhubert.FastDropout(1.0)(values).any()
 
 
 def test_gradients_of_the_fast_paths_functions_are_right():
@@ -166,16 +166,16 @@ def test_gradients_of_the_fast_paths_functions_are_right():
 
     def attend(*inputs):
         torch.manual_seed(0)
-        return modeling_exhubert._AttentionWithDropout.apply(*inputs, 0.5, 0.3)
+        return fast_path_exhubert._AttentionWithDropout.apply(*inputs, 0.5, 0.3)
 
     def drop(values):
         torch.manual_seed(0)
-        return modeling_exhubert._Dropout.apply(values, 0.3)
+        return fast_path_exhubert._Dropout.apply(values, 0.3)
 
     assert torch.autograd.gradcheck(attend, (query, key, value))
     assert torch.autograd.gradcheck(drop, (query,))
     torch.manual_seed(0)
-    kept, scale = modeling_exhubert._draw_kept(torch.Size((2, 2, 5, 5)), 0.3)
+    kept, scale = fast_path_exhubert._draw_kept(torch.Size((2, 2, 5, 5)), 0.3)
     shares = torch.softmax(0.5 * query @ key.transpose(2, 3), dim=-1) * kept * scale
     assert torch.allclose(attend(query, key, value), shares @ value)
 
@@ -183,8 +183,8 @@ def test_gradients_of_the_fast_paths_functions_are_right():
 @pytest.mark.parametrize("kind", ["base", "large"])
 def test_training_on_the_fast_path_is_the_same_on_average(monkeypatch, kind):
     """And it is that path: on any release of transformers what it replaces is there."""
-    taken, shares = [], modeling_exhubert._attention_shares
-    monkeypatch.setattr(modeling_exhubert, "_attention_shares", lambda *args: taken.append(1) or shares(*args))
+    taken, shares = [], fast_path_exhubert._attention_shares
+    monkeypatch.setattr(fast_path_exhubert, "_attention_shares", lambda *args: taken.append(1) or shares(*args))
     model = make_model(kind, attention_dropout=0.3).train()
     attention = model.hubert.encoder.layers[0].attention
     states = torch.randn(2, 12, model.config.hidden_size)

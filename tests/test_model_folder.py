@@ -35,6 +35,10 @@ got = {
     "states": list(base(samples).last_hidden_state.shape),
     "input": list(extractor(samples[0].numpy(), return_tensors="pt")["input_values"].shape),
 }
+model.set_fast_path()
+with torch.inference_mode():
+    got |= {"fast": model(samples).logits.tolist(), "fast module": type(model.classifier).__module__.split(".")[-1]}
+model.set_fast_path(False)
 
 ours = pipeline("speech-emotion-recognition", model="ex", trust_remote_code=True)
 stock = pipeline("audio-classification", model="ex", trust_remote_code=True, top_k=6)
@@ -84,6 +88,9 @@ def test_it_loads_in_a_process_without_the_package(elsewhere, saved_model, sampl
     model = ExHuBERTForSequenceClassification.from_pretrained(saved_model).eval()
     with torch.inference_mode():
         assert torch.equal(torch.tensor(elsewhere["logits"]), model(samples).logits)
+        model.set_fast_path()
+        assert torch.equal(torch.tensor(elsewhere["fast"]), model(samples).logits)
+    assert elsewhere["fast module"] == "fast_path_exhubert"
 
 
 def test_both_pipelines_work_without_the_package(elsewhere):
@@ -104,7 +111,7 @@ def test_a_plain_hubert_is_a_model_folder_too(elsewhere):
 
 def test_a_folder_loaded_from_a_folder_saves_as_a_whole_again(elsewhere):
     assert elsewhere["out"] == 3
-    assert {"configuration_exhubert.py", "modeling_exhubert.py", "model.safetensors"} <= set(elsewhere["files"])
+    assert {*CODE_FILES, "model.safetensors"} <= set(elsewhere["files"])
 
 
 def test_the_code_in_the_folder_is_the_code_of_the_repo(folder):
