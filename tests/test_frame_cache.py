@@ -32,6 +32,7 @@ from exhubert.training.collator import AudioCollator
 from exhubert.training.frame_cache import make_frame_cache, take_frames
 from small_models import make_model, write_model
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
 RUN = {"rounds": 4, "batch_size": 4, "window_seconds": 0.8, "freeze": ["feature_encoder"]}
 # With a small epsilon AdamW makes a step of any gradient, that of rounding alone, too.
 TRAINING = {"learning_rate": 1.0e-3, "adam_epsilon": 1.0e-3, "eval_steps": 2, "report_to": "none", "use_cpu": True}

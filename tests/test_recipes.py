@@ -29,6 +29,7 @@ from exhubert.training.arguments import Recipe, parse, read_recipe
 from exhubert.training.models import parts_table, prepare
 from small_models import write_model
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
 RECIPES = sorted(str(path.relative_to(ROOT / "recipes")) for path in (ROOT / "recipes").rglob("*.yaml"))
 RECIPES = [name for name in RECIPES if not name.startswith(("accelerate/", "pretraining/", "replication/"))]
 SIX = list(SIX_CLASSES)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -24,7 +25,7 @@ from transformers import HubertConfig, HubertModel
 from conftest import HUBERT_KINDS, ROOT, SMALL, refused, write_corpus
 from exhubert import SIX_CLASSES
 from exhubert.modeling_exhubert import frame_samples
-from exhubert.replication import plan, report, run
+from exhubert.replication import plan, report, run, workers
 from exhubert.replication.finished import Found, Run, export, read_run
 from exhubert.replication.workers import Job, run_jobs
 from exhubert.training.arguments import parse
@@ -32,7 +33,7 @@ from exhubert.training.masked_prediction import read_start
 from exhubert.training.pretraining_recipe import parse_pretraining
 
 COLUMNS = ("exhubert_stage1", "lora")
-SHORT = "rounds: 2, batch_size: 2, window_seconds: 0.5, per_device_eval_batch_size: 32"
+SHORT = "rounds: 2, batch_size: 2, window_seconds: 0.5, per_device_eval_batch_size: 32, eval_steps: 2"
 
 
 class Interrupting(io.StringIO):
@@ -68,9 +69,15 @@ def grid(tmp_path_factory) -> tuple[Path, list[tuple[int, str]], dict[str, int]]
     torch.manual_seed(0)
     HubertModel(HubertConfig(**SMALL, **HUBERT_KINDS["large"])).save_pretrained(folder / "hubert")
     (folder / "settings.yaml").write_text(f"stage1: {{{SHORT}}}\nstage2: {{{SHORT}}}\n")
-    goes = [replicate(folder, interrupt_at="[5/18]")]
-    times = {str(path): path.stat().st_mtime_ns for path in folder.glob("run/seed*/*/*/cell.json")}
-    return folder, [*goes, replicate(folder)], times
+    with pytest.MonkeyPatch.context() as patch:
+        # Forks of this process, which has imported everything; and blank pictures.
+        fork = multiprocessing.get_context("fork")
+        patch.setattr(multiprocessing, "get_context", lambda method: fork)
+        patch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, **options: Path(path).touch())
+        goes = [replicate(folder, interrupt_at="[5/18]")]
+        times = {str(path): path.stat().st_mtime_ns for path in folder.glob("run/seed*/*/*/cell.json")}
+        goes.append(replicate(folder))
+    return folder, goes, times
 
 
 @pytest.mark.slow
@@ -347,7 +354,8 @@ def test_the_columns_are_the_papers_at_full_size():
     assert recipes["weighted_sum"].freeze == ["base"]
 
 
-def test_a_job_that_fails_is_named_with_its_last_line_and_others_go_on(tmp_path):
+def test_a_job_that_fails_is_named_with_its_last_line_and_others_go_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "PRELOADED", ["exhubert.replication.workers"])  # these need no more
     names = ("first", "bad", "after bad", "last")
     arguments = {"first": ("0",), "bad": ("no number",), "after bad": ("0",), "last": ("0",)}
     needs = {"after bad": ("bad",), "last": ("first", "not among them")}

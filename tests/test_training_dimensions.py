@@ -33,6 +33,7 @@ from exhubert.training.models import load_model
 from exhubert.training.run_folder import check_recipe
 from small_models import make_model, write_model
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
 NAN = float("nan")
 SIX = list(SIX_CLASSES)
 SCALES = {"arousal": [1, 7], "valence": [-1, 1]}

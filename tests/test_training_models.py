@@ -37,6 +37,7 @@ from exhubert.training.lora import load_lora_parts, save_lora_parts
 from exhubert.training.models import load_model, parts_table
 from small_models import write_model
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
 SIX = list(SIX_CLASSES)
 
 
