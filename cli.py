@@ -126,6 +126,11 @@ def _add_convert(commands: Any) -> None:
     onnx.add_argument("--int8", action="store_true", help="quantise the matrices: a quarter of the size, and faster")
     compared = "corpora, to compare on their test splits"
     onnx.add_argument("--check", dest="corpora", metavar="DIR", nargs="+", default=[], help=compared)
+    onnx.add_argument(
+        "--scales",
+        default="{}",
+        help="on which scales these have their dimensions, where the registry does not say: '{arousal: [1, 7]}'",
+    )
     _add_trust(onnx)
     onnx.set_defaults(run="convert.onnx:convert_onnx")
 

@@ -24,13 +24,13 @@ from typing import Any
 
 import numpy as np
 import pandas
-import yaml
 from accelerate import PartialState
 from datasets import Dataset
 
 from exhubert.audio_exhubert import longest_input_seconds
 from exhubert.configuration_exhubert import class_names_of_config, dimensions_of_config
 from exhubert.convert.onnx import BACKENDS, model_for_backend
+from exhubert.corpora.dimensions import read_scales, scales_of
 from exhubert.corpora.load import load_corpora
 from exhubert.corpora.registry import folder_name
 from exhubert.corpora.splits import SPLITS
@@ -165,10 +165,7 @@ def check(options: argparse.Namespace) -> dict[str, tuple[str, Path]]:
         raise ValueError(f"{options.output} is a training's run folder; give another --output")
     if options.output.exists() and not options.output.is_dir():
         raise ValueError(f"{options.output} is a file; give --output a folder")
-    with contextlib.suppress(yaml.YAMLError):
-        options.scales = yaml.safe_load(options.scales)
-    if not isinstance(options.scales, dict):
-        raise ValueError(f"--scales is {options.scales!r}; a table such as '{{arousal: [1, 7]}}' is needed")
+    options.scales = read_scales(options.scales)
     if options.batch_size < 1:
         raise ValueError(f"batch_size is {options.batch_size}; it must be above 0")
     if len(set(options.model)) < len(options.model):
@@ -325,12 +322,6 @@ def report(
         curves={name: read_table(path) for name, path in curves.items() if path.is_file()},
         trained_on={name: corpora for name, corpora in trained_on.items() if corpora},
     )
-
-
-def scales_of(scales: dict[str, Any], dimensions: Sequence[str]) -> dict[str, Any]:
-    """The part of `--scales` that is about a model's dimensions: another model may have others."""
-    parts = {name: scales_of(value, dimensions) if isinstance(value, dict) else value for name, value in scales.items()}
-    return {name: value for name, value in parts.items() if name in dimensions or isinstance(value, dict)}
 
 
 def recipe_of(name_or_path: str) -> dict[str, Any]:

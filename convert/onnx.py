@@ -45,6 +45,7 @@ def convert_onnx(
     int8: bool = False,
     corpora: Sequence[str] = (),
     trust_remote_code: bool = False,
+    scales: str = "{}",
 ) -> Path:
     """Exports a model to ONNX and compares what it computes with torch; what was compared is printed and in the card.
 
@@ -56,6 +57,7 @@ def convert_onnx(
         int8: multiply by int8 matrices; see `quantize`.
         corpora: corpus folders, on whose test splits torch and ONNX are compared as well.
         trust_remote_code: whether code that the source brings may run.
+        scales: on which scales the corpora have the model's dimensions, as YAML, where the registry does not say.
 
     Raises:
         OSError: if the source is neither a folder nor to be had from the Hub.
@@ -68,6 +70,11 @@ def convert_onnx(
             importlib.import_module(name)
         except ImportError as error:
             raise ImportError(f"exporting to ONNX needs {name}: {INSTALL}") from error
+    if corpora:  # what training needs, too
+        from exhubert.convert.onnx_corpora import compare_on_corpora
+        from exhubert.corpora.dimensions import read_scales
+
+        known_scales = read_scales(scales)
     source = str(source)
     with whole_folder(destination) as unfinished:
         options = {"dtype": torch.float32, "attn_implementation": "eager"}
@@ -102,9 +109,7 @@ def convert_onnx(
         print("\n".join(found))
         table = ""
         if corpora:
-            from exhubert.convert.onnx_corpora import compare_on_corpora  # needs what training needs
-
-            table = compare_on_corpora(model, exported, extractor, corpora)
+            table = compare_on_corpora(model, exported, extractor, corpora, known_scales)
             print(table)
         config.save_pretrained(unfinished)
         extractor.save_pretrained(unfinished)

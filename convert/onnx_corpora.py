@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pandas
 from transformers import PreTrainedModel
 
 from exhubert.configuration_exhubert import class_names_of_config, dimensions_of_config
+from exhubert.corpora.dimensions import scales_of
 from exhubert.corpora.load import load_corpora
 from exhubert.evaluation.dimensions import dimension_metrics
 from exhubert.evaluation.metrics import classification_scores
@@ -21,7 +23,13 @@ OF_CLASSES = ["same class", "UAR torch", "UAR ONNX", "largest difference of logi
 OF_DIMENSIONS = ["CCC torch", "CCC ONNX", "largest difference of dimensions"]
 
 
-def compare_on_corpora(model: PreTrainedModel, exported: OnnxClassifier, extractor: Any, entries: Sequence[str]) -> str:
+def compare_on_corpora(
+    model: PreTrainedModel,
+    exported: OnnxClassifier,
+    extractor: Any,
+    entries: Sequence[str],
+    scales: Mapping[str, Any] = MappingProxyType({}),
+) -> str:
     """Classifies the test splits of corpora with a model and with its export, in windows, as evaluation does.
 
     Args:
@@ -29,6 +37,7 @@ def compare_on_corpora(model: PreTrainedModel, exported: OnnxClassifier, extract
         exported: made of it.
         extractor: their feature extractor.
         entries: corpus folders.
+        scales: those that the registry does not state, as `corpora.dimensions.scale_of` takes them.
 
     Returns:
         A markdown table: for each corpus, and for the clips of all together, of a model with classes how many clips get
@@ -40,7 +49,13 @@ def compare_on_corpora(model: PreTrainedModel, exported: OnnxClassifier, extract
             dimensions alone if it has no such columns.
     """
     class_names, dimensions = class_names_of_config(model.config), dimensions_of_config(model.config)
-    read, _ = load_corpora(entries, labels=class_names or "none", targets=list(dimensions), needed=("test",))
+    read, _ = load_corpora(
+        entries,
+        labels=class_names or "none",
+        targets=list(dimensions),
+        scales=scales_of(scales, list(dimensions)),
+        needed=("test",),
+    )
     corpora = {name: splits["test"] for name, splits in read.items()}
     answers = classify(model, extractor, corpora, description="torch")
     others = classify(exported, extractor, corpora, description="ONNX")

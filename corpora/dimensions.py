@@ -5,11 +5,13 @@ What is trained on is mapped to 0..1: `(value - low) / (high - low)`.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas
+import yaml
 from datasets import Dataset
 
 from exhubert.corpora.metadata import COLUMN_NAMES, DIMENSIONS, RESERVED_COLUMNS, SEGMENT_COLUMNS, text_of
@@ -74,6 +76,22 @@ def scale_of(dimension: str, corpus: str, key: str, scales: Mapping[str, Any]) -
                 return tuple(own[dimension])
     given = scales.get(dimension)
     return tuple(given) if isinstance(given, Sequence) else registered_scale(dimension, key)
+
+
+def read_scales(text: str) -> dict[str, Any]:
+    """Reads the option `--scales`, YAML: a table as `scale_of` takes it. Raises ValueError for anything else."""
+    scales: Any = text
+    with contextlib.suppress(yaml.YAMLError):
+        scales = yaml.safe_load(text)
+    if not isinstance(scales, dict):
+        raise ValueError(f"--scales is {scales!r}; a table such as '{{arousal: [1, 7]}}' is needed")
+    return scales
+
+
+def scales_of(scales: Mapping[str, Any], dimensions: Sequence[str]) -> dict[str, Any]:
+    """The part of `--scales` that is about a model's dimensions: another model may have others."""
+    parts = {name: scales_of(value, dimensions) if isinstance(value, dict) else value for name, value in scales.items()}
+    return {name: value for name, value in parts.items() if name in dimensions or isinstance(value, dict)}
 
 
 def registered_scale(dimension: str, key: str) -> tuple[float, float] | None:

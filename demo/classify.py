@@ -13,8 +13,14 @@ audio = import_module(type(feature_extractor).__module__)  # the folder's own au
 
 inputs = feature_extractor(audio.read_audio(path), return_tensors="pt")
 with torch.inference_mode():
-    probabilities = model(**inputs).logits.softmax(dim=-1)[0]
+    outputs = model(**inputs)
 
 print(path)
-for index, probability in enumerate(probabilities.tolist()):
-    print(f"  {index} {model.config.id2label[index]:<14} {probability:6.1%}")
+config, alone = model.config, model.config.problem_type == "regression"  # then dimensions are all that it answers
+if not alone:
+    for index, probability in enumerate(outputs.logits.softmax(dim=-1)[0].tolist()):
+        print(f"  {index} {config.id2label[index]:<14} {probability:6.1%}")
+if scales := getattr(config, "dimensions", None):
+    values = (outputs.logits if alone else outputs.dimensions)[0].tolist()
+    for (name, (low, high)), value in zip(scales.items(), values, strict=True):
+        print(f"  {name:<16} {low + value * (high - low):6.2f}  on {low:g} to {high:g}")

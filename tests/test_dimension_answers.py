@@ -19,12 +19,11 @@ import torch
 from PIL import Image
 from transformers import HubertConfig, HubertForSequenceClassification, Wav2Vec2FeatureExtractor
 
-from conftest import SMALL, alike, make_classifier, run_without_package, write_corpus
+from conftest import ROOT, SMALL, alike, make_classifier, refused, run_without_package, write_corpus
 from exhubert import ExHuBERTFeatureExtractor
 from exhubert.audio_exhubert import prepare_input
 from exhubert.cli import main
 from exhubert.configuration_exhubert import SIX_CLASSES
-from exhubert.convert.onnx import convert_onnx
 from exhubert.convert.onnx_corpora import compare_on_corpora
 from exhubert.evaluation.engine import classify_clips
 from exhubert.inference.timeline import plot_timeline
@@ -261,10 +260,15 @@ def test_transformers_own_regression_answers_likewise(tmp_path, clips, capsys):
     assert capsys.readouterr().out.split()[:4] == ["file", "valence[0,1]", "arousal[0,1]", "seconds"]
 
 
-def test_an_export_answers_dimensions(kind, folder, tmp_path):
-    """In int8 beside classes, where the card says how close float32 is; in float32 alone."""
-    int8 = kind == "both"
-    exported = convert_onnx(folder, tmp_path / "exported", int8=int8)
+def test_an_export_answers_dimensions(kind, folder, tmp_path, capsys):
+    """In int8 beside classes, where the card says how close float32 is; in float32 alone, on a corpus's own scale."""
+    int8, exported = kind == "both", tmp_path / "exported"
+    corpus = write_corpus(tmp_path / "rated", takes=1, split=lambda row: "test", arousal=lambda row: str(1 + row % 5))
+    command = ["convert", "onnx", folder, exported, "--check", corpus, "--scales"]
+    assert "--scales is 'arousal'; a table such as" in refused(capsys, main, *command, "arousal")
+    assert main([*map(str, command), "{arousal: [1, 5]}", *(["--int8"] if int8 else [])]) == 0
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| rated ")]
+    assert -1 < float(row.split("|")[-3]) < 1  # CCC of the export
     expected, got = (load_pipeline(str(each)) for each in (folder, exported))
     assert got.dimensions == expected.dimensions and got.class_names == expected.class_names
     inputs = torch.randn(3, 8_000, generator=torch.Generator().manual_seed(0))
@@ -301,24 +305,40 @@ def test_an_export_is_compared_on_corpora(kind, tmp_path):
     assert row[-3] != row[-2] and -1 < float(row[-3]) < 1
 
 
-def test_the_pipeline_of_a_model_folder_needs_no_package(tmp_path):
+def test_a_model_folder_needs_no_package(tmp_path):
+    """Its pipeline; and demo/classify.py, which hears the first window of it."""
     samples = noise(4.0)
     np.save(tmp_path / "audio.npy", samples)
+    soundfile.write(tmp_path / "audio.wav", samples, 16_000, subtype="FLOAT")
     expected = {}
     for kind in ("both", "alone"):
         model = of_dimensions(kind)
         model.save_pretrained(tmp_path / kind)
+        ExHuBERTFeatureExtractor().save_pretrained(tmp_path / kind)
         expected[kind] = load_pipeline(str(tmp_path / kind))({"array": samples, "sampling_rate": 16_000})
-    script = """
-    import json
+    script = f"""
+    import contextlib, io, json, runpy, sys
     import numpy as np
     from transformers import pipeline
 
-    given = {"array": np.load("audio.npy"), "sampling_rate": 16_000}
-    got = {}
+    given = {{"array": np.load("audio.npy"), "sampling_rate": 16_000}}
+    got, said = {{}}, {{}}
     for name in ("both", "alone"):
         by_task = pipeline("speech-emotion-recognition", model=name, trust_remote_code=True)
         got[name] = by_task(given)
-    print(json.dumps(got))
+        sys.argv = ["classify.py", name, "audio.wav"]
+        with contextlib.redirect_stdout(io.StringIO()) as text:
+            runpy.run_path({str(ROOT / "demo" / "classify.py")!r})
+        said[name] = text.getvalue().splitlines()[1:]
+    print(json.dumps({{"got": got, "said": said}}))
     """
-    assert alike(run_without_package(tmp_path, script), expected, 1e-4)
+    found = run_without_package(tmp_path, script)
+    assert alike(found["got"], expected, 1e-4)
+    for kind, lines in found["said"].items():
+        numbers = {line.split()[0]: line.split(maxsplit=1)[1] for line in lines[-len(SCALES) :]}
+        dimensions = expected[kind]["windows"][0]["dimensions"]
+        for name, (low, high) in SCALES.items():
+            value, scale = numbers[name].split(maxsplit=1)
+            assert float(value) == pytest.approx(dimensions[name], abs=0.01) and scale == f"on {low} to {high}"
+        classes = [line.split()[1] for line in lines[: -len(SCALES)]]
+        assert classes == (list(SIX_CLASSES) if kind == "both" else [])
