@@ -148,7 +148,8 @@ def test_the_interval_of_a_dimension_counts_the_speakers_that_have_it():
     drawn = resample_values(truth, [answers], table["speaker"].tolist())
     assert drawn.by == "speaker" and drawn.units == 6 and drawn.units_of_dimension.tolist() == [6, 1, 6]
     entry = score_and_average(table, [], "test")[0]["corpus"]["dimensions"]["dominance"]
-    assert entry["ccc"] is not None and entry["ccc_interval"] is None
+    own = score_and_average(table[table["speaker"] == "0"], [], "test")[0]["corpus"]["dimensions"]["dominance"]
+    assert entry["ccc"] == pytest.approx(own["ccc"]) and entry["ccc_interval"] is None
 
 
 def with_classes(table, every=4):
@@ -345,7 +346,12 @@ def test_a_model_of_both_beside_one_of_classes(place, tmp_path):
     assert evaluate_hf.main(command(place, tmp_path, ("both", "classes"), ("rated", "unrated"), "--calibrate")) == 0
     results = json.loads((tmp_path / "both" / "results.json").read_text())
     assert results["corpora"]["unrated"]["ccc"] is None and results["average"]["without_ccc"] == ["unrated"]
-    assert results["corpora"]["rated"]["uar"] is not None and results["corpora"]["rated"]["ccc"] is not None
+    rated = pandas.read_parquet(tmp_path / "both" / "predictions.parquet").query("corpus == 'rated'")
+    right = (rated["prediction"] == rated["reference"])[rated["reference"] != ""]
+    assert results["corpora"]["rated"]["uar"] == pytest.approx(right.groupby(rated["reference"]).mean().mean())
+    pairs = [rated[[f"reference_{name}", f"predicted_{name}"]].dropna().to_numpy(float).T for name in SCALES]
+    cccs = [2 * np.cov(a, b, ddof=0)[0, 1] / (a.var() + b.var() + (a.mean() - b.mean()) ** 2) for a, b in pairs]
+    assert results["corpora"]["rated"]["ccc"] == pytest.approx(np.mean(cccs))
     assert results["calibration"]["clips"] == 12
     pair = json.loads((tmp_path / "comparison.json").read_text())["pairs"][0]
     assert "ccc" not in pair and set(pair["corpora"]) == {"rated", "unrated"}

@@ -64,7 +64,7 @@ def test_whatever_needs_a_gradient_of_the_cnn_gets_it(samples, frozen):
             model(given, labels=LABELS).loss.backward()
             weights = model.hubert.feature_extractor.parameters()
             found.append([each.grad for each in (given, *weights)])
-    assert found[0][0] is not None
+    assert found[0][0].abs().max() > 0
     for plain, fast in zip(found[0] + found[1], found[2] + found[3], strict=True):
         assert (plain is None) == (fast is None)
         assert plain is None or torch.allclose(plain, fast, rtol=1e-4, atol=1e-6)

@@ -36,7 +36,7 @@ with locked(sys.argv[1]):
 def held(output: Path) -> Iterator[subprocess.Popen[str]]:
     """Another process that writes `output`."""
     with subprocess.Popen([sys.executable, "-c", HOLD, str(output)], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        assert process.stdout.readline() == "held\n"
         try:
             yield process
         finally:

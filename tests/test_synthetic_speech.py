@@ -21,7 +21,6 @@ pytest.importorskip("espeakng_loader")
 
 SCRIPT = Path(__file__).parents[1] / "demo" / "synthetic_speech.py"
 SPEC = importlib.util.spec_from_file_location("synthetic_speech", SCRIPT)
-assert SPEC is not None and SPEC.loader is not None
 synthetic_speech = importlib.util.module_from_spec(SPEC)
 sys.modules[SPEC.name] = synthetic_speech  # dataclasses look their module up
 SPEC.loader.exec_module(synthetic_speech)
