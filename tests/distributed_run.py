@@ -14,14 +14,14 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
 import yaml
-from accelerate.state import AcceleratorState, PartialState
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
@@ -74,30 +74,39 @@ def write_recipe(folder: Path, **training: Any) -> Path:
 def launch(
     folder: Path, jobs: Mapping[int, Mapping[str, Any]], launcher: Sequence[str] = ()
 ) -> dict[int, list[dict[str, Any]]]:
-    """Starts this file.
+    """Does jobs in several processes.
 
     Args:
         folder: is made, for jobs and records.
         jobs: for each number of processes `runs`, what `train_and_record` is given, and maybe `steps`, what
             `steps_under_ddp` is given; by name.
         launcher: the module of a launcher with its options but for the number of processes (a GPU for each needs one);
-            without it this file forks the processes, which saves the imports of each.
+            without it the processes are forks, which saves the imports of each: of this process, or, where autograd's
+            device threads forbid that, of one that runs this file.
 
     Returns:
         For each number of processes what each of them recorded: `runs` and `without_gradient`.
     """
     folder.mkdir()
     (folder / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
-    for processes in jobs if launcher else [0]:
+    if not launcher and not torch.cuda.is_available():
+        main(folder)
+    else:
+        start(folder, jobs if launcher else [0], launcher)
+    return {
+        processes: [torch.load(folder / f"{rank}-of-{processes}.pt", weights_only=True) for rank in range(processes)]
+        for processes in jobs
+    }
+
+
+def start(folder: Path, numbers: Iterable[int], launcher: Sequence[str]) -> None:
+    """Runs this file with each number of processes, by a launcher if there is one."""
+    for processes in numbers:
         launched = ["-m", *launcher, str(processes)] if launcher else []
         command = [sys.executable, *launched, __file__, str(folder)]
         done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=500)
         first = [line for line in done.stderr.splitlines() if "rank0" in line] or done.stderr.splitlines()
         assert done.returncode == 0, "\n".join(first[-40:])
-    return {
-        processes: [torch.load(folder / f"{rank}-of-{processes}.pt", weights_only=True) for rank in range(processes)]
-        for processes in jobs
-    }
 
 
 def environment() -> dict[str, str]:
@@ -271,7 +280,10 @@ def work(rank: int, processes: int, jobs: Mapping[str, Any], folder: Path) -> No
 
 
 def work_forked(rank: int, processes: int, port: int, jobs: Mapping[str, Any], folder: Path) -> None:
-    """As `work`, with the environment that torchrun gives a process."""
+    """As `work`, with the environment that torchrun gives a process; nothing is left of what was trained before."""
+    torch.set_num_threads(1)
+    for state in (AcceleratorState, PartialState, GradientState):
+        state._reset_state()
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
     os.environ |= {"LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     work(rank, processes, jobs, folder)
