@@ -48,9 +48,7 @@ class Layout(NamedTuple):
         cell begins as a formula does: a file `=a.wav` is `./=a.wav` there, the same file. Of rows of windows these are
         the lines of all, each with the number of the file's `windows`.
         """
-        file = row["file"]
-        if self.style == "csv" and file != STANDARD_INPUT and spreadsheet_cell(file) != file:
-            file = os.path.join(".", file)
+        file = file_cell(row["file"]) if self.style == "csv" else row["file"]
         if self.per == "window" and "error" not in row:
             return "".join(self._window_line({**row, "file": file}, window) for window in row["windows"])
         if self.style == "jsonl":
@@ -215,6 +213,11 @@ def read_rows(path: Path, layout: Layout) -> Iterator[Row]:
                         yield Row(values[0], values[-1], windows, line)
     except (ValueError, TypeError, KeyError, csv.Error) as error:
         raise ValueError(f"{path}: a line there is no row of predictions ({error}); give another --output") from error
+
+
+def file_cell(name: str) -> str:
+    """A file's name for a cell of CSV: `./=a.wav`, the same file, where `=a.wav` would be a formula."""
+    return os.path.join(".", name) if name != STANDARD_INPUT and spreadsheet_cell(name) != name else name
 
 
 def _csv_line(values: Iterable[Any]) -> str:
