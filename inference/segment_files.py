@@ -159,10 +159,11 @@ def _write_textgrid(path: Path, result: Mapping[str, Any], seconds: float) -> No
     from praatio.data_classes.textgrid import Textgrid
 
     tiers = _tiers(result) or {ONLY_TIER: []}
-    last = max([round(seconds, TIER_DIGITS), *(end for entries in tiers.values() for _, end, _ in entries)])
+    last = max([seconds, *(segment["end"] for _, segment in spoken(result))])
     grid = Textgrid(0.0, last)
     for name, entries in tiers.items():
-        grid.addTier(IntervalTier(name, entries, 0.0, last))
+        within = [(start, min(end, last), text) for start, end, text in entries]
+        grid.addTier(IntervalTier(name, within, 0.0, last))
     with whole_file(path) as unfinished:
         grid.save(str(unfinished), "long_textgrid", includeBlankSpaces=True)
 

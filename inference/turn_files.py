@@ -55,8 +55,7 @@ def read_turns(path: str | os.PathLike[str]) -> dict[str | None, list[Turn]]:
         ValueError: if it is something else, or a turn is none; with the number of the line.
     """
     path = Path(path)
-    readers = {".rttm": _rttm, ".txt": _audacity, ".textgrid": _textgrid, ".csv": _table, ".tsv": _table}
-    reader = readers.get(path.suffix.lower())
+    reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise ValueError(f"{path}: segments are `speech`, a file of turns ({KNOWN}), or a folder of such files")
     turns: dict[str | None, list[Turn]] = {}
@@ -113,25 +112,18 @@ def turns_of_files(source: str, files: Sequence[str]) -> Callable[[str], list[Tu
     return turns_of
 
 
-def turns_version(source: str) -> str:
-    """A short hash of a file of turns, or of all in a folder, by which a change is noticed."""
+def turns_version(source: str, files: Sequence[str]) -> str:
+    """A short hash of what `turns_of_files` reads, by which a change is noticed."""
     digest = hashlib.blake2b(digest_size=8)
-    for path in _turn_files(Path(source)) if os.path.isdir(source) else [Path(source)]:
+    of_files = _files_in_folder(Path(source), files) if os.path.isdir(source) else {"": Path(source)}
+    for name, path in of_files.items():
         content = path.read_bytes()
-        digest.update(f"{as_text(path.name) if os.path.isdir(source) else ''}\n{len(content)}\n".encode() + content)
+        digest.update(f"{as_text(Path(name).stem)}\n{len(content)}\n".encode() + content)
     return digest.hexdigest()
 
 
 def _turns_in_folder(folder: Path, files: Sequence[str]) -> Callable[[str], list[Turn]]:
-    owners: dict[str, str] = {}
-    of_files: dict[str, Path] = {}
-    for name in files:
-        if (other := owners.setdefault(Path(name).stem, name)) != name:
-            raise ValueError(f"{folder}: turns of {Path(name).stem} may be of {other} or {name}; give paths in a .csv")
-    for path in _turn_files(folder):
-        owner = owners.get(path.stem)
-        if owner is not None and of_files.setdefault(owner, path) != path:
-            raise ValueError(f"{folder} has both {of_files[owner].name} and {path.name}; keep one of them")
+    of_files = _files_in_folder(folder, files)
     if not of_files:
         example = f"{Path(files[0]).stem}.rttm"
         raise ValueError(f"{folder} has no turns of the audio files; for {files[0]} there could be {example}")
@@ -148,10 +140,18 @@ def _turns_in_folder(folder: Path, files: Sequence[str]) -> Callable[[str], list
     return turns_of
 
 
-def _turn_files(folder: Path) -> list[Path]:
-    suffixes = (".rttm", ".txt", ".textgrid", ".csv", ".tsv")
-    files = (path for path in sorted(folder.iterdir()) if not path.name.startswith("."))
-    return [path for path in files if path.suffix.lower() in suffixes and path.is_file()]
+def _files_in_folder(folder: Path, files: Sequence[str]) -> dict[str, Path]:
+    """The file of turns of each audio file that has one; raises ValueError where it is not clear whose one is."""
+    owners: dict[str, str] = {}
+    of_files: dict[str, Path] = {}
+    for name in files:
+        if (other := owners.setdefault(Path(name).stem, name)) != name:
+            raise ValueError(f"{folder}: turns of {Path(name).stem} may be of {other} or {name}; give paths in a .csv")
+    for path in sorted(folder.iterdir()):
+        owner = owners.get(path.stem)
+        if owner is not None and path.suffix.lower() in READERS and of_files.setdefault(owner, path) != path:
+            raise ValueError(f"{folder} has both {of_files[owner].name} and {path.name}; keep one of them")
+    return of_files
 
 
 def _finder(turns: Iterable[str | None]) -> Callable[[str], list[str | None]]:
@@ -319,3 +319,6 @@ def _praat_tokens(text: str) -> Iterator[tuple[int, str]]:
             raise ValueError(f"line {line}: a text without its closing quotes")
         if not token.startswith("!"):
             yield line, token
+
+
+READERS = {".rttm": _rttm, ".txt": _audacity, ".textgrid": _textgrid, ".csv": _table, ".tsv": _table}

@@ -208,6 +208,6 @@ def test_a_folder_has_a_file_of_turns_for_each():
     ):
         with pytest.raises(ValueError, match=message):
             turns_of(name)
-    before = turns_version("turns")
+    before = turns_version("turns", files)
     write("turns/silent.rttm", "\n")
-    assert turns_version("turns") != before
+    assert turns_version("turns", files) != before
