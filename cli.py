@@ -201,7 +201,7 @@ def _add_inference(commands: Any) -> None:
     predict = commands.add_parser(
         "predict",
         help="classify audio",
-        description="Classifies audio of any length and prints a row a file. Bad files are listed at the end.",
+        description="Classifies audio of any length and prints a row a file or segment. Bad files are listed at the end.",
     )
     predict.add_argument(
         "--format", dest="style", choices=("table", "jsonl", "csv"), help="default: as --output is called, or table"
