@@ -36,6 +36,7 @@ CODE_FILES = (
     "modeling_exhubert.py",
     "fast_path_exhubert.py",
     "audio_exhubert.py",
+    "segments_exhubert.py",
     "pipeline_exhubert.py",
 )
 LARGEST = {"num_hidden_layers": 10_000, "num_labels": 10_000}  # of more, building the model does not end
