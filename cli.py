@@ -208,7 +208,9 @@ def _add_inference(commands: Any) -> None:
     )
     predict.add_argument("--output", metavar="FILE", help=".jsonl or .csv; files that have a row there are skipped")
     predict.add_argument("--timeline", metavar="DIR", help="folder for a picture of each file over time")
-    predict.add_argument("--per", default="clip", choices=("clip", "window"), help="what has a row (default: clip)")
+    predict.add_argument("--segment-files", metavar="DIR", help="folder for a file of each recording's segments")
+    formats = ("vtt", "srt", "audacity", "textgrid", "elan", "csv")
+    predict.add_argument("--segment-format", nargs="+", choices=formats, help="of these files (default: vtt)")
     predict.set_defaults(run="inference.predict:run_predict")
 
     embed = commands.add_parser(
@@ -218,7 +220,6 @@ def _add_inference(commands: Any) -> None:
     )
     embed.add_argument("--output", metavar="FILE", required=True, help=".parquet")
     embed.add_argument("--layer", default="last", help="last, weighted, or a number from 0 (default: last)")
-    embed.add_argument("--per", default="clip", choices=("clip", "window"), help="what has a row (default: clip)")
     embed.set_defaults(run="inference.embed:run_embed")
 
     for command in (predict, embed):
@@ -249,6 +250,25 @@ def _add_inference(commands: Any) -> None:
             help="torch, or the model's ONNX export on the CPU, in float32 or int8, made once and kept "
             "(default: torch)",
         )
+        command.add_argument(
+            "--per",
+            choices=("clip", "window", "segment"),
+            help="what has a row (default: a segment with --segments, else a clip)",
+        )
+        command.add_argument(
+            "--segments", metavar="SOURCE", help="speech, as it is found; or a file of turns, or a folder of such files"
+        )
+        command.add_argument(
+            "--channels", choices=("mix", "each"), default="mix", help="averaged, or each on its own (default: mix)"
+        )
+        for name, unit, default in (("probability", "P", 0.5), ("seconds", "SECONDS", 0.5)):
+            command.add_argument(
+                f"--least-{name}",
+                type=float,
+                default=argparse.SUPPRESS,
+                metavar=unit,
+                help=f"a segment with less is marked as uncertain (default: {default})",
+            )
         command.add_argument("--vad", action="store_true", help="leave out windows without speech (silero-vad)")
         command.add_argument(
             "--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 
 
@@ -28,6 +29,11 @@ def printable(text: str) -> str:
 def markdown_text(text: str) -> str:
     """Text that markdown shows as it is: no emphasis, links or HTML, and in one line. `markdown_table` escapes `|`."""
     return re.sub(r"([\\`*_\[\]<>&~$])", r"\\\1", printable(text))
+
+
+def in_one_line(text: str) -> str:
+    """Text without line ends and tabs, which become spaces, one after another as one, nor other control characters."""
+    return "".join(c for c in " ".join(text.split()) if unicodedata.category(c) not in ("Cc", "Cs"))
 
 
 def spreadsheet_cell(text: str) -> str:
