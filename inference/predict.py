@@ -16,6 +16,7 @@ from exhubert.inference.prediction_rows import FORMATS, Layout, open_rows
 from exhubert.inference.processes import Team, new_part, parts_of, team
 from exhubert.inference.segment_files import STYLES, check_styles, write_segments
 from exhubert.inference.speech import Classified, Options, classify_files, open_pipeline
+from exhubert.inference.summary import Names, write_summary
 from exhubert.inference.turn_files import turns_of_files, turns_version
 from exhubert.pipeline_exhubert import ExHuBERTPipeline
 from exhubert.utils.text import as_text, printable
@@ -34,6 +35,7 @@ def run_predict(
     per: str | None = None,
     segment_files: str | None = None,
     segment_format: Sequence[str] | None = None,
+    summary: str | None = None,
     **options: Any,
 ) -> int:
     """Classifies audio; prints a row a file, or adds it to a file, as soon as it is known; returns the exit code.
@@ -51,6 +53,7 @@ def run_predict(
         segment_files: folder for files of each recording's segments; a recording of which one cannot be written has
             its row, and is bad.
         segment_format: those of `segment_files.STYLES` that are written; vtt by default.
+        summary: folder for a summary of each file, as for `timeline`.
         options: those of `Options`, of which `segments` may be the name of a file of turns, or of a folder of them; see
             `turns_of_files`.
 
@@ -60,14 +63,14 @@ def run_predict(
     Raises:
         ValueError: if an argument is wrong.
         OSError: if there is no such model, or an output cannot be written.
-        ImportError: if what speech detection, `timeline` or `segment_files` needs is not installed.
+        ImportError: if what speech detection, `timeline`, `summary` or `segment_files` needs is not installed.
     """
     per, heard = checked_options(per, options)
     styles = segment_styles(segment_files, segment_format, heard)
     with team() as processes, contextlib.ExitStack() as stack:
         style = processes.from_leader(lambda: row_style(style, output, per))
         files = processes.from_leader(lambda: files_of_team(processes, audio, files_from, output))
-        if timeline is not None:
+        if timeline is not None or summary is not None:
             find_plot()
         heard, segments = processes.leader_first(lambda: with_turns(heard, files))
         pipeline = processes.leader_first(lambda: open_pipeline(model, heard))
@@ -79,6 +82,8 @@ def run_predict(
             beside["file of segments"] = segment_maker(segment_files, styles, files, layout)
         if timeline is not None:
             beside["picture"] = picture_maker(timeline, files, layout, model)
+        if summary is not None:
+            beside["summary"] = summary_maker(summary, files, pipeline, model, heard)
 
         rows, left = sys.stdout, files
         if output is None:
@@ -183,13 +188,13 @@ def row_style(style: str | None, output: str | None, per: str) -> str:
     return style
 
 
-def find_plot() -> Callable[..., None]:
-    """The function that draws; raises ImportError without matplotlib."""
+def find_plot() -> tuple[Callable[..., None], Callable[..., None]]:
+    """The functions that draw, of windows alone and of segments or channels; raises ImportError without matplotlib."""
     try:
-        from exhubert.inference.timeline import plot_timeline
+        from exhubert.inference.timeline import plot_lanes, plot_timeline
     except ImportError as error:
-        raise ImportError("timelines need matplotlib: pip install matplotlib") from error
-    return plot_timeline
+        raise ImportError("timelines and summaries need matplotlib: pip install matplotlib") from error
+    return plot_timeline, plot_lanes
 
 
 def segment_maker(folder: str, styles: Sequence[str], files: Sequence[str], layout: Layout) -> Maker:
@@ -208,11 +213,28 @@ def segment_maker(folder: str, styles: Sequence[str], files: Sequence[str], layo
 def picture_maker(folder: str, files: Sequence[str], layout: Layout, model: str) -> Maker:
     """What draws timelines; makes their folder."""
     Path(folder).mkdir(parents=True, exist_ok=True)
-    plot, paths = find_plot(), picture_paths(folder, files)
+    (plot, plot_lanes), paths = find_plot(), picture_paths(folder, files)
 
     def make(name: str, result: Mapping[str, Any], seconds: float) -> None:
-        values = (layout.class_names, layout.quadrant, layout.dimensions)
-        plot(paths[name], f"{name}, by {model}", result["windows"], *values)
+        title, values = f"{name}, by {model}", (layout.class_names, layout.quadrant, layout.dimensions)
+        if layout.segments or layout.each:
+            plot_lanes(paths[name], title, result, *values, seconds)
+        else:
+            plot(paths[name], title, result["windows"], *values)
+
+    return make
+
+
+def summary_maker(folder: str, files: Sequence[str], pipeline: ExHuBERTPipeline, model: str, options: Options) -> Maker:
+    """What writes summaries; makes their folder."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    paths = picture_paths(folder, files, ".summary")
+    names = Names(pipeline.class_names, pipeline.quadrant, pipeline.dimensions)
+    temperature = getattr(pipeline.model.config, "calibration_temperature", 1.0)
+    least = (options.least_probability, options.least_seconds)
+
+    def make(name: str, result: Mapping[str, Any], seconds: float) -> None:
+        write_summary(paths[name], name, model, result, names, temperature, least, seconds)
 
     return make
 

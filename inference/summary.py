@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from exhubert.inference.prediction_rows import file_cell
 from exhubert.utils.files import whole_file, write_text
 from exhubert.utils.text import as_text, markdown_table, markdown_text, spreadsheet_cell
 
@@ -69,7 +70,7 @@ class Pieces(NamedTuple):
 
     def where(self, chosen: np.ndarray) -> Pieces:
         """Those of a mask `(n,)`."""
-        return Pieces(*(column[chosen] for column in self[:-1]), self.channels)
+        return Pieces._make([*(column[chosen] for column in self[:-1]), self.channels])
 
     @property
     def heard(self) -> np.ndarray:
@@ -188,7 +189,7 @@ def pieces_of(result: Mapping[str, Any], names: Names, least: tuple[float, float
         numbers.append(channel.get("channel", 0))
         speakers = np.array([each.get("speaker") or "" for each in found], object)
         columns.append((starts, ends, values, uncertain, np.full(len(found), numbers[-1]), speakers))
-    return Pieces(*map(np.concatenate, zip(*columns, strict=True)), tuple(numbers))
+    return Pieces._make([*map(np.concatenate, zip(*columns, strict=True)), tuple(numbers)])
 
 
 def values_of(pieces: Sequence[Mapping[str, Any]], names: Names) -> np.ndarray:
@@ -273,7 +274,7 @@ def write_csv(
     header += [kind, "counted_seconds", f"uncertain_{kind}", "uncertain_seconds", *(["label"] if names.classes else [])]
     header += [f"share_{name}" for name in names.classes] + [f"probability_{name}" for name in names.classes]
     header += [*names.quadrant, *(f"dimension_{name}" for name in names.dimensions)]
-    file = spreadsheet_cell(as_text(file))
+    file = file_cell(as_text(file))
     with whole_file(path) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as target:
         writer = csv.writer(target, lineterminator="\n")
         writer.writerow(header)
