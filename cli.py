@@ -256,25 +256,7 @@ def _add_inference(commands: Any) -> None:
             help="torch, or the model's ONNX export on the CPU, in float32 or int8, made once and kept "
             "(default: torch)",
         )
-        command.add_argument(
-            "--per",
-            choices=("clip", "window", "segment"),
-            help="what has a row (default: a segment with --segments, else a clip)",
-        )
-        command.add_argument(
-            "--segments", metavar="SOURCE", help="speech, as it is found; or a file of turns, or a folder of such files"
-        )
-        command.add_argument(
-            "--channels", choices=("mix", "each"), default="mix", help="averaged, or each on its own (default: mix)"
-        )
-        for name, unit, default in (("probability", "P", 0.5), ("seconds", "SECONDS", 0.5)):
-            command.add_argument(
-                f"--least-{name}",
-                type=float,
-                default=argparse.SUPPRESS,
-                metavar=unit,
-                help=f"a segment with less is marked as uncertain (default: {default})",
-            )
+        _add_segments(command)
         command.add_argument("--vad", action="store_true", help="leave out windows without speech (silero-vad)")
         command.add_argument(
             "--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)"
@@ -285,6 +267,29 @@ def _add_inference(commands: Any) -> None:
         command.add_argument("--batch-size", type=int, default=8, help="windows in a forward, at most (default: 8)")
         command.add_argument("--exact", action="store_true", help="no faster forward, which may be 1e-5 off")
         _add_trust(command)
+
+
+def _add_segments(command: argparse.ArgumentParser) -> None:
+    """The options of rows, segments and channels."""
+    command.add_argument(
+        "--per",
+        choices=("clip", "window", "segment"),
+        help="what has a row (default: a segment with --segments, else a clip)",
+    )
+    command.add_argument(
+        "--segments", metavar="SOURCE", help="speech, as it is found; or a file of turns, or a folder of such files"
+    )
+    command.add_argument(
+        "--channels", choices=("mix", "each"), default="mix", help="averaged, or each on its own (default: mix)"
+    )
+    for name, unit, default in (("probability", "P", 0.5), ("seconds", "SECONDS", 0.5)):
+        command.add_argument(
+            f"--least-{name}",
+            type=float,
+            default=argparse.SUPPRESS,
+            metavar=unit,
+            help=f"a segment with less is marked as uncertain (default: {default})",
+        )
 
 
 def _add_trust(command: argparse.ArgumentParser) -> None:

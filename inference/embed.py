@@ -38,20 +38,16 @@ def run_embed(
 ) -> int:
     """Writes an embedding for each clip, window or segment; returns the exit code.
 
-    Parquet has the columns `file`, `start`, `end` (seconds) and `embedding` (a list of `hidden_size` float32); with
-    channels heard each on its own also `channel`, of segments `uncertain`, and of turns from files `speaker`. The file
-    is there when it is complete. Until then rows are kept beside it, in `<name>.unfinished`, as they come, and those of
-    several processes in one each: the same command goes on after a stop.
+    Parquet has the columns of `row_schema`. The file is there when it is complete. Until then rows are kept beside it,
+    in `<name>.unfinished`, as they come, and those of several processes in one each: the same command goes on after a
+    stop.
 
     Args:
-        model: as for `run_predict`.
-        audio, files_from: see `find_audio`.
-        output: a .parquet file. Audio files that have a row there are skipped. A link stays, and what it leads to is
-            replaced.
+        model, audio, files_from: as for `run_predict`.
+        output: a .parquet file. Audio files that have a row there are skipped. What a link leads to is replaced.
         layer: "last", "weighted", or the number of a hidden state, as the pipeline's `embeddings`.
         per: "clip", the mean over a clip's windows, "window" or "segment"; by default segments where there are any.
-        options: as for `run_predict`; windows without speech have no row and no part in their clip's embedding, and a
-            clip without speech counts as bad.
+        options: as for `run_predict`; what is no speech has no row and no part in the clip's. All of a clip: it is bad.
 
     Returns:
         0; 2 if some files are bad; 1 if all are, and nothing is written.
@@ -86,8 +82,9 @@ def run_embed(
 
         def embed(names: Sequence[str], on_progress: Callable[[float], None]) -> Classified:
             for recording, result in classify_files(pipeline, names, heard, embeddings, on_progress):
-                seconds = None if segments is None else recording.heard.seconds
-                yield recording, result if isinstance(result, Exception) else embeddings_of(result, per, seconds)
+                if not isinstance(result, Exception):
+                    result = embeddings_of(result, per, recording.heard.seconds if segments else None)
+                yield recording, result
 
         with mine.open("ab") as file:
 
@@ -155,7 +152,11 @@ def checked_output(output: str, layer: str) -> Path:
 
 
 def row_schema(settings: dict[str, Any], speakers: bool = False) -> pyarrow.Schema:
-    """The columns of the rows, with what these depend on; `speakers`: whether turns may have one."""
+    """The columns of the rows, with what these depend on.
+
+    They are `file`, `start`, `end` (seconds) and `embedding` (a list of `hidden_size` float32); where channels were
+    heard each on its own `channel`, of segments `uncertain`, and with `speakers`, for turns may have one, `speaker`.
+    """
     import pyarrow
 
     columns = {"file": pyarrow.string()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ from exhubert.inference.speech import Classified, Options, classify_files, open_
 from exhubert.inference.summary import Names, write_summary
 from exhubert.inference.turn_files import turns_of_files, turns_version
 from exhubert.pipeline_exhubert import ExHuBERTPipeline
+from exhubert.segments_exhubert import SPEECH
 from exhubert.utils.text import as_text, printable
 
 Maker = Callable[[str, Mapping[str, Any], float], None]  # takes a file, what was heard in it, and its seconds
@@ -47,15 +49,12 @@ def run_predict(
         audio, files_from: see `find_audio`.
         style: table, jsonl or csv; if None, what `output` is called, without one table.
         output: a .jsonl or .csv file. Audio files that have a row there, without an error, are skipped.
-        timeline: folder for a picture of each file; a file whose picture cannot be written has its row, and is bad.
+        timeline, summary: folder for a picture of each file, for its summary.
         per: "clip", "window" or "segment": what has a row; by default a segment where there are any, else a clip. Rows
             of windows are jsonl or csv.
-        segment_files: folder for files of each recording's segments; a recording of which one cannot be written has
-            its row, and is bad.
-        segment_format: those of `segment_files.STYLES` that are written; vtt by default.
-        summary: folder for a summary of each file, as for `timeline`.
-        options: those of `Options`, of which `segments` may be the name of a file of turns, or of a folder of them; see
-            `turns_of_files`.
+        segment_files: folder for the segments of each file, in `segment_format`: some of `STYLES`, vtt by default. If
+            they, the picture or the summary cannot be written, the file has its row, and is bad.
+        options: those of `Options`; `segments` may name a file of turns, or a folder of them: see `turns_of_files`.
 
     Returns:
         0; 2 if some files are bad; 1 if all are.
@@ -63,27 +62,18 @@ def run_predict(
     Raises:
         ValueError: if an argument is wrong.
         OSError: if there is no such model, or an output cannot be written.
-        ImportError: if what speech detection, `timeline`, `summary` or `segment_files` needs is not installed.
+        ImportError: if what an option needs is not installed.
     """
     per, heard = checked_options(per, options)
-    styles = segment_styles(segment_files, segment_format, heard)
+    styles = checked_styles(summary if timeline is None else timeline, segment_files, segment_format, heard)
     with team() as processes, contextlib.ExitStack() as stack:
         style = processes.from_leader(lambda: row_style(style, output, per))
         files = processes.from_leader(lambda: files_of_team(processes, audio, files_from, output))
-        if timeline is not None or summary is not None:
-            find_plot()
         heard, segments = processes.leader_first(lambda: with_turns(heard, files))
         pipeline = processes.leader_first(lambda: open_pipeline(model, heard))
-        widest = max(len(printable(name)) for name in files)
-        several = (heard.channels == "each", segments is not None, callable(heard.segments))
-        layout = Layout(style, pipeline.class_names, pipeline.quadrant, widest, per, pipeline.dimensions, *several)
-        beside = {}
-        if segment_files is not None:
-            beside["file of segments"] = segment_maker(segment_files, styles, files, layout)
-        if timeline is not None:
-            beside["picture"] = picture_maker(timeline, files, layout, model)
-        if summary is not None:
-            beside["summary"] = summary_maker(summary, files, pipeline, model, heard)
+        layout = layout_of(pipeline, files, style, per, heard)
+        beside = files_beside(model, files, layout, timeline, segment_files, styles)
+        beside |= {} if summary is None else {"summary": summary_maker(summary, files, pipeline, model, heard)}
 
         rows, left = sys.stdout, files
         if output is None:
@@ -104,18 +94,13 @@ def run_predict(
 
         def write_row(name: str, found: Any, problem: str) -> str:
             result, seconds = found or ({"error": problem}, 0.0)
-            for what, make in beside.items() if found else ():  # before the row, by which the file counts as done
-                try:
-                    make(name, result, seconds)
-                except OSError as error:
-                    problem = problem or f"no {what}: {error}"
+            problem = make_all(beside, name, result, seconds) if found else problem
             rows.write(layout.line({"file": as_text(name), **result}, None if segments is None else seconds))
             rows.flush()
             return problem
 
         def classify(names: Sequence[str], on_progress: Callable[[float], None]) -> Classified:
-            for recording, result in classify_files(pipeline, names, heard, on_progress=on_progress):
-                yield recording, result if isinstance(result, Exception) else (result, recording.heard.seconds)
+            return with_seconds(classify_files(pipeline, names, heard, on_progress=on_progress))
 
         code = process_files(left, classify, write_row, len(files) - len(left), processes)
         if processes.size > 1:
@@ -146,11 +131,25 @@ def checked_options(per: str | None, options: Mapping[str, Any]) -> tuple[str, O
         raise ValueError(
             "--vad leaves out windows without speech, --segments all that is in no segment; give one of them"
         )
-    return per or ("clip" if options.get("segments") is None else "segment"), Options(**options)
+    heard = Options(**options)
+    if not 0 <= heard.least_probability <= 1:
+        raise ValueError(f"--least-probability is {heard.least_probability:g}; it must be from 0 to 1")
+    if not 0 <= heard.least_seconds < math.inf:
+        raise ValueError(f"--least-seconds is {heard.least_seconds:g}; it must be 0 or more")
+    return per or ("clip" if heard.segments is None else "segment"), heard
 
 
-def segment_styles(folder: str | None, styles: Sequence[str] | None, options: Options) -> Sequence[str]:
-    """The kinds of files of segments that are to be written; raises ValueError, or ImportError as `check_styles`."""
+def checked_styles(
+    timeline: str | None, folder: str | None, styles: Sequence[str] | None, options: Options
+) -> Sequence[str]:
+    """The kinds of files of segments that are to be written to a folder.
+
+    Raises:
+        ValueError: for what does not go together.
+        ImportError: if what these or timelines need is not installed.
+    """
+    if timeline is not None:
+        find_plot()
     if folder is None:
         if styles:
             raise ValueError("--segment-format says how files of segments are written, and needs --segment-files")
@@ -169,8 +168,9 @@ def with_turns(options: Options, files: Sequence[str]) -> tuple[Options, str | N
         ValueError, OSError: as `turns_of_files`.
     """
     segments = options.segments
-    if segments is None or segments == "speech":
+    if segments is None or segments == SPEECH:
         return options, segments
+    assert isinstance(segments, str)
     turns = turns_of_files(segments, files)
     return options._replace(segments=turns), f"turns {turns_version(segments, files)}"
 
@@ -195,6 +195,47 @@ def find_plot() -> tuple[Callable[..., None], Callable[..., None]]:
     except ImportError as error:
         raise ImportError("timelines and summaries need matplotlib: pip install matplotlib") from error
     return plot_timeline, plot_lanes
+
+
+def with_seconds(classified: Classified) -> Classified:
+    """Adds to each result how long the file is."""
+    for recording, result in classified:
+        yield recording, result if isinstance(result, Exception) else (result, recording.heard.seconds)
+
+
+def layout_of(pipeline: ExHuBERTPipeline, files: Sequence[str], style: str, per: str, options: Options) -> Layout:
+    """How rows of these files are written."""
+    widest = max(len(printable(name)) for name in files)
+    parts = (options.channels == "each", options.segments is not None, callable(options.segments))
+    return Layout(style, pipeline.class_names, pipeline.quadrant, widest, per, pipeline.dimensions, *parts)
+
+
+def files_beside(
+    model: str,
+    files: Sequence[str],
+    layout: Layout,
+    timeline: str | None,
+    segment_files: str | None,
+    styles: Sequence[str],
+) -> dict[str, Maker]:
+    """What is made of each file beside its rows, by its name for people; makes the folders for it."""
+    makers: dict[str, Maker] = {}
+    if segment_files is not None:
+        makers["file of segments"] = segment_maker(segment_files, styles, files, layout)
+    if timeline is not None:
+        makers["picture"] = picture_maker(timeline, files, layout, model)
+    return makers
+
+
+def make_all(makers: Mapping[str, Maker], name: str, result: Mapping[str, Any], seconds: float) -> str:
+    """Makes what is made of a file before its row, by which it counts as done; returns what went wrong, or ""."""
+    problems = []
+    for what, make in makers.items():
+        try:
+            make(name, result, seconds)
+        except OSError as error:
+            problems.append(f"no {what}: {error}")
+    return "; ".join(problems)
 
 
 def segment_maker(folder: str, styles: Sequence[str], files: Sequence[str], layout: Layout) -> Maker:

@@ -53,7 +53,7 @@ class Layout(NamedTuple):
         In csv and table one column, `seconds`, stands for the windows: how long the file is, or if None where the last
         window ends. The table has no line for an error. In csv no cell begins as a formula does: a file `=a.wav` is
         `./=a.wav` there, the same file. Where a file has several rows, of windows, segments or channels, each has the
-        number of all in the column `count`; a file without a segment has one row, without values.
+        number of all in the column `counted`; a file without a segment has one row, without values.
         """
         file = file_cell(row["file"]) if self.style == "csv" else row["file"]
         if "error" in row:
@@ -65,14 +65,14 @@ class Layout(NamedTuple):
         parts = [(each, part) for each in heard for part in ([each] if self.per == "clip" else each[f"{self.per}s"])]
         lines = []
         for channel, part in parts or [({}, {})]:
-            place = {**part, "file": file, "channel": channel.get("channel"), self.count: len(parts)}
+            place = {**part, "file": file, "channel": channel.get("channel"), self.counted: len(parts)}
             end = part["windows"][-1]["end"] if part.get("windows") else None
             more = {"seconds": end if seconds is None else seconds, "warning": row.get("warning")}
             lines.append(self._line({name: place.get(name) for name in self._place()}, part, more))
         return "".join(lines)
 
     @property
-    def count(self) -> str:
+    def counted(self) -> str:
         """The column that says how many rows a file has; empty where that is one."""
         return {"window": "windows", "segment": "segments"}.get(self.per, "channels" if self.each else "")
 
@@ -81,7 +81,7 @@ class Layout(NamedTuple):
         times = [] if self.per == "clip" else ["start", "end"]
         number = ["segment"] if self.per == "window" and self.segments else []
         speaker = ["speaker"] if self.per == "segment" and self.speakers else []
-        place = ["file", *(["channel"] if self.each else []), self.count, *number, *times, *speaker]
+        place = ["file", *(["channel"] if self.each else []), self.counted, *number, *times, *speaker]
         return [name for name in (place[2:] if self.live else place) if name]
 
     def _remarks(self) -> list[str]:
@@ -207,7 +207,7 @@ def whole_rows(path: Path, layout: Layout, with_errors: bool = False) -> Iterato
     """
     for name, found in itertools.groupby(read_rows(path, layout), key=lambda row: row.file):
         rows = list(found)
-        whole = rows[-1].error == "" and len(rows) >= rows[-1].count and name != STANDARD_INPUT
+        whole = rows[-1].error == "" and len(rows) >= rows[-1].of and name != STANDARD_INPUT
         if whole or with_errors:
             yield os.path.abspath(name), [row.line for row in rows]
 
@@ -215,7 +215,7 @@ def whole_rows(path: Path, layout: Layout, with_errors: bool = False) -> Iterato
 def check_settings(path: Path | str, earlier: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     """Raises ValueError if an output was begun with other settings."""
     # Which older releases did not have, or are not there where they mean nothing.
-    unsaid = {"per": "clip", "dtype": "float32", "dimensions": {}, **NO_SEGMENTS}
+    unsaid: dict[str, Any] = {"per": "clip", "dtype": "float32", "dimensions": {}, **NO_SEGMENTS}
     earlier = {**unsaid, **earlier}
     for name, value in {**NO_SEGMENTS, **settings}.items():
         if earlier.get(name) != value:
@@ -228,7 +228,7 @@ class Row(NamedTuple):
 
     file: str
     error: str
-    count: int  # rows that the file has
+    of: int  # rows that the file has
     line: str
 
 
@@ -240,7 +240,7 @@ def read_rows(path: Path, layout: Layout) -> Iterator[Row]:
             if layout.style == "jsonl":
                 for line in lines:
                     row = json.loads(line)
-                    yield Row(row["file"], row.get("error", ""), row.get(layout.count, 1), line)
+                    yield Row(row["file"], row.get("error", ""), row.get(layout.counted, 1), line)
             else:
                 reader = csv.reader(lines)
                 columns = len(next(reader, []))
@@ -248,7 +248,7 @@ def read_rows(path: Path, layout: Layout) -> Iterator[Row]:
                 without = len(header) - columns  # older releases did not write the warning
                 for values in reader:
                     if len(values) == columns:  # less: cut off within a quoted name
-                        count = int(values[header.index(layout.count)] or 1) if layout.count else 1
+                        count = int(values[header.index(layout.counted)] or 1) if layout.counted else 1
                         line = _csv_line([*values[:-1], *[None] * without, values[-1]])
                         yield Row(values[0], values[-1], count, line)
     except (ValueError, TypeError, KeyError, csv.Error) as error:

@@ -229,8 +229,8 @@ def _rttm(lines: Sequence[str]) -> Iterator[Entry]:
                 f"line {number}: {len(fields)} fields; `SPEAKER file channel start duration ...` has 8 to 10"
             )
         file, channel, start, duration, speaker = *fields[1:5], fields[7]
-        known = [value if value != "<NA>" else "" for value in (speaker, channel)]
-        yield Entry(number, start, "", *known, file, duration)
+        speaker, channel = (value.replace("<NA>", "") for value in (speaker, channel))
+        yield Entry(number, start, "", speaker, channel, file, duration)
     if not speaks and any(map(str.strip, lines)):
         raise ValueError("line 1: in an .rttm a turn is a line that begins with SPEAKER, and there is none")
 

@@ -6,15 +6,22 @@ python -m pytest tests/test_summary.py
 from __future__ import annotations
 
 import csv
+import json
 import math
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from PIL import Image
 
+from conftest import make_classifier
+from exhubert.cli import main
 from exhubert.configuration_exhubert import SIX_CLASSES
 from exhubert.inference.summary import Names, write_summary
+from exhubert.model_folder import save_model_folder
 from exhubert.pipeline_exhubert import quadrant_of
 
 SIX = Names(list(SIX_CLASSES), ("arousal", "valence"))
@@ -263,3 +270,65 @@ def test_files_appear_whole(tmp_path):
     assert sorted(path.name for path in Path(tmp_path).iterdir()) == [
         f"call.summary.{end}" for end in ("csv", "md", "png")
     ]
+
+
+def write_call(channels=2, seconds=70):
+    """`call.wav`, and turns of two speakers, one on each channel, and one of both."""
+    generator = np.random.default_rng(0)
+    soundfile.write("call.wav", 0.1 * generator.standard_normal((seconds * 8_000, channels)), 8_000)
+    turns = [
+        "start,end,speaker,channel",
+        "1,4,agent,1",
+        "58,63,agent,1",
+        "5,5.3,=caller,2",
+        "20,30,=caller,2",
+        "40,41,,",
+    ]
+    Path("turns.csv").write_text("\n".join(turns) + "\n")
+
+
+def test_the_command_writes_summaries_and_lanes_of_both_channels(clips, classifier_folder, capsys):
+    write_call()
+    command = ["predict", classifier_folder, "call.wav", "--segments", "turns.csv", "--least-seconds", "0.4"]
+    command += ["--summary", "summaries", "--timeline", "pictures"]
+    each = [*command, "--channels", "each", "--output", "rows.jsonl"]
+    assert main(each) == 0
+    assert sorted(os.listdir("summaries")) == [f"call.wav.summary.{end}" for end in ("csv", "md", "png")]
+    text = Path("summaries/call.wav.summary.md").read_text()
+    assert text.startswith("# call.wav\n") and "0:01:10 of audio on 2 channels" in text
+    assert "in 6 segments" in text and "shorter than 0.4 s" in text and "=caller, channel 2" in text
+    rows = [json.loads(line) for line in Path("rows.jsonl").read_text().splitlines()]
+    with open("summaries/call.wav.summary.csv", encoding="utf-8") as file:
+        whole = [row for row in csv.DictReader(file) if row["over"] == "whole" and row["counted"] == "all"]
+    for part in whole:
+        own = [row for row in rows if part["channel"] in ("", str(row["channel"]))]
+        own = [row for row in own if part["part"] != "speaker" or row.get("speaker", "") == part["speaker"].lstrip("'")]
+        weights = [row["end"] - row["start"] for row in own]
+        assert float(part["arousal"]) == pytest.approx(
+            np.average([row["arousal"] for row in own], weights=weights), abs=1e-5
+        )
+    with Image.open("pictures/call.wav.png") as two:
+        height = two.height
+    Path("summaries/call.wav.summary.png").unlink()
+    assert main(each) == 0 and "nothing to do" in capsys.readouterr().err
+    assert not Path("summaries/call.wav.summary.png").exists()  # as a picture, of a file that is done
+    assert main(command) == 0
+    with Image.open("pictures/call.wav.png") as one:
+        assert one.height < height
+
+
+def test_the_command_summarises_windows_of_a_calibrated_model(clips, tmp_path):
+    folder = str(save_model_folder(make_classifier(num_hidden_layers=2, calibration_temperature=2.0), tmp_path / "hot"))
+    assert main(["predict", folder, "clips", "--summary", "summaries"]) == 0
+    texts = [Path(f"summaries/{name}.summary.md").read_text() for name in ("a.flac", "b.wav", "more/c.ogg")]
+    assert all("calibrated: logits were divided by 2.000" in text for text in texts)
+
+
+def test_a_summary_that_cannot_be_written_stops_nothing(clips, classifier_folder, capsys):
+    too_long = f"{'b' * 246}.wav"  # with .summary.csv more than 255 bytes
+    shutil.copy("clips/a.flac", too_long)
+    command = ["predict", classifier_folder, too_long, "clips/a.flac", "--format", "jsonl"]
+    assert main([*command, "--summary", "summaries"]) == 2
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 2 and f"bad: {too_long}: no summary: " in err
+    assert len(os.listdir("summaries/clips")) == 3
