@@ -201,7 +201,7 @@ def _add_inference(commands: Any) -> None:
     predict = commands.add_parser(
         "predict",
         help="classify audio",
-        description="Classifies audio of any length and prints a row a file. Bad files are listed at the end.",
+        description="Classifies audio of any length and prints a row a file, or segment. Bad files are listed last.",
     )
     predict.add_argument(
         "--format", dest="style", choices=("table", "jsonl", "csv"), help="default: as --output is called, or table"
@@ -210,7 +210,8 @@ def _add_inference(commands: Any) -> None:
     predict.add_argument("--timeline", metavar="DIR", help="folder for a picture of each file over time")
     predict.add_argument("--segment-files", metavar="DIR", help="folder for a file of each recording's segments")
     formats = ("vtt", "srt", "audacity", "textgrid", "elan", "csv")
-    predict.add_argument("--segment-format", nargs="+", choices=formats, help="of these files (default: vtt)")
+    shown = f"{', '.join(formats)} (default: vtt)"
+    predict.add_argument("--segment-format", metavar="FORMAT", nargs="+", choices=formats, help=shown)
     predict.add_argument("--summary", metavar="DIR", help="folder for a summary of each file: text, CSV and picture")
     predict.set_defaults(run="inference.predict:run_predict")
 

@@ -188,7 +188,7 @@ def _turn(entry: Entry) -> Turn:
     if entry.duration is None:
         end = _number(entry.line, "end", entry.end)
     else:
-        end = start + _number(entry.line, "duration", entry.duration)
+        end = round(start + _number(entry.line, "duration", entry.duration), 9)  # 2.898, where the sum is 2.8979...
     if start < 0:
         raise ValueError(f"line {entry.line}: the turn begins at {start:g} s, before the recording")
     if end <= start:
