@@ -272,10 +272,10 @@ def summary_maker(folder: str, files: Sequence[str], pipeline: ExHuBERTPipeline,
     paths = picture_paths(folder, files, ".summary")
     names = Names(pipeline.class_names, pipeline.quadrant, pipeline.dimensions)
     temperature = getattr(pipeline.model.config, "calibration_temperature", 1.0)
-    least = (options.least_probability, options.least_seconds)
+    least, given = (options.least_probability, options.least_seconds), callable(options.segments)
 
     def make(name: str, result: Mapping[str, Any], seconds: float) -> None:
-        write_summary(paths[name], name, model, result, names, temperature, least, seconds)
+        write_summary(paths[name], name, model, result, names, temperature, least, seconds, given)
 
     return make
 

@@ -119,6 +119,7 @@ def write_summary(
     temperature: float = 1.0,
     least: tuple[float, float] = (0.5, 0.5),
     seconds: float | None = None,
+    given: bool = False,
 ) -> None:
     """Writes the summary of one recording: `<path>.md`, `<path>.csv` and `<path>.png`.
 
@@ -131,6 +132,7 @@ def write_summary(
         temperature: by which its logits were divided; 1 is that of a model which was not calibrated.
         least: the probability of a label and the seconds below which a segment is uncertain.
         seconds: how long the recording is; by default it ends with its last segment or window.
+        given: whether segments are turns that somebody else found.
 
     Raises:
         OSError: if a file cannot be written.
@@ -145,7 +147,7 @@ def write_summary(
         list(lines_of(pieces, len(names.classes), seconds, step)) for step in (seconds, MINUTE, step_seconds(seconds))
     )
     write_csv(path.with_name(f"{path.name}.csv"), file, {"whole": whole, "minute": minutes}, names, kind, searched)
-    facts = [f"By {markdown_text(as_text(model))}.", *summary_facts(whole[0], result, names, temperature, least)]
+    facts = [f"By {markdown_text(as_text(model))}.", *summary_facts(whole[0], result, names, temperature, least, given)]
     texts = [f"# {markdown_text(as_text(file))}", "\n".join(f"- {fact}" for fact in facts)]
     texts += [summary_text(whole, steps, names, kind, searched)] if whole[0].pieces else []
     write_text(path.with_name(f"{path.name}.md"), "\n\n".join(texts) + "\n")
@@ -305,7 +307,12 @@ def calibration_text(names: Names, temperature: float) -> str:
 
 
 def summary_facts(
-    whole: Line, result: Mapping[str, Any], names: Names, temperature: float, least: tuple[float, float]
+    whole: Line,
+    result: Mapping[str, Any],
+    names: Names,
+    temperature: float,
+    least: tuple[float, float],
+    given: bool,
 ) -> list[str]:
     """What a reader of the numbers must know: how much there is, how sure, how computed; a sentence or two each."""
     kind, searched = kind_of(result), is_searched(result)
@@ -317,6 +324,8 @@ def summary_facts(
     facts = [f"{clock(whole.end)} of audio{of_channels}{speech}, in {whole.pieces:,} {kind}."]
     if kind == "windows":
         facts.append("A window stands for the time around its middle, until half way to the next one.")
+    else:
+        facts.append(f"Segments are {'turns that were given' if given else 'utterances, found by speech detection'}.")
     facts.append(calibration_text(names, temperature))
     limits = [f"its label has a probability below {least[0]:g}"] if names.classes else []
     limits = [f"it is shorter than {least[1]:g} s", *limits]

@@ -218,7 +218,7 @@ def test_a_silent_channel_has_its_rows_and_its_lane(tmp_path):
 def test_the_text_says_how_sure_the_numbers_are(tmp_path):
     segments = of_segments(made_up_segments(100, SIX))
     _, text = summary(tmp_path, segments, SIX, least=(0.35, 0.75))
-    assert "are not calibrated" in text and "By model." in text
+    assert "are not calibrated" in text and "By model." in text and "utterances, found by speech detection" in text
     assert "shorter than 0.75 s or its label has a probability below 0.35" in text
     _, text = summary(tmp_path, segments, SIX, temperature=1.2345)
     assert "are calibrated: logits were divided by 1.234" in text and "not calibrated" not in text
@@ -296,7 +296,12 @@ def test_the_command_writes_summaries_and_lanes_of_both_channels(clips, classifi
     assert sorted(os.listdir("summaries")) == [f"call.wav.summary.{end}" for end in ("csv", "md", "png")]
     text = Path("summaries/call.wav.summary.md").read_text()
     assert text.startswith("# call.wav\n") and "0:01:10 of audio on 2 channels" in text
-    assert "in 6 segments" in text and "shorter than 0.4 s" in text and "=caller, channel 2" in text
+    assert (
+        "in 6 segments" in text
+        and "turns that were given" in text
+        and "shorter than 0.4 s" in text
+        and "=caller, channel 2" in text
+    )
     rows = [json.loads(line) for line in Path("rows.jsonl").read_text().splitlines()]
     with open("summaries/call.wav.summary.csv", encoding="utf-8") as file:
         whole = [row for row in csv.DictReader(file) if row["over"] == "whole" and row["counted"] == "all"]
