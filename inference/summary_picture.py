@@ -51,14 +51,12 @@ def plot_summary(
     heights += [1.3] * len(drawn)
     figure = new_figure(11, 1.2 + sum(heights) + 0.2 * len(heights))
     grid = figure.add_gridspec(len(heights), 2, height_ratios=heights)
-    handles: dict[str, Any] = {}
+    legend: list[tuple[str, Any]] = []  # names and what is drawn; a speaker may be called as a class is
     if kept:
         draw_bars([figure.add_subplot(grid[0, side]) for side in (0, 1)], parts, kept, names)
         shown = [*(names.classes[number] for number in kept), f"{len(names.classes) - len(kept)} other classes"]
-        handles = {
-            name: Patch(**style)
-            for name, (_, style) in zip(shown, classes_of(whole[0].shares[None], kept), strict=False)
-        }
+        styles = [style for _, style in classes_of(whole[0].shares[None], kept)]
+        legend = [(name, Patch(**style)) for name, style in zip(shown, styles, strict=False)]
         if (more := len([line for line in whole if line.counted == "all"]) - len(parts)) > 0:
             figure.axes[0].set_xlabel(f"{more} more are in the table", fontsize=8)
     panels: list[Any] = []
@@ -68,13 +66,14 @@ def plot_summary(
     for panel, lane in zip(panels, lanes if kept else (), strict=False):
         draw_lane(panel, steps_of(steps, lane), kept)
         panel.set_ylabel(f"{part_name(lane)}\n% of time" if len(lanes) > 1 else "% of time", fontsize=9)
+    of_lines: dict[str, Any] = {}
     for panel, (name, value, scale) in zip(panels[-len(drawn) :], drawn, strict=True):
-        of_lines = draw_values(panel, {part_name(line): steps_of(steps, line) for line in lines}, value, scale)
+        of_lines |= draw_values(panel, {part_name(line): steps_of(steps, line) for line in lines}, value, scale)
         panel.set_ylabel(name, fontsize=9, parse_math=False)
-        handles |= of_lines if len(lines) > 1 else {}
-    if handles:
-        labels = [wrapped(shortened(printable(name), 60), 28) for name in handles]
-        figure.legend(handles.values(), labels, loc="outside right upper", fontsize=8)
+    legend += of_lines.items() if len(lines) > 1 else []
+    if legend:
+        labels = [wrapped(shortened(printable(name), 60), 28) for name, _ in legend]
+        figure.legend([drawing for _, drawing in legend], labels, loc="outside right upper", fontsize=8)
     add_title(figure, title)
     step = round((steps[0].end - steps[0].start) / MINUTE)
     time_axis(panels[-1], whole[0].end, f"in steps of {step} minutes" if step > 1 else "")
