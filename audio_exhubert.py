@@ -92,12 +92,14 @@ def planes(audio: Any, name: str = "") -> np.ndarray:
         name: of the audio, for errors.
 
     Raises:
-        ValueError: for another shape.
+        ValueError: for another shape, or no samples.
     """
     samples = np.atleast_2d(np.asarray(audio.detach().cpu() if hasattr(audio, "detach") else audio))
+    where = f"{name}: " if name else ""
     if samples.ndim != 2:
-        where = f"{name}: " if name else ""
         raise ValueError(f"{where}audio of shape {samples.shape}; (samples,) or (channels, samples) are needed")
+    if not samples.size:
+        raise ValueError(f"{where}the audio is empty (0 samples)")
     return samples.T if samples.shape[1] < samples.shape[0] else samples
 
 

@@ -25,10 +25,11 @@ THRESHOLD = 0.3  # silero's own is 0.5, at which it misses more of shouted speec
 HYSTERESIS = 0.15  # silero's own: what began as speech is no longer speech below THRESHOLD - HYSTERESIS
 SHORTEST_SPEECH_SECONDS = 0.25  # silero's own: less than that is no turn
 PAUSE_SECONDS = 0.5  # what is shorter is no pause
-PADDING_SECONDS = 0.1  # before and after a turn
+LEAD_SECONDS = 0.032  # of a turn before its first frame of speech
+OVERHANG_SECONDS = 0.064  # of its last frames of speech are after it: the detector hears on for a while
 LONGEST_TURN_SECONDS = 30.0
-PAUSE, PADDING, LONGEST_TURN = (
-    round(seconds * SAMPLING_RATE) for seconds in (PAUSE_SECONDS, PADDING_SECONDS, LONGEST_TURN_SECONDS)
+PAUSE, LEAD, OVERHANG, LONGEST_TURN = (
+    round(seconds * SAMPLING_RATE) for seconds in (PAUSE_SECONDS, LEAD_SECONDS, OVERHANG_SECONDS, LONGEST_TURN_SECONDS)
 )
 
 
@@ -143,11 +144,11 @@ class SpeechTurns:
     """Finds the turns of speech in one channel while the audio comes in, and cuts each into windows.
 
     Speech begins in a frame that is THRESHOLD likely, and ends before one that is less than THRESHOLD - HYSTERESIS. A
-    turn ends where no speech follows for PAUSE_SECONDS. It has at least SHORTEST_SPEECH_SECONDS of speech, and is
-    padded by PADDING_SECONDS on both sides; but a shorter pause than PAUSE_SECONDS is none at the beginning and the end
-    of the audio either, so that a clip of one utterance is one turn, all of it. What would be longer than
-    LONGEST_TURN_SECONDS is cut in its second half, where speech is least likely.
-    What is held is a turn, and one chunk.
+    turn ends where no speech follows for PAUSE_SECONDS. It has at least SHORTEST_SPEECH_SECONDS of speech; it begins
+    LEAD_SECONDS before the first frame of it, and ends OVERHANG_SECONDS before the end of the last one. But a shorter
+    pause than PAUSE_SECONDS is none at the beginning and the end of the audio either, so that a clip of one utterance
+    is one turn, all of it. What would be longer than LONGEST_TURN_SECONDS is cut in its second half, where speech is
+    least likely. What is held is a turn, and one chunk.
 
     Args:
         window_seconds, hop_seconds: of the windows, as for `WindowCutter`.
@@ -179,13 +180,13 @@ class SpeechTurns:
         cuts = [cut for score in self.detector.end() for cut in self._judge(score)]
         if self.start is not None:
             at_the_end = self.audio.total - self.last * FRAME < PAUSE
-            cuts += self._ended(self.audio.total if at_the_end else self.last * FRAME + PADDING)
+            cuts += self._ended(self.audio.total if at_the_end else self.last * FRAME - OVERHANG)
         return cuts
 
     def _padded(self) -> int:
         """The first sample of a turn whose speech begins in the next frame."""
         sample = self.frame * FRAME
-        return 0 if sample < PAUSE else sample - PADDING
+        return 0 if sample < PAUSE else sample - LEAD
 
     def _judge(self, score: float) -> list[Cut]:
         self.speaking = score >= (THRESHOLD - HYSTERESIS if self.speaking else THRESHOLD)
@@ -208,7 +209,7 @@ class SpeechTurns:
             cuts = self._ended(stop)
             self.start, self.scores, self.spoken = after
             return cuts
-        return self._ended(self.last * FRAME + PADDING) if (self.frame - self.last) * FRAME >= PAUSE else []
+        return self._ended(self.last * FRAME - OVERHANG) if (self.frame - self.last) * FRAME >= PAUSE else []
 
     def _ended(self, stop: int) -> list[Cut]:
         """The windows of the turn that is under way, which ends before a sample."""
