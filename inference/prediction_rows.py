@@ -102,7 +102,7 @@ class Layout(NamedTuple):
         return dict(zip(names, values, strict=True)) if values else dict.fromkeys(names)
 
     def _line(self, place: Mapping[str, Any], part: Mapping[str, Any], more: Mapping[str, Any]) -> str:
-        """A row, of a clip, window or segment, which says what was heard."""
+        """A row: what was heard in a part, a clip, window or segment, behind its place; `more` are its remarks."""
         columns = self._columns(part)
         if self.style == "csv":
             texts = {"label": columns.get("label"), "speaker": place.get("speaker")}
@@ -115,6 +115,12 @@ class Layout(NamedTuple):
             values = {**given, **({**part, **given} if self.per == "clip" else flat)}
             values |= {"warning": more["warning"]} if more["warning"] else {}
             return json.dumps(values, ensure_ascii=False) + "\n"
+        return self._table_line(place, part, more, columns)
+
+    def _table_line(
+        self, place: Mapping[str, Any], part: Mapping[str, Any], more: Mapping[str, Any], columns: Mapping[str, Any]
+    ) -> str:
+        """A row of the table: of the probabilities the label's alone."""
         silent = None in columns.values()
         numbers = []
         if not silent:

@@ -17,6 +17,7 @@ import pytest
 import soundfile
 
 from conftest import alike, refused
+from exhubert.audio_exhubert import read_audio
 from exhubert.cli import main
 from exhubert.inference.turn_files import read_turns
 from exhubert.model_folder import load_pipeline
@@ -80,6 +81,26 @@ def test_a_row_of_a_segment_is_what_a_clip_of_its_own_has(call, classifier_folde
                 expected.append({**place, **flat(part), "uncertain": uncertain})
     assert [list(row) for row in rows] == [list(row) for row in expected]
     assert alike(rows, expected)
+
+
+def test_each_channel_of_a_call_has_the_utterances_of_its_own_speaker(shared, clips, classifier_folder, capsys):
+    """Four clips of two speakers, in turn, a second apart."""
+    audio = shared / "corpora" / "emodb" / "audio"
+    spoken = [read_audio(audio / f"{name}.flac") for name in ("03a01Fa", "08a01Fd", "03a02Fc", "08a02Ac")]
+    call, spans, start = np.zeros((30 * 16_000, 2), np.float32), {1: [], 2: []}, 16_000
+    for number, samples in enumerate(spoken):
+        call[start : start + len(samples), number % 2] = samples
+        spans[number % 2 + 1].append((start / 16_000, (start + len(samples)) / 16_000))
+        start += len(samples) + 16_000
+    soundfile.write("call.wav", call[:start], 16_000)
+    command = [classifier_folder, "call.wav", "--segments", "speech", "--channels", "each", "--format", "jsonl"]
+    rows = rows_of(printed(capsys, *command))
+    found = {channel: [(row["start"], row["end"]) for row in rows if row["channel"] == channel] for channel in spans}
+    for channel, times in spans.items():  # the clips begin and end with silence of their own
+        for (start, end), (first, last) in zip(found[channel], times, strict=True):
+            assert first - 0.15 < start < end < last + 0.15
+            assert end - start > 0.75 * (last - first)
+    assert all(row["segments"] == 4 for row in rows)
 
 
 def test_csv_and_table_say_the_same(call, classifier_folder, capsys):
