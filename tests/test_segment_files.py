@@ -99,6 +99,19 @@ def test_srt_without_what_players_take_for_markup(written, result, expected):
     assert cues(written("srt", result), ",", numbered=True) == shown
 
 
+@pytest.mark.parametrize("style", ["vtt", "srt"])
+@pytest.mark.parametrize(("result", "expected"), EXPECTED[:3])
+def test_ffmpeg_reads_captions(written, tmp_path, style, result, expected):
+    av = pytest.importorskip("av")
+    written(style, result)
+    with av.open(str(tmp_path / "new" / f"clip.wav.{style}")) as container:
+        assert container.streams[0].codec_context.name == {"vtt": "webvtt", "srt": "srt"}[style]
+        found = [packet for packet in container.demux() if packet.size]
+    times = [(packet.pts * packet.time_base, (packet.pts + packet.duration) * packet.time_base) for packet in found]
+    assert times == [(pytest.approx(start), pytest.approx(end)) for start, end, _ in expected]
+    assert [len(bytes(packet).decode().splitlines()) for packet in found] == [1] * len(expected)
+
+
 @pytest.mark.parametrize(("result", "expected"), EXPECTED)
 def test_audacity_labels(written, tmp_path, result, expected):
     lines = [line.split("\t") for line in written("audacity", result).splitlines()]
