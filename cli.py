@@ -197,7 +197,7 @@ class InPlaceOf(argparse.Action):
         self.other = other
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        setattr(namespace, self.dest, values)
+        setattr(namespace, self.dest, self.const if self.nargs == 0 else values)
         self.other.required = False
 
 
@@ -217,6 +217,7 @@ def _add_inference(commands: Any) -> None:
     formats = ("vtt", "srt", "audacity", "textgrid", "elan", "csv")
     shown = f"{', '.join(formats)} (default: vtt)"
     predict.add_argument("--segment-format", metavar="FORMAT", nargs="+", choices=formats, help=shown)
+    predict.add_argument("--summary", metavar="DIR", help="folder for a summary of each file: text, CSV and picture")
     predict.set_defaults(run="inference.predict:run_predict")
 
     embed = commands.add_parser(
@@ -229,12 +230,17 @@ def _add_inference(commands: Any) -> None:
     embed.set_defaults(run="inference.embed:run_embed")
 
     for command in (predict, embed):
-        command.usage = "%(prog)s [options] MODEL (AUDIO ... | --files-from FILE)"
+        also = " | --live" if command is predict else ""
+        command.usage = f"%(prog)s [options] MODEL (AUDIO ... | --files-from FILE{also})"
         command.add_argument("model", metavar="MODEL", help="model folder or Hub id, or folder of an ONNX export")
         audio = "files, folders, quoted globs; - reads a file"
         needed = command.add_argument("audio", metavar="AUDIO", nargs="+", default=(), help=audio)
         files_from = "a list of further files, a name a line; - reads it"
         command.add_argument("--files-from", metavar="FILE", action=InPlaceOf, other=needed, help=files_from)
+        if command is predict:
+            of_live: dict[str, Any] = {"dest": "run", "const": "inference.live:run_live", "other": needed}
+            hears = "hear the microphone instead, until ctrl-c"
+            command.add_argument("--live", action=InPlaceOf, nargs=0, **of_live, help=hears)
         command.add_argument(
             "--window",
             dest="window_seconds",

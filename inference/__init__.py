@@ -6,7 +6,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "embed": ["run_embed"],
+        "live": ["run_live"],
         "predict": ["run_predict"],
-        "timeline": ["plot_timeline"],
+        "summary": ["write_summary"],
+        "timeline": ["plot_lanes", "plot_timeline"],
     },
 )

@@ -17,6 +17,7 @@ from exhubert.inference.prediction_rows import FORMATS, Layout, open_rows
 from exhubert.inference.processes import Team, new_part, parts_of, team
 from exhubert.inference.segment_files import STYLES, check_styles, write_segments
 from exhubert.inference.speech import Classified, Options, classify_files, open_pipeline
+from exhubert.inference.summary import Names, write_summary
 from exhubert.inference.turn_files import turns_of_files, turns_version
 from exhubert.pipeline_exhubert import ExHuBERTPipeline
 from exhubert.segments_exhubert import SPEECH
@@ -36,6 +37,7 @@ def run_predict(
     per: str | None = None,
     segment_files: str | None = None,
     segment_format: Sequence[str] | None = None,
+    summary: str | None = None,
     **options: Any,
 ) -> int:
     """Classifies audio; prints a row a file, or adds it to a file, as soon as it is known; returns the exit code.
@@ -47,11 +49,11 @@ def run_predict(
         audio, files_from: see `find_audio`.
         style: table, jsonl or csv; if None, what `output` is called, without one table.
         output: a .jsonl or .csv file. Audio files that have a row there, without an error, are skipped.
-        timeline: folder for a picture of each file.
+        timeline, summary: folder for a picture of each file, for its summary.
         per: "clip", "window" or "segment": what has a row; by default a segment where there are any, else a clip. Rows
             of windows are jsonl or csv.
         segment_files: folder for the segments of each file, in `segment_format`: some of `STYLES`, vtt by default. If
-            they or the picture cannot be written, the file has its row, and is bad.
+            they, the picture or the summary cannot be written, the file has its row, and is bad.
         options: those of `Options`; `segments` may name a file of turns, or a folder of them: see `turns_of_files`.
 
     Returns:
@@ -63,7 +65,7 @@ def run_predict(
         ImportError: if what an option needs is not installed.
     """
     per, heard = checked_options(per, options)
-    styles = checked_styles(timeline, segment_files, segment_format, heard)
+    styles = checked_styles(summary if timeline is None else timeline, segment_files, segment_format, heard)
     with team() as processes, contextlib.ExitStack() as stack:
         style = processes.from_leader(lambda: row_style(style, output, per))
         files = processes.from_leader(lambda: files_of_team(processes, audio, files_from, output))
@@ -71,6 +73,7 @@ def run_predict(
         pipeline = processes.leader_first(lambda: open_pipeline(model, heard))
         layout = layout_of(pipeline, files, style, per, heard)
         beside = files_beside(model, files, layout, timeline, segment_files, styles)
+        beside |= {} if summary is None else {"summary": summary_maker(summary, files, pipeline, model, heard)}
 
         rows, left = sys.stdout, files
         if output is None:
@@ -91,7 +94,6 @@ def run_predict(
 
         def write_row(name: str, found: Any, problem: str) -> str:
             result, seconds = found or ({"error": problem}, 0.0)
-            # Before the row, by which the file counts as done.
             problem = make_all(beside, name, result, seconds) if found else problem
             rows.write(layout.line({"file": as_text(name), **result}, None if segments is None else seconds))
             rows.flush()
@@ -186,13 +188,13 @@ def row_style(style: str | None, output: str | None, per: str) -> str:
     return style
 
 
-def find_plot() -> Callable[..., None]:
-    """The function that draws; raises ImportError without matplotlib."""
+def find_plot() -> tuple[Callable[..., None], Callable[..., None]]:
+    """The functions that draw, of windows alone and of segments or channels; raises ImportError without matplotlib."""
     try:
-        from exhubert.inference.timeline import plot_timeline
+        from exhubert.inference.timeline import plot_lanes, plot_timeline
     except ImportError as error:
-        raise ImportError("timelines need matplotlib: pip install matplotlib") from error
-    return plot_timeline
+        raise ImportError("timelines and summaries need matplotlib: pip install matplotlib") from error
+    return plot_timeline, plot_lanes
 
 
 def with_seconds(classified: Classified) -> Classified:
@@ -226,7 +228,7 @@ def files_beside(
 
 
 def make_all(makers: Mapping[str, Maker], name: str, result: Mapping[str, Any], seconds: float) -> str:
-    """Makes what is made of a file beside its rows; returns what went wrong, if anything did."""
+    """Makes what is made of a file before its row, by which it counts as done; returns what went wrong, or ""."""
     problems = []
     for what, make in makers.items():
         try:
@@ -252,11 +254,28 @@ def segment_maker(folder: str, styles: Sequence[str], files: Sequence[str], layo
 def picture_maker(folder: str, files: Sequence[str], layout: Layout, model: str) -> Maker:
     """What draws timelines; makes their folder."""
     Path(folder).mkdir(parents=True, exist_ok=True)
-    plot, paths = find_plot(), picture_paths(folder, files)
+    (plot, plot_lanes), paths = find_plot(), picture_paths(folder, files)
 
     def make(name: str, result: Mapping[str, Any], seconds: float) -> None:
-        values = (layout.class_names, layout.quadrant, layout.dimensions)
-        plot(paths[name], f"{name}, by {model}", result["windows"], *values)
+        title, values = f"{name}, by {model}", (layout.class_names, layout.quadrant, layout.dimensions)
+        if layout.segments or layout.each:
+            plot_lanes(paths[name], title, result, *values, seconds)
+        else:
+            plot(paths[name], title, result["windows"], *values)
+
+    return make
+
+
+def summary_maker(folder: str, files: Sequence[str], pipeline: ExHuBERTPipeline, model: str, options: Options) -> Maker:
+    """What writes summaries; makes their folder."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    paths = picture_paths(folder, files, ".summary")
+    names = Names(pipeline.class_names, pipeline.quadrant, pipeline.dimensions)
+    temperature = getattr(pipeline.model.config, "calibration_temperature", 1.0)
+    least, given = (options.least_probability, options.least_seconds), callable(options.segments)
+
+    def make(name: str, result: Mapping[str, Any], seconds: float) -> None:
+        write_summary(paths[name], name, model, result, names, temperature, least, seconds, given)
 
     return make
 

@@ -37,6 +37,7 @@ class Layout(NamedTuple):
     each: bool = False  # whether channels were heard each on its own
     segments: bool = False  # whether there are any
     speakers: bool = False  # whether they may have a speaker
+    live: bool = False  # rows of a microphone: without a file, of windows as table as well
 
     def header(self) -> str:
         """The first line, of csv and table."""
@@ -81,7 +82,7 @@ class Layout(NamedTuple):
         number = ["segment"] if self.per == "window" and self.segments else []
         speaker = ["speaker"] if self.per == "segment" and self.speakers else []
         place = ["file", *(["channel"] if self.each else []), self.counted, *number, *times, *speaker]
-        return [name for name in place if name]
+        return [name for name in (place[2:] if self.live else place) if name]
 
     def _remarks(self) -> list[str]:
         """The column behind the answer."""
@@ -127,11 +128,11 @@ class Layout(NamedTuple):
             numbers += [f"{part[name]:+.2f}" for name in self.quadrant]
             for name, (low, high) in self.dimensions.items():  # to about a hundredth of the scale
                 numbers.append(f"{part['dimensions'][name]:.{max(0, 2 - int(math.log10(high - low)))}f}")
-        ends = [] if self.per == "segment" else [f"{more['seconds'] or 0:.2f}"]
+        ends = [f"{more['seconds'] or 0:.2f}"] if self.per == "clip" else []
         numbers += [""] * (len(self._numbers()) - len(ends) - len(numbers))
         times = {name: f"{place[name]:.2f}" for name in ("start", "end") if place.get(name) is not None}
         label = columns.get("label") or SILENT
-        line = self._aligned(printable(place["file"]), {**place, **times}, label, [*numbers, *ends])
+        line = self._aligned(printable(place.get("file", "")), {**place, **times}, label, [*numbers, *ends])
         remarks = [SILENT] if silent and not self.class_names else []
         remarks += [f"uncertain: {part['uncertain']}"] if self.per == "segment" and part.get("uncertain") else []
         remarks += [more["warning"]] if more["warning"] else []
@@ -140,7 +141,7 @@ class Layout(NamedTuple):
     def _numbers(self) -> list[str]:
         """The names of the table's columns of numbers: of a dimension with its scale, as `arousal[1,7]`."""
         scales = [f"{name}[{low:g},{high:g}]" for name, (low, high) in self.dimensions.items()]
-        seconds = [] if self.per == "segment" else ["seconds"]
+        seconds = ["seconds"] if self.per == "clip" else []
         return [*(["probability", *self.quadrant] if self.class_names else []), *scales, *seconds]
 
     def _aligned(self, file: str, place: Mapping[str, Any], label: str, numbers: list[str]) -> str:
@@ -152,7 +153,8 @@ class Layout(NamedTuple):
         for name, width in (("channel", ">7"), ("start", ">8"), ("end", ">8"), ("speaker", "12")):
             if name in place:
                 where.append(f"{'' if place[name] is None else printable(str(place[name])):{width}}")
-        return "  ".join([f"{file:{max(self.widest, 4)}}", *where, *labels, *aligned]) + "\n"
+        files = [] if self.live else [f"{file:{max(self.widest, 4)}}"]
+        return "  ".join([*files, *where, *labels, *aligned]) + "\n"
 
 
 @contextlib.contextmanager

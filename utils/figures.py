@@ -18,6 +18,7 @@ DISTINCT_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55
 LINE_COLOURS = tuple(colour for colour in DISTINCT_COLOURS if colour not in ("#F0E442", "#000000"))  # yellow is faint
 MARKERS = "osD^vP"
 DASHES = ("solid", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
+HATCHES = ("", "///", "...", "\\\\\\", "xx", "---", "|||", "ooo", "+++")  # so that areas differ without colour, too
 LEGEND_ROWS = 20
 
 
@@ -45,6 +46,19 @@ def curve_style(number: int, of: int) -> dict[str, Any]:
     """As `line_style`, for `of` lines that may hide each other: later ones are thinner and dashed, so both are seen."""
     width = min(3.6, 1.4 + 0.7 * (of - 1 - number))
     return {**line_style(number), "linestyle": DASHES[number % len(DASHES)], "linewidth": width, "markersize": 4}
+
+
+def class_style(number: int) -> dict[str, Any]:
+    """Colour and hatch of the area of a class, by its place: the first nine differ in both."""
+    colour = DISTINCT_COLOURS[number % len(DISTINCT_COLOURS)]
+    hatch_colour = "white" if colour == "#000000" else "black"
+    hatch = HATCHES[number % len(HATCHES)]
+    return {"facecolor": colour, "hatch": hatch, "hatchcolor": hatch_colour, "edgecolor": "black", "linewidth": 0.5}
+
+
+def shortened(text: str, characters: int) -> str:
+    """The beginning of a long name."""
+    return text if len(text) <= characters else f"{text[: characters - 1]}…"
 
 
 def wrapped(text: str, characters: int = 32) -> str:

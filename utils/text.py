@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 
@@ -23,6 +24,11 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: C
 def printable(text: str) -> str:
     """Text for a terminal: line ends, control characters and bytes that are not UTF-8 are escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def markdown_text(text: str) -> str:
+    """Text that markdown shows as it is: no emphasis, links or HTML, and in one line. `markdown_table` escapes `|`."""
+    return re.sub(r"([\\`*_\[\]<>&~$])", r"\\\1", printable(text))
 
 
 def in_one_line(text: str) -> str:
