@@ -36,7 +36,7 @@ def add_api(pipelines: Mapping[str, Any], limits: Limits, uploads: Uploads) -> N
         try:
             if model not in pipelines:
                 raise ValueError(f"there is no model {model!r}; there is {', '.join(pipelines)}")
-            return answer(pipelines[model], str(path), segments, channels, limits, name=named, **marks)
+            return answer(pipelines[model], str(path), segments, channels, limits, None, named, **marks)
         except ValueError as error:
             raise gradio.Error(str(error), print_exception=False) from error
         finally:

@@ -141,8 +141,8 @@ def serving(pipelines: Mapping[str, Any], limits: Any, host: str = "127.0.0.1", 
         with page:
             add_api(pipelines, limits, uploads)
         page.queue(default_concurrency_limit=AT_ONCE, max_size=QUEUED)
-        page.enable_monitoring = False
-        fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+        # Gradio's own come from Google.
+        theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
         app, address, _ = page.launch(
             server_name=host,
             server_port=port,
@@ -153,13 +153,14 @@ def serving(pipelines: Mapping[str, Any], limits: Any, host: str = "127.0.0.1", 
             mcp_server=False,
             pwa=False,
             enable_monitoring=False,
+            state_session_capacity=1000,
             run_history=False,
             inbrowser=False,
             show_error=False,
             max_file_size=round(limits.largest_megabytes * 1e6),
             footer_links=["api"],
             app_kwargs={"middleware": [Middleware(Guard, uploads=uploads)]},
-            **{"theme": gradio.themes.Default(**fonts), **LOOK},
+            **{"theme": theme, **LOOK},
         )
         stack.callback(page.close, verbose=False)
         app.__class__ = FoldersOfUploads
