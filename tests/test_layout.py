@@ -21,7 +21,7 @@ FLOORS = (
     ("model_folder", "evaluation"),
     ("training", "inference", "convert", "publish"),
     ("pretrain_hf", "train_hf", "evaluate_hf"),
-    ("cli", "__main__", "demo", "benchmarks", "replication"),
+    ("cli", "__main__", "app", "demo", "benchmarks", "replication"),
 )
 # Saving the model carries the configuration, audio and pipeline code along.
 WITHIN_A_FLOOR = {("modeling_exhubert", "pipeline_exhubert"), ("__main__", "cli")}
