@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from html import escape
 from pathlib import Path
@@ -19,7 +19,7 @@ from gradio.processing_utils import save_file_to_cache
 
 from .answers import Limits, answer
 from .microphone import Listener
-from .timeline import Lane, band_html, card_html, clock, lanes_of, plain_name, percent, result_html, waveform
+from .timeline import Lane, card_html, clock, lanes_of, plain_name, percent, result_html, waveform
 
 HERE = Path(__file__).parent
 SYSTEM_FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
@@ -42,14 +42,11 @@ class Source(NamedTuple):
     name: str
 
 
-class Upload(gradio.File):
-    """`gradio.File` that gives a `Source`, and leaves no empty file behind as that does."""
-
-    def preprocess(self, payload: FileData | None) -> Source | None:  # type: ignore[override]
-        return None if payload is None else Source(payload.path, Path(payload.orig_name or payload.path).name)
-
-    def get_block_name(self) -> str:
-        return "file"
+def source_of(uploaded: FileData | None) -> Source | None:
+    """What `gradio.File` gives our functions, here with the file's own name, and without the empty file it makes."""
+    if uploaded is None:
+        return None
+    return Source(uploaded.path, Path(uploaded.orig_name or uploaded.path).name)
 
 
 def html(value: str, elem_id: str | None = None) -> gradio.HTML:
@@ -83,7 +80,8 @@ def recording_tab(pipelines: Mapping[str, Any], limits: Limits) -> None:
     """Upload or record, options, the answer."""
     names = list(pipelines)
     with gradio.Row(elem_classes="exh-inputs", equal_height=True):
-        upload = Upload(label="A file", elem_id="exh-upload", height=150)
+        upload = gradio.File(label="A file", elem_id="exh-upload", height=150)
+        upload.preprocess = source_of  # type: ignore[method-assign, assignment]
         microphone = gradio.Audio(
             sources=["microphone"], type="filepath", label="Or record", elem_id="exh-record", buttons=[], editable=False
         )
@@ -99,12 +97,16 @@ def recording_tab(pipelines: Mapping[str, Any], limits: Limits) -> None:
             ]
     with gradio.Row(elem_classes="exh-options"):
         segments = gradio.Radio(
-            [("each utterance", "speech"), ("windows of the whole recording", "windows")],
+            [("Each utterance", "speech"), ("Windows of the whole recording", "windows")],
             value="speech" if detector_is_there() else "windows",
             label="Answer for",
+            min_width=280,
         )
         channels = gradio.Radio(
-            [("mixed to one", "mix"), ("each on its own", "each")], value="mix", label="Channels of the file"
+            [("Mixed to one", "mix"), ("Each on its own", "each")],
+            value="mix",
+            label="Channels of the file",
+            min_width=280,
         )
     chosen = gradio.CheckboxGroup(names, value=names[:1], label="Models", visible=len(names) > 1)
     with gradio.Row(elem_classes="exh-run"):
@@ -120,24 +122,24 @@ def recording_tab(pipelines: Mapping[str, Any], limits: Limits) -> None:
         models = {name: pipelines[name] for name in names if name in chosen}
         yield from answered(source, models, "speech" if segments == "speech" else None, channels, limits)
 
-    waiting = (gradio.update(interactive=False), gradio.update(visible=True), progress_html("Waiting for the model"), "")
-    ready = (gradio.update(interactive=True), gradio.update(visible=False))
-    buttons_of_run = [start, stop]
+    waiting = (gradio.update(visible=True), progress_html("Waiting for the model"), "")
+    ready = gradio.update(visible=False)
     hidden = {"show_progress": "hidden", "api_visibility": "private"}
 
     def run(event: Any) -> None:
-        begun = event(lambda: waiting, None, [*buttons_of_run, status, result], queue=False, **hidden)
+        begun = event(lambda: waiting, None, [stop, status, result], queue=False, **hidden)
         heard = begun.then(listen, [upload, microphone, chosen, segments, channels], [status, result], **hidden)
-        heard.then(lambda: ready, None, buttons_of_run, queue=False, **hidden)
-        stop.click(lambda: (*ready, status_html("Stopped.")), None, [*buttons_of_run, status], cancels=[heard], **hidden)
+        heard.then(lambda: ready, None, stop, queue=False, **hidden)
+        stop.click(lambda: (ready, status_html("Stopped.")), None, [stop, status], cancels=[heard], **hidden)
 
     run(start.click)
     for button, path in buttons:
 
-        def example(path: Path = path) -> tuple[str, None]:
-            return save_file_to_cache(path, upload.GRADIO_CACHE), None
+        def example(path: Path = path) -> tuple[str, None, str]:
+            each = soundfile.info(str(path)).channels > 1
+            return save_file_to_cache(path, upload.GRADIO_CACHE), None, "each" if each else "mix"
 
-        run(button.click(example, None, [upload, microphone], **hidden).then)
+        run(button.click(example, None, [upload, microphone, channels], **hidden).then)
     upload.upload(lambda: (None, "", ""), None, [microphone, status, result], queue=False, **hidden)
     microphone.stop_recording(lambda: (None, "", ""), None, [upload, status, result], queue=False, **hidden)
     upload.clear(lambda: ("", ""), None, [status, result], queue=False, **hidden)
@@ -197,13 +199,15 @@ def live_tab(pipelines: Mapping[str, Any]) -> None:
         sources=["microphone"], streaming=True, type="filepath", label="Microphone", elem_id="exh-live", buttons=[]
     )
     heard = html(live_html(None, {}), elem_id="exh-heard")
-    state = gradio.State(None, time_to_live=60 * LIVE_MINUTES, delete_callback=lambda listener: listener and listener.finish(0))
+    state = gradio.State(
+        None, time_to_live=60 * LIVE_MINUTES, delete_callback=lambda listener: listener and listener.finish(0)
+    )
 
     def hear(chunk: str | None, model: str, listener: Listener | None) -> tuple[Listener | None, str]:
         scales = pipelines[model].dimensions
         if chunk is not None:
             samples, rate = soundfile.read(chunk, dtype="float32", always_2d=True)
-            Path(chunk).unlink(missing_ok=True)
+            delete(Path(chunk), Path(microphone.GRADIO_CACHE))
             if listener is None:
                 listener = Listener(pipelines[model], rate)
             listener.feed(samples.mean(axis=1))
@@ -220,6 +224,15 @@ def live_tab(pipelines: Mapping[str, Any]) -> None:
         hear, [microphone, model, state], [state, heard], time_limit=60 * LIVE_MINUTES, concurrency_limit=8, **hidden
     )
     microphone.stop_recording(end, [model, state], heard, **hidden)
+
+
+def delete(file: Path, root: Path) -> None:
+    """Deletes a file below `root`, and the folders that it leaves empty."""
+    file.unlink(missing_ok=True)
+    for folder in file.resolve().parents:
+        if folder == root.resolve() or any(folder.iterdir()):
+            break
+        folder.rmdir()
 
 
 # -- words -------------------------------------------------------------------------------------------------------------
@@ -294,9 +307,9 @@ def live_html(listener: Listener | None, scales: Mapping[str, Sequence[float]], 
 <h3>{"The last window" if over else "Now"}: {clock(newest["start"])} to {clock(newest["end"])}</h3>
 <div class="exh-cards">{card_html(lane, False)}</div>
 <table class="exh-live"><caption>The last {len(windows)} of {listener.count} windows, the newest first</caption>
-<thead><tr><th scope="col">Start</th><th scope="col">End</th><th scope="col">Label</th><th scope="col">Probability</th></tr>
-</thead><tbody>{rows}</tbody></table></section>"""
+<thead><tr><th scope="col">Start</th><th scope="col">End</th><th scope="col">Label</th>
+<th scope="col">Probability</th></tr></thead><tbody>{rows}</tbody></table></section>"""
 
 
-FOOTER = """<footer class="exh-footer"><p>A machine's guess at how speech sounds, learned from actors and raters. It does
-not know what somebody feels. Do not decide about people by it.</p></footer>"""
+FOOTER = """<footer class="exh-footer"><p>A machine's guess at how speech sounds, learned from actors and raters. It
+does not know what somebody feels. Do not decide about people by it.</p></footer>"""

@@ -18,11 +18,11 @@ from webvtt import Caption, WebVTT
 
 # Hue says valence and lightness arousal, in colours that stay apart for the colour-blind: fill and text.
 SIX_COLOURS = {
-    "high/negative": ("#a63d0a", "#ffffff"),
+    "high/negative": ("#b5470f", "#ffffff"),
     "low/negative": ("#f5b78e", "#1d1d1f"),
-    "high/neutral": ("#5a6068", "#ffffff"),
+    "high/neutral": ("#666d77", "#ffffff"),
     "low/neutral": ("#c9cdd3", "#1d1d1f"),
-    "high/positive": ("#0b5a9e", "#ffffff"),
+    "high/positive": ("#1468b3", "#ffffff"),
     "low/positive": ("#9ccbec", "#1d1d1f"),
 }
 OTHER_COLOURS = (  # Okabe and Ito's
@@ -45,10 +45,12 @@ SUCH_AS = {
     "high/positive": "joy",
     "low/positive": "kindness",
 }
-SIGNS = {"negative": "−", "neutral": "○", "positive": "+"}
+MINUS = "\N{MINUS SIGN}"
+SIGNS = {"negative": MINUS, "neutral": "○", "positive": "+"}
 QUADRANT = ("arousal", "valence")
 COLUMNS = 1000  # of a waveform
 MOST_BUTTONS = 400  # of a lane; of more windows, neighbours of one class are one
+MANY = 60  # points and steps that are drawn finer
 MOST_ROWS = 500  # of a table; the CSV has them all
 
 
@@ -92,7 +94,7 @@ def plain_name(label: str) -> str:
 
 
 def short_name(label: str) -> str:
-    """A class in a few characters, for narrow bands: `high/negative` is "↑−"."""
+    """A class in a few characters, for narrow bands: `high/negative` is an arrow up and a minus."""
     arousal, _, valence = label.partition("/")
     return {"high": "↑", "low": "↓"}[arousal] + SIGNS[valence] if label in SUCH_AS else label[:3]
 
@@ -119,7 +121,7 @@ def percent(probability: float) -> str:
 
 
 def signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "−")
+    return f"{value:+.2f}".replace("-", MINUS)
 
 
 def waveform(path: str, columns: int = COLUMNS) -> tuple[float, list[np.ndarray]]:
@@ -130,8 +132,8 @@ def waveform(path: str, columns: int = COLUMNS) -> tuple[float, list[np.ndarray]
         columns: of the picture, at most.
 
     Returns:
-        Its seconds, and for each channel float32 `(columns, 2)`: the lowest and highest sample of each column. Of a file
-        that soundfile does not decode 0 and nothing; the pipeline may read it all the same.
+        Its seconds, and for each channel float32 `(columns, 2)`: the lowest and highest sample of each column. Of a
+        file that soundfile does not decode 0 and nothing; the pipeline may read it all the same.
     """
     try:
         with soundfile.SoundFile(path) as file:
@@ -209,7 +211,8 @@ def card_html(lane: Lane, several: bool) -> str:
             + bars_html(result["probabilities"], label)
         )
     answer += scales_html(result.get("dimensions") or {}, lane.scales)
-    return f"<article class='exh-card'>{heading}<div class='exh-answer'><div>{answer}</div>{plane_html(lane)}</div></article>"
+    answer = f"<div class='exh-answer'><div>{answer}</div>{plane_html(lane)}</div>"
+    return f"<article class='exh-card'>{heading}{answer}</article>"
 
 
 def bars_html(probabilities: Mapping[str, float], label: str) -> str:
@@ -217,7 +220,7 @@ def bars_html(probabilities: Mapping[str, float], label: str) -> str:
     colours = colours_of(list(probabilities))
     rows = "".join(
         f"<li{' class=exh-first' if name == label else ''}><span class='exh-name'>{escape(plain_name(name))}</span>"
-        f"<span class='exh-bar'><i style='width:{100 * value:.1f}%;background:{colours[name][0]}'></i></span>"
+        f"<span class='exh-bar'><i style='width:{100 * value:.1f}%;--c:{colours[name][0]}'></i></span>"
         f"<span class='exh-value'>{percent(value)}</span></li>"
         for name, value in sorted(probabilities.items(), key=lambda item: -item[1])
     )
@@ -245,7 +248,9 @@ def place_of(piece: Mapping[str, Any], scales: Mapping[str, Sequence[float]]) ->
     dimensions = piece.get("dimensions") or {}
     if not set(QUADRANT) <= dimensions.keys():
         return None
-    x, y = (2 * (dimensions[name] - scales[name][0]) / (scales[name][1] - scales[name][0]) - 1 for name in QUADRANT[::-1])
+    x, y = (
+        2 * (dimensions[name] - scales[name][0]) / (scales[name][1] - scales[name][0]) - 1 for name in QUADRANT[::-1]
+    )
     return x, y
 
 
@@ -266,13 +271,14 @@ def plane_html(lane: Lane) -> str:
             unsure = " class='exh-unsure'" if piece.get("uncertain") else ""
             points.append(f"<circle cx='{x}' cy='{y}' r='4' style='--c:{fill}'{unsure}/>")
     x, y = at(mean)
-    said = f"Mean: valence {signed(mean[0])}, arousal {signed(mean[1])}, each from −1 to 1; {len(lane.pieces)} {lane.what}s"
+    said = f"Mean: valence {signed(mean[0])}, arousal {signed(mean[1])}, from {MINUS}1 to 1; {len(lane.pieces)} {lane.what}s"
     return f"""<figure class="exh-plane"><svg viewBox="0 0 220 220" role="img" aria-label="{said}">
 <rect x="22" y="22" width="176" height="176" rx="6"/><path d="M110 22V198M22 110H198"/>
-<text x="110" y="15" text-anchor="middle">high arousal</text><text x="110" y="213" text-anchor="middle">low arousal</text>
+<text x="110" y="15" text-anchor="middle">high arousal</text>
+<text x="110" y="213" text-anchor="middle">low arousal</text>
 <text transform="rotate(-90)" x="-110" y="15" text-anchor="middle">negative</text>
 <text transform="rotate(90)" x="110" y="-207" text-anchor="middle">positive</text>
-<g class="exh-points">{"".join(points)}</g>
+<g class="exh-points{" exh-many" if len(points) > MANY else ""}">{"".join(points)}</g>
 <g class="exh-mean"><circle cx="{x}" cy="{y}" r="8"/><path d="M{x - 13} {y}H{x + 13}M{x} {y - 13}V{y + 13}"/></g>
 </svg><figcaption>Arousal <b>{signed(mean[1])}</b> · Valence <b>{signed(mean[0])}</b></figcaption></figure>"""
 
@@ -282,7 +288,9 @@ def said_of(piece: Mapping[str, Any], lane: Lane, several: bool) -> str:
     parts = [f"{clock(piece['start'])} to {clock(piece['end'])}", title_of(lane, several)]
     parts.append(str(piece["speaker"]) if piece.get("speaker") else "")
     if label := piece.get("label"):
-        parts.append(f"{plain_name(label)} {percent(piece['probabilities'][label])}" if "probabilities" in piece else label)
+        parts.append(
+            f"{plain_name(label)} {percent(piece['probabilities'][label])}" if "probabilities" in piece else label
+        )
     if piece.get("arousal") is not None:
         parts += [f"arousal {signed(piece['arousal'])}", f"valence {signed(piece['valence'])}"]
     parts += [f"{name} {value:.2f}" for name, value in (piece.get("dimensions") or {}).items()]
@@ -336,13 +344,15 @@ def band_html(lane: Lane, seconds: float, several: bool, first: bool) -> str:
         mark = "? " if unsure else ""
         long, short = (plain_name(label), short_name(label)) if label else (str(number + 1),) * 2
         buttons.append(
-            f"<button type='button' class='exh-seg{unsure}' style='{place}' tabindex='{-1 if number or not first else 0}'"
-            f" data-start='{piece['start']:.3f}' data-end='{piece['end']:.3f}'"
+            f"<button type='button' class='exh-seg{unsure}' style='{place}'"
+            f" tabindex='{-1 if number or not first else 0}' data-start='{piece['start']:.3f}' data-end='{piece['end']:.3f}'"
             f" aria-label='{escape(said_of(piece, lane, several))}'>"
-            f"<span class='exh-long'>{mark}{escape(long)}</span><span class='exh-short'>{mark}{escape(short)}</span></button>"
+            f"<span class='exh-long'>{mark}{escape(long)}</span><span class='exh-short'>{escape(short)}</span></button>"
         )
     name = " · ".join(part for part in (title_of(lane, several), f"{lane.what}s") if part)
-    return f"<div class='exh-band' role='toolbar' aria-label='{escape(name)}; arrow keys move'>{''.join(buttons)}</div>"
+    many = " exh-many" if len(buttons) > MANY else ""
+    name = escape(f"{name}; arrow keys move")
+    return f"<div class='exh-band{many}' role='toolbar' aria-label='{name}'>{''.join(buttons)}</div>"
 
 
 def steps(lane: Lane, values: Sequence[float], seconds: float) -> str:
@@ -368,17 +378,17 @@ def lines_html(lane: Lane, seconds: float) -> str:
                 for name, (low, high) in lane.scales.items()
             }
         )
-    drawn = []
+    drawn, many = [], " exh-many" if len(pieces) > MANY else ""
     for number, lines in enumerate(panels):
         paths = "".join(
             f"<path class='exh-line exh-line-{k % 4}' d='{steps(lane, values, seconds)}'/>"
             for k, values in enumerate(lines.values())
         )
         key = "".join(f"<span class='exh-key exh-line-{k % 4}'>{escape(name)}</span>" for k, name in enumerate(lines))
-        of = " of the classes, −1 to 1" if len(panels) > 1 and not number else ", −1 to 1" if "arousal" in lines else ""
+        of = ("of the classes, " if len(panels) > 1 else "") + f"{MINUS}1 to 1" if "arousal" in lines else ""
         drawn.append(
-            f"<p class='exh-lane-name'>{key}<span>{of.lstrip(', ')}</span></p><svg class='exh-lines' viewBox='0 0 1000 100'"
-            f" preserveAspectRatio='none' aria-hidden='true'><path class='exh-zero' d='M0 50H1000'/>{paths}</svg>"
+            f"<p class='exh-lane-name'>{key}<span>{of}</span></p><svg class='exh-lines{many}'"
+            f" viewBox='0 0 1000 100' preserveAspectRatio='none' aria-hidden='true'><path class='exh-zero' d='M0 50H1000'/>{paths}</svg>"
         )
     return "".join(drawn)
 
@@ -396,9 +406,7 @@ def wave_html(peaks: np.ndarray) -> str:
     )
 
 
-def timeline_html(
-    url: str, seconds: float, peaks: Sequence[np.ndarray], lanes: Sequence[Lane], several: bool
-) -> str:
+def timeline_html(url: str, seconds: float, peaks: Sequence[np.ndarray], lanes: Sequence[Lane], several: bool) -> str:
     """The player, and below each channel's waveform what the models say of it."""
     parts, first = [], True
     for channel in dict.fromkeys(lane.channel for lane in lanes):
@@ -424,7 +432,7 @@ def timeline_html(
         for name in classes
     )
     unsure = any(piece.get("uncertain") for lane in lanes for piece in lane.pieces)
-    legend += "<li><i class='exh-unsure'>?</i>Uncertain (hatched)</li>" if unsure else ""
+    legend += "<li><i class='exh-unsure'></i>Uncertain: hatched, in the plane hollow</li>" if unsure else ""
     what = f"{lanes[0].what}s"
     return f"""<section class="exh-timeline" aria-label="Timeline">
 <h3>Over time</h3>
@@ -433,12 +441,13 @@ def timeline_html(
 <button type="button" class="exh-play" aria-label="Play all">▶</button>
 <output class="exh-clock" aria-label="Position">0:00.0</output><span>/ {clock(seconds)}</span>
 <span class="exh-zoom" role="group" aria-label="Zoom">
-<button type="button" data-zoom="0.5" aria-label="Zoom out">−</button>
+<button type="button" data-zoom="0.5" aria-label="Zoom out">{MINUS}</button>
 <button type="button" data-zoom="2" aria-label="Zoom in">+</button></span>
 </div>
 <div class="exh-scroll"><div class="exh-lanes">{"".join(parts)}
 <div class="exh-axis" aria-hidden="true"></div><div class="exh-head" aria-hidden="true"></div></div></div>
-<p class="exh-detail" aria-hidden="true">Choose one of the {what} to hear it; the arrow keys go from one to the next.</p>
+<p class="exh-detail" aria-hidden="true">Choose one of the {what} to hear it; the arrow keys go
+from one to the next.</p>
 <ul class="exh-legend" aria-label="Colours">{legend}</ul>
 </section>"""
 
@@ -524,23 +533,31 @@ def table_html(lanes: Sequence[Lane], several: bool) -> str:
         "Arousal": quadrant and (lambda piece, lane: signed(piece["arousal"]) if "arousal" in piece else ""),
         "Valence": quadrant and (lambda piece, lane: signed(piece["valence"]) if "valence" in piece else ""),
         **{
-            escape(name): (lambda piece, lane, name=name: f"{piece['dimensions'][name]:.2f}" if piece.get("dimensions") else "")
+            escape(name): (
+                lambda piece, lane, name=name: f"{piece['dimensions'][name]:.2f}" if piece.get("dimensions") else ""
+            )
             for name in dimensions
         },
         "Uncertain": any(piece.get("uncertain") for piece, _ in pieces)
         and (lambda piece, lane: escape(piece.get("uncertain") or "")),
     }
     shown = {name: cell for name, cell in columns.items() if cell}
-    head = "".join(f"<th scope='col'>{name or '<span class=exh-hidden>Play</span>'}</th>" for name in shown)
+    head = "".join(
+        f"<th scope='col' role='columnheader'>{name or '<span class=exh-hidden>Play</span>'}</th>" for name in shown
+    )
     body = "".join(
-        "<tr>" + "".join(f"<td data-name='{name}'>{cell(piece, lane)}</td>" for name, cell in shown.items()) + "</tr>"
+        "<tr role='row'>"
+        + "".join(f"<td role='cell' data-name='{name}'>{cell(piece, lane)}</td>" for name, cell in shown.items())
+        + "</tr>"
         for piece, lane in pieces[:MOST_ROWS]
     )
     what = f"{lanes[0].what}s"
     more = f"The first {MOST_ROWS} of {len(pieces):,} {what}; the CSV has them all." if len(pieces) > MOST_ROWS else ""
-    return f"""<details class="exh-table" open><summary>Table of {len(pieces):,} {what if len(pieces) > 1 else what[:-1]}</summary>
-<div class="exh-rows" tabindex="0" role="region" aria-label="Table of {what}"><table><thead><tr>{head}</tr></thead>
-<tbody>{body}</tbody></table></div><p class="exh-note">{more}</p></details>"""
+    return f"""<details class="exh-table" open>
+<summary>Table of {len(pieces):,} {what if len(pieces) > 1 else what[:-1]}</summary>
+<div class="exh-rows" tabindex="0" role="region" aria-label="Table of {what}"><table role="table">
+<thead role="rowgroup"><tr role="row">{head}</tr></thead>
+<tbody role="rowgroup">{body}</tbody></table></div><p class="exh-note">{more}</p></details>"""
 
 
 def downloads_html(name: str, lanes: Sequence[Lane], several: bool) -> str:
