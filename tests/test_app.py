@@ -84,6 +84,15 @@ def upload(server: Server, file: Path) -> str:
         return httpx.post(f"{server.address}gradio_api/upload", files={"files": (file.name, opened)}).json()[0]
 
 
+def said_of(server: Server, **values: object) -> str | None:
+    """The error of a request as curl makes it; None where it has none, or Gradio says nothing of it."""
+    call = f"{server.address}gradio_api/call"
+    event = httpx.post(f"{call}/v2/classify", json=values).json()["event_id"]
+    said = httpx.get(f"{call}/classify/{event}", timeout=60).text
+    assert said.startswith("event: error\ndata: ")
+    return json.loads(said.partition("data: ")[2])["error"]
+
+
 def uploads(server: Server) -> list[Path]:
     return list(server.files.glob("upload-*"))
 
@@ -98,6 +107,18 @@ def test_the_api_answers_what_the_command_line_and_the_pipeline_answer(app_serve
         assert row.pop("file") == str(file)
         assert alike(given, row)
     assert uploads(app_server) == []
+
+
+def test_segments_and_channels_are_those_of_the_pipeline(app_server, client, tmp_path):
+    file, folder = ROOT / "app" / "examples" / "call_two_channels.ogg", app_server.models["emotions"]
+    classify = load_pipeline(str(folder))
+    given = asked(client, file, segments="speech", channels="each", least_seconds=1.0)
+    assert alike(given, classify(str(file), segments="speech", channels="each", least_seconds=1.0))
+    assert [len(channel["segments"]) for channel in given["channels"]] == [2, 2]
+    turns = [{"start": 0.5, "end": 2.0, "speaker": "<i>A</i>"}, {"start": 1.0, "end": 5.0}]
+    given = asked(client, file, segments=turns)
+    assert alike(given, classify(str(file), segments=turns))
+    assert given["segments"][0]["speaker"] == "<i>A</i>"
 
 
 def test_models_says_what_can_be_asked(client):
@@ -133,13 +154,13 @@ def test_fifty_requests_of_ten_clients_have_their_own_answers_and_leave_nothing(
     assert "Traceback" not in app_server.log.read_text()
 
 
-def test_a_file_that_is_no_audio_is_refused_in_one_line_without_a_path(app_server, client, tmp_path):
+def test_a_file_that_is_no_audio_is_refused_in_one_line_without_a_path(app_server, tmp_path):
     for name, content in {"text.wav": b"no audio", "empty.wav": b"", "<b>a</b> & '.wav": b"a"}.items():
-        file = tmp_path / f"{len(content)}.wav"
-        file.write_bytes(content)
-        message = error_of(client, {**handle_file(str(file)), "orig_name": name})
+        (tmp_path / "file.wav").write_bytes(content)
+        file = {"path": upload(app_server, tmp_path / "file.wav"), "meta": FILE, "orig_name": name}
+        message = said_of(app_server, audio=file)
         assert message.startswith(f"{name}: the audio does not decode") and "\n" not in message
-        assert str(tmp_path) not in message and app_server.files.name not in message and "upload-" not in message
+        assert app_server.files.name not in message and "upload-" not in message
     assert uploads(app_server) == []
 
 
@@ -165,11 +186,9 @@ def test_what_is_too_large_is_refused_while_it_comes_in(app_server):
 def test_what_was_not_uploaded_is_not_read(app_server, client):
     for audio in ({"path": "/etc/passwd"}, {"path": None}, {}, "/etc/passwd", None):
         assert error_of(client, audio) == "audio is no file that was uploaded here"
-    call = f"{app_server.address}gradio_api/call"
-    event = httpx.post(f"{call}/v2/classify", json={"audio": {"path": "/etc/passwd", "meta": FILE}}).json()["event_id"]
-    assert "event: error" in (said := httpx.get(f"{call}/classify/{event}").text) and "passwd" not in said
+    assert said_of(app_server, audio={"path": "/etc/passwd", "meta": FILE}) is None
     address = {"path": "https://example.com/a.wav", "meta": FILE}
-    response = httpx.post(f"{call}/v2/classify", json={"audio": address})
+    response = httpx.post(f"{app_server.address}gradio_api/call/v2/classify", json={"audio": address})
     assert response.status_code == 400 and "nothing is fetched" in response.text
     for path in ("gradio_api/deep_link", "gradio_api/proxy=http://localhost/", "gradio_api/file=/etc/passwd"):
         assert httpx.get(app_server.address + path).status_code in (403, 404)
@@ -180,6 +199,12 @@ def test_wrong_arguments_are_named_with_what_there_is(client, tmp_path):
     assert error_of(client, file, model="<b>x</b>") == "there is no model '<b>x</b>'; there is emotions, dimensions"
     assert "channels is 'some'" in error_of(client, file, channels="some")
     assert "segments is 'words'" in error_of(client, file, segments="words")
+    assert "segments must be 'speech' or a list" in error_of(client, file, segments=[[0, 1]])
+    assert "the turn at 0 s has the speaker 3" in error_of(
+        client, file, segments=[{"start": 0, "end": 1, "speaker": 3}]
+    )
+    turns = [{"start": 0, "end": 1}] * 121
+    assert "2.0 minutes long; at most 2 are taken" in error_of(client, file, segments=turns)
 
 
 def test_slow_clients_and_those_that_go_away_hold_up_nobody(app_server, client, tmp_path):
