@@ -36,6 +36,7 @@ def add_api(pipelines: Mapping[str, Any], limits: Limits, uploads: Uploads) -> N
         try:
             if model not in pipelines:
                 raise ValueError(f"there is no model {model!r}; there is {', '.join(pipelines)}")
+            check_turns(segments, limits)
             return answer(pipelines[model], str(path), segments, channels, limits, None, named, **marks)
         except ValueError as error:
             raise gradio.Error(str(error), print_exception=False) from error
@@ -58,3 +59,15 @@ def add_api(pipelines: Mapping[str, Any], limits: Limits, uploads: Uploads) -> N
 
     gradio.api(classify, api_name="classify", concurrency_limit=AT_ONCE)
     gradio.api(models, api_name="models", queue=False)
+
+
+def check_turns(segments: Any, limits: Limits) -> None:
+    """Raises ValueError for turns that are together longer than the longest recording; the pipeline checks the rest."""
+    if segments is None or isinstance(segments, str):
+        return
+    try:
+        minutes = sum(turn["end"] - turn["start"] for turn in segments) / 60
+    except (TypeError, KeyError) as error:
+        raise ValueError('segments must be \'speech\' or a list of turns, {"start": ..., "end": ...}') from error
+    if minutes > limits.longest_minutes:
+        raise ValueError(f"the turns are {minutes:.1f} minutes long; at most {limits.longest_minutes:g} are taken here")

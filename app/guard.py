@@ -38,6 +38,8 @@ HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"
 # Tags that lead a browser, or whoever makes a preview of the page, to another server.
 ELSEWHERE = re.compile(rb"""<(?:link|meta|script)\b[^>]*\b(?:href|content|src)=["']https?://[^>]*>(?:</script>)?""")
 ADDRESS = re.compile(r"\s*(?:https?|ftp|file):", re.IGNORECASE)
+# What is open as long as a visitor is there: a page's or client's heartbeat, and the answer that curl reads.
+SESSION = re.compile(r"/heartbeat/[^/]+$|/call/(?:v2/)?[^/]+/[^/]+$")
 LARGEST_BODY = 16_000_000  # bytes of a request that is no upload
 UPLOAD = "upload-"  # how the folders of uploads begin
 upload_folder: ContextVar[Path | None] = ContextVar("upload_folder", default=None)
@@ -128,11 +130,11 @@ class Guard:
         path, answered = scope["path"].rstrip("/"), _Rewritten(send, self.headers)
         if "/deep_link" in path or "/proxy=" in path:  # what is kept for other visitors, and what lies elsewhere
             await _refuse(answered, 404, "not found")
-        elif "/heartbeat/" in path:
+        elif scope["method"] == "GET" and SESSION.search(path):
             try:
                 await self.app(scope, receive, answered)
             finally:
-                self.uploads.leave(path.rpartition("/")[2])
+                self._leave(scope.get("app"), path.rpartition("/")[2])
         elif scope["method"] == "POST" and path.endswith("/upload"):
             folder = self.uploads.new()
             upload_folder.set(folder)
@@ -145,6 +147,13 @@ class Guard:
             await self._asked(scope, receive, answered)
         else:
             await self.app(scope, receive, answered)
+
+    def _leave(self, app: Any, session: str) -> None:
+        """Forgets a visitor: uploads, and what the page showed, which Gradio would keep for the next thousands."""
+        self.uploads.leave(session)
+        with contextlib.suppress(AttributeError, KeyError):
+            app.state_holder.delete_state(session)
+            del app.state_holder.session_data[session]
 
     async def _asked(self, scope: Any, receive: Any, send: Any) -> None:
         """Passes on a request with a JSON body, unless it names a file that the server would have to fetch."""

@@ -44,7 +44,7 @@ def run_app(
         raise ImportError("the page needs Gradio: pip install 'exhubert[app]'")
     for name, value in (("longest", longest), ("largest", largest), ("kept", kept)):
         if not 0 < value < float("inf"):
-            raise ValueError(f"{name} is {value:g}; it must be above 0")
+            raise ValueError(f"--{name} is {value:g}; it must be above 0")
     check_free(host, port)
     from .answers import Limits
 

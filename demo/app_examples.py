@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-from synthetic_speech import SAMPLE_RATE, make_corpora
 
 from exhubert.utils.files import whole_file
+from synthetic_speech import SAMPLE_RATE, make_corpora
 
 FOLDER = Path(__file__).resolve().parent.parent / "app" / "examples"
 CLIPS = {  # corpus, speaker, label
