@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 HERE = Path(__file__).parent
 SYSTEM_FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
 LIVE_MINUTES = 10
+OURS: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}  # events of the page alone
 # What the page adds to `launch`.
 LOOK: dict[str, Any] = {
     # Not as `css`: Gradio leaves out container queries there.
@@ -72,7 +73,7 @@ def build_page(pipelines: Mapping[str, Any], limits: Limits) -> gradio.Blocks:
         with gradio.Tabs():
             with gradio.Tab("A recording"):
                 recording_tab(pipelines, limits)
-            with gradio.Tab("Live microphone", render_children=True):  # its encoder takes a moment to load
+            with gradio.Tab("Live microphone"):
                 live_tab(pipelines)
         html(FOOTER)
     return page
@@ -126,25 +127,25 @@ def recording_tab(pipelines: Mapping[str, Any], limits: Limits) -> None:
 
     waiting = (gradio.update(visible=True), progress_html("Waiting for the model"), "")
     ready = gradio.update(visible=False)
-    hidden = {"show_progress": "hidden", "api_visibility": "private"}
 
-    def run(event: Any) -> None:
-        begun = event(lambda: waiting, None, [stop, status, result], queue=False, **hidden)
-        heard = begun.then(listen, [upload, microphone, chosen, segments, channels], [status, result], **hidden)
-        heard.then(lambda: ready, None, stop, queue=False, **hidden)
-        stop.click(lambda: (ready, status_html("Stopped.")), None, [stop, status], cancels=[heard], **hidden)
+    def run(event: Any) -> Any:
+        begun = event(lambda: waiting, None, [stop, status, result], queue=False, **OURS)
+        heard = begun.then(listen, [upload, microphone, chosen, segments, channels], [status, result], **OURS)
+        heard.then(lambda: ready, None, stop, queue=False, **OURS)
+        return heard
 
-    run(start.click)
+    runs = [run(start.click)]
     for button, path in buttons:
 
         def example(path: Path = path) -> tuple[str, None, str]:
             each = soundfile.info(str(path)).channels > 1
             return save_file_to_cache(path, upload.GRADIO_CACHE), None, "each" if each else "mix"
 
-        run(button.click(example, None, [upload, microphone, channels], **hidden).then)
-    upload.upload(lambda: (None, "", ""), None, [microphone, status, result], queue=False, **hidden)
-    microphone.stop_recording(lambda: (None, "", ""), None, [upload, status, result], queue=False, **hidden)
-    upload.clear(lambda: ("", ""), None, [status, result], queue=False, **hidden)
+        runs.append(run(button.click(example, None, [upload, microphone, channels], **OURS).then))
+    stop.click(lambda: (ready, status_html("Stopped.")), None, [stop, status], cancels=runs, **OURS)
+    upload.upload(lambda: (None, "", ""), None, [microphone, status, result], queue=False, **OURS)
+    microphone.stop_recording(lambda: (None, "", ""), None, [upload, status, result], queue=False, **OURS)
+    upload.clear(lambda: ("", ""), None, [status, result], queue=False, **OURS)
 
 
 def answered(
@@ -155,10 +156,9 @@ def answered(
         what = "Choose at least one model." if source else "Choose a file, record something, or take an example first."
         yield error_html(what), ""
         return
-    stopped, said = threading.Event(), {"text": "Reading", "done": None}
+    stopped, so_far = threading.Event(), [progress_html("Reading")]
 
     def work() -> str:
-        seconds, peaks = waveform(source.path)
         lanes: list[Lane] = []
         for number, (name, pipeline) in enumerate(models.items()):
 
@@ -168,19 +168,20 @@ def answered(
                 of = f" of {clock(known, 0)}" if known else ""
                 by = f" by {name}" if len(models) > 1 else ""
                 share = (number + min(1.0, done / known)) / len(models) if known else None
-                said.update(text=f"Heard{by}: {clock(done, 0)}{of}", done=share)
+                so_far[0] = progress_html(f"Heard{by}: {clock(done, 0)}{of}", share)
 
             result = answer(pipeline, source.path, segments, channels, limits, heard, name=source.name)
             lanes += lanes_of(name, result, pipeline.dimensions)
         notes = dict.fromkeys(lane.result["warning"] for lane in lanes if lane.result.get("warning"))
-        return result_html(source.name, f"gradio_api/file={quote(source.path)}", seconds, peaks, lanes, list(notes))
+        url = f"gradio_api/file={quote(source.path)}"
+        return result_html(source.name, url, *waveform(source.path), lanes, list(notes))
 
     with contextlib.ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(1))
         stack.callback(stopped.set)
         future = pool.submit(work)
         while not wait([future], timeout=0.4).done:
-            yield progress_html(said["text"], said["done"]), ""
+            yield so_far[0], ""
         try:
             shown = future.result()
         except ValueError as error:
@@ -223,12 +224,11 @@ def live_tab(pipelines: Mapping[str, Any]) -> None:
             listener.finish()
         return live_html(listener, pipelines[model].dimensions, over=True)
 
-    hidden = {"show_progress": "hidden", "api_visibility": "private"}
-    microphone.start_recording(lambda: None, None, state, queue=False, **hidden)
+    microphone.start_recording(lambda: None, None, state, queue=False, **OURS)
     microphone.stream(
-        hear, [microphone, model, state], [state, heard], time_limit=60 * LIVE_MINUTES, concurrency_limit=8, **hidden
+        hear, [microphone, model, state], [state, heard], time_limit=60 * LIVE_MINUTES, concurrency_limit=8, **OURS
     )
-    microphone.stop_recording(end, [model, state], heard, **hidden)
+    microphone.stop_recording(end, [model, state], heard, **OURS)
 
 
 def delete(file: Path, root: Path) -> None:

@@ -100,11 +100,12 @@ def short_name(label: str) -> str:
     return {"high": "↑", "low": "↓"}[arousal] + SIGNS[valence] if label in SUCH_AS else label[:3]
 
 
-def colours_of(class_names: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Fill and text of each class."""
-    if set(class_names) <= SIX_COLOURS.keys():
-        return {name: SIX_COLOURS[name] for name in class_names}
-    return {name: OTHER_COLOURS[number % len(OTHER_COLOURS)] for number, name in enumerate(class_names)}
+def colours_of(class_names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Fill and text of each class of a model."""
+    return {
+        name: SIX_COLOURS.get(name, OTHER_COLOURS[number % len(OTHER_COLOURS)])
+        for number, name in enumerate(class_names)
+    }
 
 
 def clock(seconds: float, digits: int = 1) -> str:
@@ -121,8 +122,18 @@ def percent(probability: float) -> str:
     return f"{100 * probability:.0f} %"
 
 
+def number(value: float, form: str = ".2f") -> str:
+    """A number with a minus sign that is no hyphen."""
+    return f"{value:{form}}".replace("-", MINUS)
+
+
 def signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", MINUS)
+    return number(value, "+.2f")
+
+
+def range_of(scale: Sequence[float]) -> str:
+    """A scale in words: `1 to 7`."""
+    return f"{number(scale[0], 'g')} to {number(scale[1], 'g')}"
 
 
 def waveform(path: str, columns: int = COLUMNS) -> tuple[float, list[np.ndarray]]:
@@ -218,7 +229,7 @@ def card_html(lane: Lane, several: bool) -> str:
 
 def bars_html(probabilities: Mapping[str, float], label: str) -> str:
     """The probabilities of all classes, the highest first."""
-    colours = colours_of(list(probabilities))
+    colours = colours_of(probabilities)
     rows = "".join(
         f"<li{' class=exh-first' if name == label else ''}><span class='exh-name'>{escape(plain_name(name))}</span>"
         f"<span class='exh-bar'><i style='width:{100 * value:.1f}%;--c:{colours[name][0]}'></i></span>"
@@ -237,7 +248,7 @@ def scales_html(dimensions: Mapping[str, float], scales: Mapping[str, Sequence[f
         rows.append(
             f"<li><span class='exh-name'>{escape(name)}</span>"
             f"<span class='exh-scale'><i style='left:{100 * place:.1f}%'></i></span>"
-            f"<span class='exh-value'>{value:.2f} <small>of {low:g} to {high:g}</small></span></li>"
+            f"<span class='exh-value'>{number(value)} <small>of {range_of(scales[name])}</small></span></li>"
         )
     return f"<ul class='exh-bars' aria-label='Dimensions'>{''.join(rows)}</ul>" if rows else ""
 
@@ -260,7 +271,7 @@ def plane_html(lane: Lane) -> str:
     mean = place_of(lane.result, lane.scales)
     if mean is None:
         return ""
-    colours = colours_of(list(lane.result.get("probabilities") or ()))
+    colours = colours_of(lane.result.get("probabilities") or ())
 
     def at(place: tuple[float, float]) -> tuple[float, float]:
         valence, arousal = (84 * min(1.0, max(-1.0, value)) for value in place)
@@ -278,7 +289,7 @@ def plane_html(lane: Lane) -> str:
         arousal, valence = (signed(lane.result[name]) for name in QUADRANT)
         of = " <small>of the classes</small>" if lane.scales else ""
     else:
-        arousal, valence = (f"{lane.result['dimensions'][name]:.2f}" for name in QUADRANT)
+        arousal, valence = (number(lane.result["dimensions"][name]) for name in QUADRANT)
         of = ""
     said = f"Arousal {arousal}, valence {valence}; {len(lane.pieces)} {lane.what}s"
     return f"""<figure class="exh-plane"><svg viewBox="0 0 220 220" role="img" aria-label="{said}">
@@ -302,7 +313,7 @@ def said_of(piece: Mapping[str, Any], lane: Lane, several: bool) -> str:
         )
     if piece.get("arousal") is not None:
         parts += [f"arousal {signed(piece['arousal'])}", f"valence {signed(piece['valence'])}"]
-    parts += [f"{name} {value:.2f}" for name, value in (piece.get("dimensions") or {}).items()]
+    parts += [f"{name} {number(value)}" for name, value in (piece.get("dimensions") or {}).items()]
     parts.append(f"uncertain: {piece['uncertain']}" if piece.get("uncertain") else piece.get("together", ""))
     return " · ".join(part for part in parts if part)
 
@@ -343,7 +354,7 @@ def runs_of(lane: Lane) -> Iterator[tuple[Mapping[str, Any], float, float]]:
 
 def band_html(lane: Lane, seconds: float, several: bool, first: bool) -> str:
     """The segments of a lane as buttons in their places; the first of all takes the keyboard's focus."""
-    colours = colours_of(list(lane.result.get("probabilities") or ()))
+    colours = colours_of(lane.result.get("probabilities") or ())
     buttons = []
     for number, (piece, left, right) in enumerate(runs_of(lane)):
         label = piece.get("label") or ""
@@ -384,7 +395,9 @@ def lines_html(lane: Lane, seconds: float) -> str:
     if lane.scales and pieces and pieces[0].get("dimensions"):
         panels.append(
             {
-                f"{name} ({low:g} to {high:g})": [(piece["dimensions"][name] - low) / (high - low) for piece in pieces]
+                f"{name} ({range_of((low, high))})": [
+                    (piece["dimensions"][name] - low) / (high - low) for piece in pieces
+                ]
                 for name, (low, high) in lane.scales.items()
             }
         )
@@ -429,18 +442,18 @@ def timeline_html(url: str, seconds: float, peaks: Sequence[np.ndarray], lanes: 
             if lane.channel != channel:
                 continue
             if several:
-                parts.append(f"<p class='exh-lane-name'>{escape(lane.model)}</p>")
+                parts.append(f"<p class='exh-lane-name exh-model-name'>{escape(lane.model)}</p>")
             if lane.pieces:
                 parts.append(band_html(lane, seconds, several, first) + lines_html(lane, seconds))
                 first = False
             else:
                 parts.append("<p class='exh-lane-name'>No speech was found</p>")
-    classes = list(dict.fromkeys(name for lane in lanes for name in lane.result.get("probabilities") or ()))
-    colours = colours_of(classes)
+    colours: dict[str, tuple[str, str]] = {}
+    for lane in lanes:
+        colours |= colours_of(lane.result.get("probabilities") or ())
     legend = "".join(
-        f"<li><i style='--c:{colours[name][0]};--t:{colours[name][1]}'>{escape(short_name(name))}</i>"
-        f"{escape(plain_name(name))}</li>"
-        for name in classes
+        f"<li><i style='--c:{fill};--t:{ink}'>{escape(short_name(name))}</i>{escape(plain_name(name))}</li>"
+        for name, (fill, ink) in colours.items()
     )
     unsure = any(piece.get("uncertain") for lane in lanes for piece in lane.pieces)
     legend += "<li><i class='exh-unsure'></i>Uncertain: hatched, in the plane hollow</li>" if unsure else ""
@@ -503,19 +516,22 @@ def vtt_text(lanes: Iterable[Lane], several: bool) -> str:
     ]
     for start, end, piece, lane in sorted(drawn, key=lambda each: each[:2]):
         who = " ".join(part for part in (title_of(lane, several), str(piece.get("speaker") or "")) if part)
-        what = ", ".join(f"{name} {value:.2f}" for name, value in (piece.get("dimensions") or {}).items())
+        what = ", ".join(f"{name} {number(value)}" for name, value in (piece.get("dimensions") or {}).items())
         if label := piece.get("label"):
             what = f"{plain_name(label)} {percent(piece['probabilities'][label])}"
         text = f"{who}: {what}" if who else what
-        times = (f"{h:02}:{m:02}:{s:06.3f}" for h, m, s in map(parts_of_time, (start, end)))
-        captions.append(Caption(*times, escape(text + (" ?" if piece.get("uncertain") else ""), quote=False)))
+        captions.append(
+            Caption(
+                vtt_time(start), vtt_time(end), escape(text + (" ?" if piece.get("uncertain") else ""), quote=False)
+            )
+        )
     return WebVTT(captions=captions).content
 
 
-def parts_of_time(seconds: float) -> tuple[int, int, float]:
-    """Hours, minutes and seconds, to the millisecond."""
+def vtt_time(seconds: float) -> str:
+    """Seconds as `00:01:02.500`."""
     minutes, thousandths = divmod(round(1000 * seconds), 60_000)
-    return *divmod(minutes, 60), thousandths / 1000
+    return f"{minutes // 60:02}:{minutes % 60:02}:{thousandths / 1000:06.3f}"
 
 
 def cells_of(piece: Mapping[str, Any], lane: Lane, several: bool) -> dict[str, str]:
@@ -528,7 +544,7 @@ def cells_of(piece: Mapping[str, Any], lane: Lane, several: bool) -> dict[str, s
         cells |= {"Label": plain_name(label), "Probability": percent(piece["probabilities"][label])}
     cells |= {name.capitalize(): signed(piece[name]) for name in QUADRANT if piece.get(name) is not None}
     values = piece.get("dimensions") or {}
-    cells |= {f"{name} ({low:g} to {high:g})": f"{values[name]:.2f}" for name, (low, high) in lane.scales.items()}
+    cells |= {f"{name} ({range_of(scale)})": number(values[name]) for name, scale in lane.scales.items()}
     return cells | ({"Uncertain": piece["uncertain"]} if piece.get("uncertain") else {})
 
 
