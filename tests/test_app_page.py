@@ -174,7 +174,8 @@ def test_a_long_file_shows_how_far_it_is_and_can_be_stopped(visit, tmp_path):
     soundfile.write(tmp_path / "long.wav", noise, 8000, subtype="PCM_U8")
     page = visit()
     page.evaluate("""() => { window.said = []; const status = document.querySelector("#exh-status");
-        new MutationObserver(() => said.push(status.textContent)).observe(status, {childList: true, subtree: true}) }""")
+        const watch = new MutationObserver(() => said.push(status.textContent));
+        watch.observe(status, {childList: true, subtree: true}) }""")
     analyse(page, tmp_path / "long.wav")
     expect(page.locator(".exh-table summary")).to_have_text("Table of 399 windows")
     assert re.search(r"Heard: \d+:\d\d of 10:00", " ".join(page.evaluate("said")))
