@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -19,8 +20,9 @@ from gradio.processing_utils import save_file_to_cache
 
 from .answers import Limits, answer
 from .microphone import Listener
-from .timeline import Lane, card_html, clock, lanes_of, plain_name, percent, result_html, waveform
+from .timeline import Lane, card_html, clock, lanes_of, percent, plain_name, result_html, waveform
 
+logger = logging.getLogger(__name__)
 HERE = Path(__file__).parent
 SYSTEM_FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
 LIVE_MINUTES = 10
@@ -70,7 +72,7 @@ def build_page(pipelines: Mapping[str, Any], limits: Limits) -> gradio.Blocks:
         with gradio.Tabs():
             with gradio.Tab("A recording"):
                 recording_tab(pipelines, limits)
-            with gradio.Tab("Live microphone"):
+            with gradio.Tab("Live microphone", render_children=True):  # its encoder takes a moment to load
                 live_tab(pipelines)
         html(FOOTER)
     return page
@@ -183,6 +185,9 @@ def answered(
             shown = future.result()
         except ValueError as error:
             yield error_html(str(error)), ""
+        except Exception:
+            logger.exception("a result was not shown")
+            yield error_html(f"{source.name}: this could not be shown; the server's log says why"), ""
         else:
             yield status_html("Done. The result is below."), shown
 

@@ -51,6 +51,7 @@ QUADRANT = ("arousal", "valence")
 COLUMNS = 1000  # of a waveform
 MOST_BUTTONS = 400  # of a lane; of more windows, neighbours of one class are one
 MANY = 60  # points and steps that are drawn finer
+MOST_POINTS = 300  # of a plane
 MOST_ROWS = 500  # of a table; the CSV has them all
 
 
@@ -248,10 +249,10 @@ def place_of(piece: Mapping[str, Any], scales: Mapping[str, Sequence[float]]) ->
     dimensions = piece.get("dimensions") or {}
     if not set(QUADRANT) <= dimensions.keys():
         return None
-    x, y = (
+    valence, arousal = (
         2 * (dimensions[name] - scales[name][0]) / (scales[name][1] - scales[name][0]) - 1 for name in QUADRANT[::-1]
     )
-    return x, y
+    return valence, arousal
 
 
 def plane_html(lane: Lane) -> str:
@@ -262,25 +263,33 @@ def plane_html(lane: Lane) -> str:
     colours = colours_of(list(lane.result.get("probabilities") or ()))
 
     def at(place: tuple[float, float]) -> tuple[float, float]:
-        return tuple(round(110 + sign * 84 * min(1.0, max(-1.0, v)), 1) for sign, v in zip((1, -1), place, strict=True))
+        valence, arousal = (84 * min(1.0, max(-1.0, value)) for value in place)
+        return round(110 + valence, 1), round(110 - arousal, 1)
 
     points = []
-    for piece in lane.pieces[:: max(1, len(lane.pieces) // 300)]:
+    for piece in lane.pieces[:: max(1, len(lane.pieces) // MOST_POINTS)]:
         if (place := place_of(piece, lane.scales)) is not None:
             (x, y), fill = at(place), colours.get(piece.get("label", ""), NO_CLASS)[0]
             unsure = " class='exh-unsure'" if piece.get("uncertain") else ""
             points.append(f"<circle cx='{x}' cy='{y}' r='4' style='--c:{fill}'{unsure}/>")
     x, y = at(mean)
-    said = f"Mean: valence {signed(mean[0])}, arousal {signed(mean[1])}, from {MINUS}1 to 1; {len(lane.pieces)} {lane.what}s"
+    many = " exh-many" if len(points) > MANY else ""
+    if "arousal" in lane.result:
+        arousal, valence = (signed(lane.result[name]) for name in QUADRANT)
+        of = " <small>of the classes</small>" if lane.scales else ""
+    else:
+        arousal, valence = (f"{lane.result['dimensions'][name]:.2f}" for name in QUADRANT)
+        of = ""
+    said = f"Arousal {arousal}, valence {valence}; {len(lane.pieces)} {lane.what}s"
     return f"""<figure class="exh-plane"><svg viewBox="0 0 220 220" role="img" aria-label="{said}">
 <rect x="22" y="22" width="176" height="176" rx="6"/><path d="M110 22V198M22 110H198"/>
 <text x="110" y="15" text-anchor="middle">high arousal</text>
 <text x="110" y="213" text-anchor="middle">low arousal</text>
 <text transform="rotate(-90)" x="-110" y="15" text-anchor="middle">negative</text>
 <text transform="rotate(90)" x="110" y="-207" text-anchor="middle">positive</text>
-<g class="exh-points{" exh-many" if len(points) > MANY else ""}">{"".join(points)}</g>
+<g class="exh-points{many}">{"".join(points)}</g>
 <g class="exh-mean"><circle cx="{x}" cy="{y}" r="8"/><path d="M{x - 13} {y}H{x + 13}M{x} {y - 13}V{y + 13}"/></g>
-</svg><figcaption>Arousal <b>{signed(mean[1])}</b> · Valence <b>{signed(mean[0])}</b></figcaption></figure>"""
+</svg><figcaption>Arousal <b>{arousal}</b> · Valence <b>{valence}</b>{of}</figcaption></figure>"""
 
 
 def said_of(piece: Mapping[str, Any], lane: Lane, several: bool) -> str:
@@ -339,13 +348,14 @@ def band_html(lane: Lane, seconds: float, several: bool, first: bool) -> str:
     for number, (piece, left, right) in enumerate(runs_of(lane)):
         label = piece.get("label") or ""
         fill, ink = colours.get(label, NO_CLASS)
+        times = f"data-start='{piece['start']:.3f}' data-end='{piece['end']:.3f}'"
         place = f"left:{100 * left / seconds:.3f}%;width:{100 * (right - left) / seconds:.3f}%;--c:{fill};--t:{ink}"
         unsure = " exh-unsure" if piece.get("uncertain") else ""
         mark = "? " if unsure else ""
         long, short = (plain_name(label), short_name(label)) if label else (str(number + 1),) * 2
         buttons.append(
             f"<button type='button' class='exh-seg{unsure}' style='{place}'"
-            f" tabindex='{-1 if number or not first else 0}' data-start='{piece['start']:.3f}' data-end='{piece['end']:.3f}'"
+            f" tabindex='{-1 if number or not first else 0}' {times}"
             f" aria-label='{escape(said_of(piece, lane, several))}'>"
             f"<span class='exh-long'>{mark}{escape(long)}</span><span class='exh-short'>{escape(short)}</span></button>"
         )
@@ -379,7 +389,7 @@ def lines_html(lane: Lane, seconds: float) -> str:
             }
         )
     drawn, many = [], " exh-many" if len(pieces) > MANY else ""
-    for number, lines in enumerate(panels):
+    for lines in panels:
         paths = "".join(
             f"<path class='exh-line exh-line-{k % 4}' d='{steps(lane, values, seconds)}'/>"
             for k, values in enumerate(lines.values())
@@ -388,7 +398,8 @@ def lines_html(lane: Lane, seconds: float) -> str:
         of = ("of the classes, " if len(panels) > 1 else "") + f"{MINUS}1 to 1" if "arousal" in lines else ""
         drawn.append(
             f"<p class='exh-lane-name'>{key}<span>{of}</span></p><svg class='exh-lines{many}'"
-            f" viewBox='0 0 1000 100' preserveAspectRatio='none' aria-hidden='true'><path class='exh-zero' d='M0 50H1000'/>{paths}</svg>"
+            f" viewBox='0 0 1000 100' preserveAspectRatio='none' aria-hidden='true'>"
+            f"<path class='exh-zero' d='M0 50H1000'/>{paths}</svg>"
         )
     return "".join(drawn)
 
@@ -507,57 +518,44 @@ def parts_of_time(seconds: float) -> tuple[int, int, float]:
     return *divmod(minutes, 60), thousandths / 1000
 
 
+def cells_of(piece: Mapping[str, Any], lane: Lane, several: bool) -> dict[str, str]:
+    """A piece as a row of the table, text by the heads of columns."""
+    cells = {"Start": clock(piece["start"]), "End": clock(piece["end"])}
+    cells |= {"Model": lane.model} if several else {}
+    cells |= {"Channel": str(lane.channel)} if lane.channel else {}
+    cells |= {"Speaker": str(piece["speaker"])} if piece.get("speaker") else {}
+    if label := piece.get("label"):
+        cells |= {"Label": plain_name(label), "Probability": percent(piece["probabilities"][label])}
+    cells |= {name.capitalize(): signed(piece[name]) for name in QUADRANT if piece.get(name) is not None}
+    values = piece.get("dimensions") or {}
+    cells |= {f"{name} ({low:g} to {high:g})": f"{values[name]:.2f}" for name, (low, high) in lane.scales.items()}
+    return cells | ({"Uncertain": piece["uncertain"]} if piece.get("uncertain") else {})
+
+
 def table_html(lanes: Sequence[Lane], several: bool) -> str:
     """The table of segments, or windows: what the picture says."""
     pieces = [(piece, lane) for lane in lanes for piece in lane.pieces]
     pieces.sort(key=lambda each: each[0]["start"])
     if not pieces:
         return ""
-    quadrant = any(piece.get("arousal") is not None for piece, _ in pieces)
-    dimensions = list(dict.fromkeys(name for piece, _ in pieces for name in piece.get("dimensions") or ()))
-    columns = {
-        "": lambda piece, lane: (
-            f"<button type='button' class='exh-row' data-start='{piece['start']:.3f}' data-end='{piece['end']:.3f}'"
-            f" aria-label='Play {clock(piece['start'])} to {clock(piece['end'])}'>▶</button>"
-        ),
-        "Start": lambda piece, lane: clock(piece["start"]),
-        "End": lambda piece, lane: clock(piece["end"]),
-        "Model": several and (lambda piece, lane: escape(lane.model)),
-        "Channel": any(lane.channel for lane in lanes) and (lambda piece, lane: str(lane.channel or "")),
-        "Speaker": any(piece.get("speaker") for piece, _ in pieces)
-        and (lambda piece, lane: escape(str(piece.get("speaker") or ""))),
-        "Label": any(piece.get("label") for piece, _ in pieces)
-        and (lambda piece, lane: escape(plain_name(piece.get("label") or ""))),
-        "Probability": any(piece.get("label") for piece, _ in pieces)
-        and (lambda piece, lane: percent(piece["probabilities"][piece["label"]]) if piece.get("label") else ""),
-        "Arousal": quadrant and (lambda piece, lane: signed(piece["arousal"]) if "arousal" in piece else ""),
-        "Valence": quadrant and (lambda piece, lane: signed(piece["valence"]) if "valence" in piece else ""),
-        **{
-            escape(name): (
-                lambda piece, lane, name=name: f"{piece['dimensions'][name]:.2f}" if piece.get("dimensions") else ""
-            )
-            for name in dimensions
-        },
-        "Uncertain": any(piece.get("uncertain") for piece, _ in pieces)
-        and (lambda piece, lane: escape(piece.get("uncertain") or "")),
-    }
-    shown = {name: cell for name, cell in columns.items() if cell}
-    head = "".join(
-        f"<th scope='col' role='columnheader'>{name or '<span class=exh-hidden>Play</span>'}</th>" for name in shown
-    )
+    rows = [(piece, cells_of(piece, lane, several)) for piece, lane in pieces[:MOST_ROWS]]
+    names = sorted(dict.fromkeys(name for _, cells in rows for name in cells), key="Uncertain".__eq__)
+    head = "".join(f"<th scope='col' role='columnheader'>{escape(name)}</th>" for name in names)
     body = "".join(
-        "<tr role='row'>"
-        + "".join(f"<td role='cell' data-name='{name}'>{cell(piece, lane)}</td>" for name, cell in shown.items())
+        "<tr role='row'><td role='cell'><button type='button' class='exh-row'"
+        f" data-start='{piece['start']:.3f}' data-end='{piece['end']:.3f}'"
+        f" aria-label='Play {cells['Start']} to {cells['End']}'>▶</button></td>"
+        + "".join(f"<td role='cell' data-name='{escape(name)}'>{escape(cells.get(name, ''))}</td>" for name in names)
         + "</tr>"
-        for piece, lane in pieces[:MOST_ROWS]
+        for piece, cells in rows
     )
     what = f"{lanes[0].what}s"
     more = f"The first {MOST_ROWS} of {len(pieces):,} {what}; the CSV has them all." if len(pieces) > MOST_ROWS else ""
     return f"""<details class="exh-table" open>
 <summary>Table of {len(pieces):,} {what if len(pieces) > 1 else what[:-1]}</summary>
 <div class="exh-rows" tabindex="0" role="region" aria-label="Table of {what}"><table role="table">
-<thead role="rowgroup"><tr role="row">{head}</tr></thead>
-<tbody role="rowgroup">{body}</tbody></table></div><p class="exh-note">{more}</p></details>"""
+<thead role="rowgroup"><tr role="row"><th scope="col" role="columnheader"><span class="exh-hidden">Play</span></th>
+{head}</tr></thead><tbody role="rowgroup">{body}</tbody></table></div><p class="exh-note">{more}</p></details>"""
 
 
 def downloads_html(name: str, lanes: Sequence[Lane], several: bool) -> str:
