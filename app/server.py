@@ -79,7 +79,7 @@ def load_models(
     dtype: str = "float32",
     trust_remote_code: bool = False,
 ) -> dict[str, Any]:
-    """Loads a pipeline for each model, by its name: of a folder its own name, as nobody is to see where it lies.
+    """Loads a pipeline for each model, by its name: of a folder its own, as nobody is to see where it lies.
 
     Where this package is installed they are those of `exhubert predict`; in a Space, whose owner chose the models,
     their own code runs, on a GPU if there is one.
@@ -98,7 +98,10 @@ def load_models(
     logging.disable_progress_bar()
     pipelines: dict[str, Any] = {}
     for model in models:
-        name = Path(model).resolve().name if Path(model).is_dir() else model
+        folder = Path(model).resolve()
+        name = model
+        if folder.is_dir():
+            name = folder.parent.name if folder.name == "model" else folder.name  # of a run: `runs/demo/model`
         if name in pipelines:
             raise ValueError(f"two models are called {name}; give them folders of different names")
         if __package__ == "exhubert.app":
@@ -109,9 +112,14 @@ def load_models(
             options = Options(device=device, dtype=dtype, trust_remote_code=trust_remote_code)
             pipelines[name] = open_pipeline(found, options)
         else:
+            import torch
             from transformers import pipeline
 
-            pipelines[name] = pipeline("speech-emotion-recognition", model=model, trust_remote_code=True)
+            where = "cuda" if torch.cuda.is_available() else "cpu"
+            found = pipeline("speech-emotion-recognition", model=model, trust_remote_code=True, device=where)
+            if where == "cpu" and hasattr(found.model, "set_fast_path"):
+                found.model.set_fast_path()
+            pipelines[name] = found
     return pipelines
 
 

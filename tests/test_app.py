@@ -286,9 +286,35 @@ def test_a_taken_port_and_wrong_limits_end_in_one_line(saved_model, capsys):
         line = refused(capsys, main, "app", saved_model, "--port", port)
         assert f"port {port} of 127.0.0.1 is not to be had" in line and "--port" in line
     assert "--longest is 0" in refused(capsys, main, "app", saved_model, "--longest", "0")
-    assert "two models are called model" in refused(
-        capsys, main, "app", saved_model, saved_model, "--port", free_port()
+    twice = refused(capsys, main, "app", saved_model, saved_model, "--port", free_port())
+    assert f"two models are called {saved_model.parent.name}" in twice
+
+
+def code_of(document: str, language: str, place: str) -> str:
+    """The block of code in a document that has `place` in it."""
+    text = (ROOT / "docs" / document).read_text(encoding="utf-8")
+    blocks = re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    (block,) = (block for block in blocks if place in block)
+    return block
+
+
+def test_what_the_document_says_for_python_and_curl_runs(app_server, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(ROOT / "app" / "examples" / "call_two_channels.ogg", "call.ogg")
+    here = (app_server.address.strip("/"), "http://127.0.0.1:7860")
+    exec(code_of("app.md", "python", "gradio_client").replace(here[1], here[0]), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in lines] == ["1", "1", "2", "2"] and lines[0].startswith(
+        "1   0.80 to  3.01 s"
     )
+    for program in ("curl", "jq"):
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is not installed")
+    code = code_of("app.md", "bash", "curl").replace(here[1], here[0])
+    said = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.startswith("event: complete\ndata: ")
+    channels = json.loads(said.partition("data: ")[2])[0]["channels"]
+    assert alike([channel["label"] for channel in channels], [lines[0].split()[-1], lines[2].split()[-1]])
 
 
 # The folder alone, where the package is not: a local folder of a model stands for its Hub id.
