@@ -50,9 +50,9 @@ def run_app(
 
     pipelines = load_models(models, **options)
     stopped = threading.Event()
-    with serving(pipelines, Limits(longest, largest, kept), host, port) as address:
+    with serving(pipelines, Limits(longest, largest, kept), host, port) as address, contextlib.ExitStack() as stack:
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: stopped.set())
+            stack.callback(signal.signal, number, signal.signal(number, lambda *_: stopped.set()))
         if host not in LOOPBACK:
             print(f"warning: --host {host}: whoever reaches this machine can use the models", file=sys.stderr)
         print(f"{', '.join(pipelines)} at {address} (ctrl-c ends it)", flush=True)
