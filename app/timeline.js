@@ -126,6 +126,9 @@
       }
       this.find(".exh-head").style.left = `${(100 * Math.min(now, this.seconds)) / this.seconds}%`;
       this.find(".exh-clock").textContent = clock(now, 1);
+      const scroll = this.find(".exh-scroll");
+      const place = (now / this.seconds) * scroll.scrollWidth - scroll.scrollLeft;
+      if (!this.audio.paused && (place < 0 || place > scroll.clientWidth)) scroll.scrollLeft += place - 0.1 * scroll.clientWidth;
       for (const each of this.segments) {
         each.classList.toggle("exh-now", each.dataset.start <= now && now < each.dataset.end && !this.audio.paused);
       }
@@ -138,7 +141,8 @@
 
     scale(zoom) {
       const scroll = this.find(".exh-scroll");
-      const middle = (scroll.scrollLeft + scroll.clientWidth / 2) / scroll.scrollWidth;
+      const heard = this.audio.currentTime / this.seconds;
+      const middle = heard || (scroll.scrollLeft + scroll.clientWidth / 2) / scroll.scrollWidth;
       this.zoom = Math.min(MOST_ZOOM, Math.max(1, zoom));
       this.find(".exh-lanes").style.width = `${100 * this.zoom}%`;
       scroll.scrollLeft = middle * scroll.scrollWidth - scroll.clientWidth / 2;

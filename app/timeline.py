@@ -308,9 +308,8 @@ def said_of(piece: Mapping[str, Any], lane: Lane, several: bool) -> str:
     parts = [f"{clock(piece['start'])} to {clock(piece['end'])}", title_of(lane, several)]
     parts.append(str(piece["speaker"]) if piece.get("speaker") else "")
     if label := piece.get("label"):
-        parts.append(
-            f"{plain_name(label)} {percent(piece['probabilities'][label])}" if "probabilities" in piece else label
-        )
+        sure = f" {percent(piece['probabilities'][label])}" if "probabilities" in piece else ""
+        parts.append(plain_name(label) + sure)
     if piece.get("arousal") is not None:
         parts += [f"arousal {signed(piece['arousal'])}", f"valence {signed(piece['valence'])}"]
     parts += [f"{name} {number(value)}" for name, value in (piece.get("dimensions") or {}).items()]
