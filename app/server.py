@@ -40,8 +40,8 @@ def run_app(
         OSError: if there is no such model, or somebody else listens there.
         ImportError: if Gradio is not installed.
     """
-    if importlib.util.find_spec("gradio") is None:
-        raise ImportError("the page needs Gradio: pip install 'exhubert[app]'")
+    if missing := [name for name in ("gradio", "webvtt") if importlib.util.find_spec(name) is None]:
+        raise ImportError(f"the page needs {' and '.join(missing)}: pip install gradio webvtt-py, or exhubert[app]")
     for name, value in (("longest", longest), ("largest", largest), ("kept", kept)):
         if not 0 < value < float("inf"):
             raise ValueError(f"--{name} is {value:g}; it must be above 0")
