@@ -137,7 +137,6 @@ def serving(pipelines: Mapping[str, Any], limits: Any, host: str = "127.0.0.1", 
             "GRADIO_TEMP_DIR": folder,
             "no_proxy": ",".join(filter(None, past_proxies)),
         }
-        import gradio
         from starlette.middleware import Middleware
 
         from .api import AT_ONCE, QUEUED, add_api
@@ -149,8 +148,6 @@ def serving(pipelines: Mapping[str, Any], limits: Any, host: str = "127.0.0.1", 
         with page:
             add_api(pipelines, limits, uploads)
         page.queue(default_concurrency_limit=AT_ONCE, max_size=QUEUED)
-        # Gradio's own come from Google.
-        theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
         app, address, _ = page.launch(
             server_name=host,
             server_port=port,
@@ -168,7 +165,7 @@ def serving(pipelines: Mapping[str, Any], limits: Any, host: str = "127.0.0.1", 
             max_file_size=round(limits.largest_megabytes * 1e6),
             footer_links=["api"],
             app_kwargs={"middleware": [Middleware(Guard, uploads=uploads)]},
-            **{"theme": theme, **LOOK},
+            **LOOK,
         )
         stack.callback(page.close, verbose=False)
         app.__class__ = FoldersOfUploads
