@@ -33,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_convert(commands)
     _add_corpora(commands)
     _add_inference(commands)
+    _add_app(commands)
 
     repair = commands.add_parser(
         "repair",
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = getattr(import_module(f"exhubert.{module}"), function)
     if "transformers" in sys.modules:
         quiet_transformers()
-    if options.get("backend"):
+    if options.get("backend") and "model" in options:
         find = import_module("exhubert.convert.onnx").model_for_backend
         how = {name: options[name] for name in ("trust_remote_code", "device", "dtype")}
         options["model"] = find(options["model"], options.pop("backend"), **how)
@@ -255,24 +256,45 @@ def _add_inference(commands: Any) -> None:
             metavar="SECONDS",
             help="from window to window (default: half of one)",
         )
-        command.add_argument(
-            "--backend",
-            choices=("torch", "onnx", "int8"),
-            default="torch",
-            help="torch, or the model's ONNX export on the CPU, in float32 or int8, made once and kept "
-            "(default: torch)",
-        )
         _add_segments(command)
         command.add_argument("--vad", action="store_true", help="leave out windows without speech (silero-vad)")
-        command.add_argument(
-            "--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)"
-        )
-        command.add_argument(
-            "--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="default: float32"
-        )
         command.add_argument("--batch-size", type=int, default=8, help="windows in a forward, at most (default: 8)")
         command.add_argument("--exact", action="store_true", help="no faster forward, which may be 1e-5 off")
-        _add_trust(command)
+        _add_computing(command)
+
+
+def _add_app(commands: Any) -> None:
+    """The parser of `exhubert app`."""
+    app = commands.add_parser(
+        "app",
+        help="serve a page and an API",
+        description="Serves a page for recordings and uploads, and Gradio's API, on this machine alone.",
+    )
+    app.add_argument("models", metavar="MODEL", nargs="+", help="model folder or Hub id; several stand side by side")
+    app.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1)")
+    app.add_argument("--port", type=int, default=7860, help="default: 7860")
+    app.add_argument("--longest", type=float, default=60.0, metavar="MINUTES", help="of a recording (default: 60)")
+    app.add_argument("--largest", type=float, default=100.0, metavar="MEGABYTES", help="of a file (default: 100)")
+    app.add_argument(
+        "--kept", type=float, default=60.0, metavar="MINUTES", help="how long files stay, at most (default: 60)"
+    )
+    _add_computing(app)
+    app.set_defaults(run="app.server:run_app")
+
+
+def _add_computing(command: argparse.ArgumentParser) -> None:
+    """Where and in what a model computes, and whether its code may run."""
+    command.add_argument(
+        "--backend",
+        choices=("torch", "onnx", "int8"),
+        default="torch",
+        help="torch, or the model's ONNX export on the CPU, in float32 or int8, made once and kept (default: torch)",
+    )
+    command.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+    command.add_argument(
+        "--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="default: float32"
+    )
+    _add_trust(command)
 
 
 def _add_segments(command: argparse.ArgumentParser) -> None:
