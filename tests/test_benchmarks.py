@@ -10,6 +10,7 @@ from argparse import Namespace
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -24,6 +25,7 @@ from exhubert.benchmarks.arithmetic import (
     training_products,
 )
 from exhubert.benchmarks.contestants import FREEZERS, Load
+from exhubert.benchmarks.long_audio import CALL_RATE, write_call
 from exhubert.benchmarks.speed import FLOOR, PLAIN, Contestant, Group, measure, row
 from exhubert.benchmarks.speed_report import write_report
 
@@ -141,3 +143,15 @@ def test_loudness_and_pitch_are_those_of_a_tone():
     half = np.where(time < SECONDS / 2, tone, 0)  # twice the variance in one half, -60 dB in the other
     assert loudness(half) == loudness(0.01 * half) == pytest.approx((3 - 60) / 2, abs=2)  # some frames lie in both
     assert pitch(half) == pytest.approx(24, abs=0.1)
+
+
+def test_in_a_made_up_call_one_speaks_at_a_time(tmp_path):
+    clips = [np.full(round(seconds * CALL_RATE), 0.5) for seconds in (0.5, 1.0)]
+    for name, seed in (("one", 1), ("again", 1), ("other", 2)):
+        write_call(tmp_path / f"{name}.flac", 20.3, clips, seed)
+    one, rate = soundfile.read(tmp_path / "one.flac")
+    assert one.shape == (round(20.3 * CALL_RATE), 2) and rate == CALL_RATE
+    spoken = one > 0.4
+    assert spoken.any(axis=0).all() and not spoken.all(axis=1).any() and 0.2 < spoken.any(axis=1).mean() < 0.7
+    assert (soundfile.read(tmp_path / "again.flac")[0] == one).all()
+    assert (soundfile.read(tmp_path / "other.flac")[0] != one).any()
