@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,8 @@ import soundfile
 
 logger = logging.getLogger(__name__)
 UNKNOWN_FRAMES = 2**60  # and more: what libsndfile says of a length that a header leaves open
+MOST_CHANNELS = 8  # that are heard each on its own
+LONGEST_NAME = 100  # characters
 
 
 class Limits(NamedTuple):
@@ -42,24 +45,25 @@ def answer(
 
     Args:
         classify: the pipeline.
-        audio: path of the file.
+        audio: path of the file, which is touched while it is heard; where it is deleted meanwhile, that ends.
         segments, channels, options: the pipeline's arguments; see `docs/inference.md`.
         limits: what is refused, by its header before the model works, and where that lies while it is decoded; None is
             the defaults.
         on_progress: called with how many seconds are decoded, and of how many, None where the header does not say.
-        name: what errors call the file, instead of its name without its folder.
+        name: what its owner calls it, and errors; without its folder, if it names one.
 
     Raises:
         ValueError: for whatever goes wrong, in one line, without a folder's name.
     """
     limits = limits or Limits()
     path = Path(audio)
-    name = name or path.name
-    known = _seconds_in_header(path)
+    name = re.split(r"[/\\]", name or path.name)[-1][-LONGEST_NAME:]
+    known, there = _header(path)
     done = 0.0
 
     def heard(seconds: float) -> None:
         nonlocal done
+        os.utime(path)
         done += seconds
         check(done, "longer than that")
         if on_progress is not None:
@@ -76,6 +80,10 @@ def answer(
             most = f"at most {limits.largest_megabytes:g} MB are taken here"
             raise ValueError(f"{name}: {most}, and this is {megabytes:.1f} MB")
         check(known or 0.0, f"{(known or 0.0) / 60:.1f} minutes long")
+        if channels != "mix" and there > MOST_CHANNELS:
+            raise ValueError(
+                f"{name}: at most {MOST_CHANNELS} channels are heard each on its own, and this has {there}"
+            )
         given = {argument: value for argument, value in given.items() if value is not None}
         result: dict[str, Any] = classify(str(path), on_progress=heard, **given)
         return result
@@ -89,10 +97,10 @@ def answer(
         raise ValueError(f"{name}: this could not be answered; the server's log says why") from error
 
 
-def _seconds_in_header(path: Path) -> float | None:
-    """How long a file says it is; None where it does not say so to libsndfile."""
+def _header(path: Path) -> tuple[float | None, int]:
+    """How long a file says it is, in seconds, and how many channels it has; None and 1 where libsndfile cannot tell."""
     try:
         info = soundfile.info(str(path))
     except (OSError, RuntimeError):
-        return None
-    return info.frames / info.samplerate if 0 < info.frames < UNKNOWN_FRAMES else None
+        return None, 1
+    return info.frames / info.samplerate if 0 < info.frames < UNKNOWN_FRAMES else None, info.channels

@@ -88,10 +88,11 @@ class Uploads:
             shutil.rmtree(folder, ignore_errors=True)
 
     def sweep(self, seconds: float, spared: frozenset[str] = frozenset()) -> None:
-        """Deletes what is older than `seconds`, but for the names that are `spared`."""
+        """Deletes what was not touched for `seconds`, but for the names that are `spared`."""
         for entry in list(self.folder.iterdir()):
             with contextlib.suppress(OSError):
-                if entry.name in spared or time.time() - entry.stat().st_mtime < seconds:
+                touched = max(path.stat().st_mtime for path in (entry, *entry.rglob("*")))
+                if entry.name in spared or time.time() - touched < seconds:
                     continue
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         with self.lock:

@@ -40,8 +40,8 @@ def run_app(
         OSError: if there is no such model, or somebody else listens there.
         ImportError: if Gradio is not installed.
     """
-    if importlib.util.find_spec("gradio") is None:
-        raise ImportError("the page needs Gradio: pip install 'exhubert[app]'")
+    if missing := [name for name in ("gradio", "webvtt") if importlib.util.find_spec(name) is None]:
+        raise ImportError(f"the page needs {' and '.join(missing)}: pip install gradio webvtt-py, or exhubert[app]")
     for name, value in (("longest", longest), ("largest", largest), ("kept", kept)):
         if not 0 < value < float("inf"):
             raise ValueError(f"--{name} is {value:g}; it must be above 0")
@@ -50,9 +50,9 @@ def run_app(
 
     pipelines = load_models(models, **options)
     stopped = threading.Event()
-    with serving(pipelines, Limits(longest, largest, kept), host, port) as address:
+    with serving(pipelines, Limits(longest, largest, kept), host, port) as address, contextlib.ExitStack() as stack:
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: stopped.set())
+            stack.callback(signal.signal, number, signal.signal(number, lambda *_: stopped.set()))
         if host not in LOOPBACK:
             print(f"warning: --host {host}: whoever reaches this machine can use the models", file=sys.stderr)
         print(f"{', '.join(pipelines)} at {address} (ctrl-c ends it)", flush=True)
@@ -137,7 +137,6 @@ def serving(pipelines: Mapping[str, Any], limits: Any, host: str = "127.0.0.1", 
             "GRADIO_TEMP_DIR": folder,
             "no_proxy": ",".join(filter(None, past_proxies)),
         }
-        import gradio
         from starlette.middleware import Middleware
 
         from .api import AT_ONCE, QUEUED, add_api
@@ -149,8 +148,6 @@ def serving(pipelines: Mapping[str, Any], limits: Any, host: str = "127.0.0.1", 
         with page:
             add_api(pipelines, limits, uploads)
         page.queue(default_concurrency_limit=AT_ONCE, max_size=QUEUED)
-        # Gradio's own come from Google.
-        theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
         app, address, _ = page.launch(
             server_name=host,
             server_port=port,
@@ -168,7 +165,7 @@ def serving(pipelines: Mapping[str, Any], limits: Any, host: str = "127.0.0.1", 
             max_file_size=round(limits.largest_megabytes * 1e6),
             footer_links=["api"],
             app_kwargs={"middleware": [Middleware(Guard, uploads=uploads)]},
-            **{"theme": theme, **LOOK},
+            **LOOK,
         )
         stack.callback(page.close, verbose=False)
         app.__class__ = FoldersOfUploads

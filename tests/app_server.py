@@ -72,7 +72,7 @@ def write_models(folder: Path) -> dict[str, Path]:
 
 @contextmanager
 def app_of(folder: Path, models: dict[str, Path], *options: str) -> Iterator[Server]:
-    """Runs `exhubert app` with options; its folder of temporary files is `folder/tmp`."""
+    """Runs `exhubert app` with options, its temporary files in `folder/tmp`; it must end clean at SIGTERM."""
     port, log = free_port(), folder / "app.log"
     (folder / "tmp").mkdir(parents=True, exist_ok=True)
     names = ("TMPDIR", "TMP", "TEMP")
@@ -87,12 +87,12 @@ def app_of(folder: Path, models: dict[str, Path], *options: str) -> Iterator[Ser
             time.sleep(0.05)
         (files,) = (folder / "tmp").glob("exhubert-app-*")
         yield Server(f"http://127.0.0.1:{port}/", models, files, process, log)
-    finally:
         process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(PATIENCE_SECONDS)
-        finally:
-            process.kill()
+        assert process.wait(PATIENCE_SECONDS) == 0 and not files.exists()
+        assert "outside:" not in log.read_text()
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.fixture(scope="module")

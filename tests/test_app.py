@@ -5,6 +5,7 @@ python -m pytest tests/test_app.py
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,6 +30,7 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
 from conftest import ROOT, alike, free_port, refused
+from exhubert.app import server
 from exhubert.app.answers import Limits, answer
 from exhubert.app.guard import Uploads
 from exhubert.cli import main
@@ -155,7 +158,7 @@ def test_fifty_requests_of_ten_clients_have_their_own_answers_and_leave_nothing(
 
 
 def test_a_file_that_is_no_audio_is_refused_in_one_line_without_a_path(app_server, tmp_path):
-    for name, content in {"text.wav": b"no audio", "empty.wav": b"", "<b>a</b> & '.wav": b"a"}.items():
+    for name, content in {"text.wav": b"no audio", "empty.wav": b"", "<b>a & '.wav": b"a"}.items():
         (tmp_path / "file.wav").write_bytes(content)
         file = {"path": upload(app_server, tmp_path / "file.wav"), "meta": FILE, "orig_name": name}
         message = said_of(app_server, audio=file)
@@ -190,7 +193,12 @@ def test_what_was_not_uploaded_is_not_read(app_server, client):
     address = {"path": "https://example.com/a.wav", "meta": FILE}
     response = httpx.post(f"{app_server.address}gradio_api/call/v2/classify", json={"audio": address})
     assert response.status_code == 400 and "nothing is fetched" in response.text
-    for path in ("gradio_api/deep_link", "gradio_api/proxy=http://localhost/", "gradio_api/file=/etc/passwd"):
+    for path in (
+        "gradio_api/file=cli.py",
+        "gradio_api/deep_link",
+        "gradio_api/proxy=http://localhost/",
+        "gradio_api/file=/etc/passwd",
+    ):
         assert httpx.get(app_server.address + path).status_code in (403, 404)
 
 
@@ -229,7 +237,8 @@ def test_uploads_go_when_their_visitor_does(app_server, tmp_path):
     asks = {"data": [{"path": path, "meta": FILE}], "fn_index": 10_000, "session_hash": "visitor"}
     httpx.post(f"{app_server.address}gradio_api/queue/join", json=asks)
     with httpx.stream("GET", f"{app_server.address}gradio_api/heartbeat/visitor") as heartbeat:
-        next(heartbeat.iter_bytes())
+        beats = heartbeat.iter_bytes()  # whose end would be that of the connection
+        next(beats)
         assert Path(path).is_file()
     assert until(lambda: not Path(path).exists())
     assert Path(other).is_file()
@@ -241,7 +250,9 @@ def test_what_nobody_asks_about_goes_after_its_time(tmp_path):
     for name in ("upload-old", "upload-new", "of-the-page"):
         (tmp_path / name).mkdir()
     for name in ("upload-old", "of-the-page"):
-        os.utime(tmp_path / name, (0, 0))
+        (tmp_path / name / "a.wav").touch()
+        for path in (tmp_path / name / "a.wav", tmp_path / name):
+            os.utime(path, (0, 0))
     uploads.note("visitor", [str(tmp_path / "upload-old" / "a.wav")])
     uploads.sweep(60.0, frozenset(["of-the-page"]))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["of-the-page", "upload-new"]
@@ -259,7 +270,6 @@ def test_nothing_that_is_served_leads_elsewhere(app_server):
         assert "default-src 'self'" in policy and "http" not in policy
         assert str(ROOT) not in response.text and str(app_server.models["emotions"].parent) not in response.text
         assert "googleapis" not in response.text and "cdnjs" not in response.text
-    assert "outside:" not in app_server.log.read_text()
 
 
 def test_an_error_that_nobody_foresaw_is_the_logs_and_not_the_visitors(tmp_path, caplog):
@@ -269,6 +279,31 @@ def test_an_error_that_nobody_foresaw_is_the_logs_and_not_the_visitors(tmp_path,
     with pytest.raises(ValueError, match=r"^a\.wav: this could not be answered; the server's log says why$"):
         answer(classify, write_noise(tmp_path / "a.wav", 1.0, 0))
     assert "secrets" in caplog.text
+
+
+def test_what_is_deleted_while_it_is_heard_is_heard_no_further(saved_model, tmp_path):
+    file = write_noise(tmp_path / "a.wav", 95.0, 0)
+    heard = []
+    with pytest.raises(ValueError, match=r"^a\.wav: the file is gone; upload it again$"):
+        answer(load_pipeline(str(saved_model)), file, on_progress=lambda *each: (heard.append(each), file.unlink()))
+    assert len(heard) == 1
+
+
+def test_errors_call_a_file_by_its_owners_name_without_the_folder(tmp_path):
+    (tmp_path / "a.wav").write_bytes(b"no audio")
+
+    def classify(audio: str, on_progress: object) -> None:
+        raise ValueError(f"{audio}: in {tmp_path}/other\n  it is")
+
+    for name in ("C:\\private\\b.wav", "/home/private/b.wav"):
+        with pytest.raises(ValueError, match=r"^b\.wav: in other it is$"):
+            answer(classify, tmp_path / "a.wav", name=name)
+
+
+def test_many_channels_are_not_heard_each_on_its_own(saved_model, tmp_path):
+    file = write_noise(tmp_path / "a.wav", 1.0, 0, channels=9)
+    with pytest.raises(ValueError, match="at most 8 channels are heard each on its own, and this has 9"):
+        answer(load_pipeline(str(saved_model)), file, channels="each")
 
 
 def test_progress_says_how_much_of_how_much(saved_model, tmp_path):
@@ -315,6 +350,23 @@ def test_what_the_document_says_for_python_and_curl_runs(app_server, tmp_path, m
     assert said.startswith("event: complete\ndata: ")
     channels = json.loads(said.partition("data: ")[2])[0]["channels"]
     assert alike([channel["label"] for channel in channels], [lines[0].split()[-1], lines[2].split()[-1]])
+
+
+def test_whoever_listens_to_others_is_warned_and_a_signal_ends_it(saved_model, monkeypatch, capsys):
+    @contextlib.contextmanager
+    def serving(pipelines: object, limits: object, host: str, port: int):
+        ends = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM))
+        ends.start()
+        yield "an address"
+        ends.cancel()
+
+    monkeypatch.setattr(server, "serving", serving)
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(["app", str(saved_model), "--host", "0.0.0.0", "--port", str(free_port())]) == 0
+    assert signal.getsignal(signal.SIGTERM) == before
+    said = capsys.readouterr()
+    assert "an address (ctrl-c ends it)" in said.out
+    assert said.err == "warning: --host 0.0.0.0: whoever reaches this machine can use the models\n"
 
 
 # The folder alone, where the package is not: a local folder of a model stands for its Hub id.
