@@ -289,6 +289,46 @@ def test_a_phone_scrolls_downwards_only(visit):
     assert page.evaluate(wide) == []
 
 
+def test_very_many_windows_are_drawn_as_runs_and_the_csv_has_them_all():
+    from exhubert.app.timeline import MOST_ROWS, Lane, csv_text, result_html
+
+    labels = ["calm", "cross"]
+    windows = [
+        {
+            "start": 1.5 * n,
+            "end": 1.5 * n + 3,
+            "label": labels[n // 100 % 2],
+            "probabilities": dict.fromkeys(labels, 0.5),
+        }
+        for n in range(1000)
+    ]
+    lane = Lane("model", None, {**windows[0], "windows": windows}, {})
+    html = result_html("an hour.wav", "url", 1501.5, [], [lane])
+    bands = re.findall(r"left:([\d.]+)%;width:([\d.]+)%", html)
+    assert len(bands) == 10 and sum(float(width) for _, width in bands) == pytest.approx(100, abs=0.02)
+    assert html.count("exh-row'") == MOST_ROWS and "500 of 1,000 windows" in html
+    assert csv_text([lane], False).count("\n") == 1001
+
+
+def test_the_live_microphone_gives_what_the_stream_gives_and_ends_by_itself(pipeline, monkeypatch):
+    from exhubert.app import microphone
+
+    monkeypatch.setattr(microphone, "PATIENCE_SECONDS", 0.2)
+    samples = 0.1 * np.random.default_rng(0).standard_normal(48_000 * 6).astype(np.float32)
+    listener = microphone.Listener(pipeline, 48_000)
+    for chunk in np.split(samples, 12):
+        listener.feed(chunk)
+    listener.finish()
+    expected = list(pipeline.stream([samples], sampling_rate=48_000))
+    assert [window["label"] for window in listener.windows] == [window["label"] for window in expected]
+    assert listener.count == len(expected) == 3
+
+    left = microphone.Listener(pipeline, 16_000)
+    left.feed(samples[:16_000])
+    left._thread.join(60)
+    assert not left._thread.is_alive() and left.count == 1
+
+
 @pytest.mark.parametrize("scheme", ["dark", "light"])
 def test_text_stands_out_in_dark_and_light(visit, scheme):
     """The contrast of WCAG 2.2 AA, 4.5, for all text of the result."""
