@@ -72,14 +72,14 @@ def build_page(pipelines: Mapping[str, Any], limits: Limits) -> gradio.Blocks:
         html(header_html(pipelines))
         with gradio.Tabs():
             with gradio.Tab("A recording"):
-                recording_tab(pipelines, limits)
+                recording_tab(page, pipelines, limits)
             with gradio.Tab("Live microphone"):
                 live_tab(pipelines)
         html(FOOTER)
     return page
 
 
-def recording_tab(pipelines: Mapping[str, Any], limits: Limits) -> None:
+def recording_tab(page: gradio.Blocks, pipelines: Mapping[str, Any], limits: Limits) -> None:
     """Upload or record, options, the answer."""
     names = list(pipelines)
     with gradio.Row(elem_classes="exh-inputs", equal_height=True):
@@ -98,6 +98,59 @@ def recording_tab(pipelines: Mapping[str, Any], limits: Limits) -> None:
                 (gradio.Button(path.stem.replace("_", " ").capitalize(), size="sm", min_width=100), path)
                 for path in examples
             ]
+    segments, channels = options()
+    chosen = gradio.CheckboxGroup(names, value=names[:1], label="Models", visible=len(names) > 1)
+    with gradio.Row(elem_classes="exh-run"):
+        start = gradio.Button("Analyse", variant="primary", elem_id="exh-start")
+        stop = gradio.Button("Stop", visible=False, elem_id="exh-stop")
+    status = html("", elem_id="exh-status")
+    result = html("", elem_id="exh-result")
+
+    runs: dict[str | None, threading.Event] = {}  # of each visitor; set, the run is to end
+
+    def begin(request: gradio.Request) -> tuple[Any, str, str]:
+        runs[request.session_hash] = threading.Event()
+        return gradio.update(visible=True), progress_html("Waiting for the model"), ""
+
+    def listen(
+        uploaded: Source | None,
+        recorded: str | None,
+        chosen: Sequence[str],
+        segments: str,
+        channels: str,
+        request: gradio.Request,
+    ) -> Iterator[tuple[str, str]]:
+        source = uploaded or (Source(recorded, "Your recording") if recorded else None)
+        models = {name: pipelines[name] for name in names if name in chosen}
+        stopped = runs.get(request.session_hash, threading.Event())
+        yield from answered(source, models, "speech" if segments == "speech" else None, channels, limits, stopped)
+
+    def end(request: gradio.Request) -> None:
+        if run := runs.pop(request.session_hash, None):
+            run.set()
+
+    def run(event: Any) -> None:
+        begun = event(begin, None, [stop, status, result], queue=False, **OURS)
+        heard = begun.then(listen, [upload, microphone, chosen, segments, channels], [status, result], **OURS)
+        heard.then(lambda: gradio.update(visible=False), None, stop, queue=False, **OURS)
+
+    run(start.click)
+    stop.click(end, queue=False, **OURS)
+    page.unload(end)
+    for button, path in buttons:
+
+        def example(path: Path = path) -> tuple[str, None, str]:
+            each = soundfile.info(str(path)).channels > 1
+            return save_file_to_cache(path, upload.GRADIO_CACHE), None, "each" if each else "mix"
+
+        run(button.click(example, None, [upload, microphone, channels], **OURS).then)
+    upload.upload(lambda: (None, "", ""), None, [microphone, status, result], queue=False, **OURS)
+    microphone.stop_recording(lambda: (None, "", ""), None, [upload, status, result], queue=False, **OURS)
+    upload.clear(lambda: ("", ""), None, [status, result], queue=False, **OURS)
+
+
+def options() -> tuple[gradio.Radio, gradio.Radio]:
+    """What to answer, and of which channels."""
     with gradio.Row(elem_classes="exh-options"):
         segments = gradio.Radio(
             [("Each utterance", "speech"), ("Windows of the whole recording", "windows")],
@@ -111,52 +164,23 @@ def recording_tab(pipelines: Mapping[str, Any], limits: Limits) -> None:
             label="Channels of the file",
             min_width=280,
         )
-    chosen = gradio.CheckboxGroup(names, value=names[:1], label="Models", visible=len(names) > 1)
-    with gradio.Row(elem_classes="exh-run"):
-        start = gradio.Button("Analyse", variant="primary", elem_id="exh-start")
-        stop = gradio.Button("Stop", visible=False, elem_id="exh-stop")
-    status = html("", elem_id="exh-status")
-    result = html("", elem_id="exh-result")
-
-    def listen(
-        uploaded: Source | None, recorded: str | None, chosen: Sequence[str], segments: str, channels: str
-    ) -> Iterator[tuple[str, str]]:
-        source = uploaded or (Source(recorded, "Your recording") if recorded else None)
-        models = {name: pipelines[name] for name in names if name in chosen}
-        yield from answered(source, models, "speech" if segments == "speech" else None, channels, limits)
-
-    waiting = (gradio.update(visible=True), progress_html("Waiting for the model"), "")
-    ready = gradio.update(visible=False)
-
-    def run(event: Any) -> Any:
-        begun = event(lambda: waiting, None, [stop, status, result], queue=False, **OURS)
-        heard = begun.then(listen, [upload, microphone, chosen, segments, channels], [status, result], **OURS)
-        heard.then(lambda: ready, None, stop, queue=False, **OURS)
-        return heard
-
-    runs = [run(start.click)]
-    for button, path in buttons:
-
-        def example(path: Path = path) -> tuple[str, None, str]:
-            each = soundfile.info(str(path)).channels > 1
-            return save_file_to_cache(path, upload.GRADIO_CACHE), None, "each" if each else "mix"
-
-        runs.append(run(button.click(example, None, [upload, microphone, channels], **OURS).then))
-    stop.click(lambda: (ready, status_html("Stopped.")), None, [stop, status], cancels=runs, **OURS)
-    upload.upload(lambda: (None, "", ""), None, [microphone, status, result], queue=False, **OURS)
-    microphone.stop_recording(lambda: (None, "", ""), None, [upload, status, result], queue=False, **OURS)
-    upload.clear(lambda: ("", ""), None, [status, result], queue=False, **OURS)
+    return segments, channels
 
 
 def answered(
-    source: Source | None, models: Mapping[str, Any], segments: str | None, channels: str, limits: Limits
+    source: Source | None,
+    models: Mapping[str, Any],
+    segments: str | None,
+    channels: str,
+    limits: Limits,
+    stopped: threading.Event,
 ) -> Iterator[tuple[str, str]]:
-    """Yields status and result, as HTML, while the models hear the recording and when they have."""
+    """Yields status and result, as HTML, while the models hear the recording and when they have, or are stopped."""
     if source is None or not models:
         what = "Choose at least one model." if source else "Choose a file, record something, or take an example first."
         yield error_html(what), ""
         return
-    stopped, so_far = threading.Event(), [progress_html("Reading")]
+    so_far = [progress_html("Reading")]
 
     def work() -> str:
         lanes: list[Lane] = []
@@ -180,10 +204,12 @@ def answered(
         pool = stack.enter_context(ThreadPoolExecutor(1))
         stack.callback(stopped.set)
         future = pool.submit(work)
-        while not wait([future], timeout=0.4).done:
+        while not wait([future], timeout=0.4).done and not stopped.is_set():
             yield so_far[0], ""
         try:
             shown = future.result()
+        except Stopped:
+            yield status_html("Stopped."), ""
         except ValueError as error:
             yield error_html(str(error)), ""
         except Exception:

@@ -184,12 +184,12 @@ def test_a_long_file_shows_how_far_it_is_and_can_be_stopped(visit, tmp_path):
     assert page.evaluate("document.querySelector('.exh-scroll').scrollWidth > innerWidth")
     expect(page.locator("#exh-stop")).to_be_hidden()
     page.get_by_label("dimensions", exact=True).check()
+    page.evaluate("""() => { const stop = () => {
+        if (document.querySelector("#exh-status progress[value]")) document.querySelector("#exh-stop").click();
+        else requestAnimationFrame(stop); }; stop() }""")
     page.get_by_role("button", name="Analyse").click()
-    page.wait_for_selector("#exh-status progress[value]")
-    page.locator("#exh-stop").click()
     expect(page.locator("#exh-status")).to_have_text("Stopped.")
-    page.wait_for_timeout(500)
-    expect(page.locator("#exh-status")).to_have_text("Stopped.")
+    expect(page.locator("#exh-stop")).to_be_hidden()
     assert page.locator("#exh-result .exh").count() == 0
 
 
@@ -287,6 +287,46 @@ def test_a_phone_scrolls_downwards_only(visit):
     wide = """() => [...document.querySelectorAll(".exh *:not(.exh-scroll *, thead, thead *)")]
         .filter((each) => each.getBoundingClientRect().right > 361).map((each) => each.className || each.tagName)"""
     assert page.evaluate(wide) == []
+
+
+def test_very_many_windows_are_drawn_as_runs_and_the_csv_has_them_all():
+    from exhubert.app.timeline import MOST_ROWS, Lane, csv_text, result_html
+
+    labels = ["calm", "cross"]
+    windows = [
+        {
+            "start": 1.5 * n,
+            "end": 1.5 * n + 3,
+            "label": labels[n // 100 % 2],
+            "probabilities": dict.fromkeys(labels, 0.5),
+        }
+        for n in range(1000)
+    ]
+    lane = Lane("model", None, {**windows[0], "windows": windows}, {})
+    html = result_html("an hour.wav", "url", 1501.5, [], [lane])
+    bands = re.findall(r"left:([\d.]+)%;width:([\d.]+)%", html)
+    assert len(bands) == 10 and sum(float(width) for _, width in bands) == pytest.approx(100, abs=0.02)
+    assert html.count("exh-row'") == MOST_ROWS and "500 of 1,000 windows" in html
+    assert csv_text([lane], False).count("\n") == 1001
+
+
+def test_the_live_microphone_gives_what_the_stream_gives_and_ends_by_itself(pipeline, monkeypatch):
+    from exhubert.app import microphone
+
+    monkeypatch.setattr(microphone, "PATIENCE_SECONDS", 0.2)
+    samples = 0.1 * np.random.default_rng(0).standard_normal(48_000 * 6).astype(np.float32)
+    listener = microphone.Listener(pipeline, 48_000)
+    for chunk in np.split(samples, 12):
+        listener.feed(chunk)
+    listener.finish()
+    expected = list(pipeline.stream([samples], sampling_rate=48_000))
+    assert [window["label"] for window in listener.windows] == [window["label"] for window in expected]
+    assert listener.count == len(expected) == 3
+
+    left = microphone.Listener(pipeline, 16_000)
+    left.feed(samples[:16_000])
+    left._thread.join(60)
+    assert not left._thread.is_alive() and left.count == 1
 
 
 @pytest.mark.parametrize("scheme", ["dark", "light"])
