@@ -19,7 +19,7 @@ from exhubert.model_folder.save import save_model_folder
 from exhubert.modeling_exhubert import misfit
 from exhubert.training.lora import load_lora_parts, save_lora_parts
 from exhubert.training.run_folder import whole_checkpoints
-from exhubert.utils.files import disk_errors
+from exhubert.utils.files import disk_errors, put_in_place
 
 OTHERS_FAULT = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE)  # not the checkpoint's
 
@@ -93,16 +93,16 @@ class CheckpointTrainer(Trainer):
                 self._save_scaler(str(unfinished))
                 self._save_rng_state(str(unfinished))
 
-        def put_in_place() -> None:
+        def finish() -> None:
             if self.args.should_save:
                 self.state.save_to_json(str(unfinished / "trainer_state.json"))
                 if target.exists():  # one that this run did not go on from
                     target.rename(self.staging / "replaced")
-                unfinished.rename(target)
+                put_in_place(unfinished, target)
                 self.remove_old_checkpoints()
                 shutil.rmtree(self.staging, ignore_errors=True)
 
-        for step in (write_model, write_states, put_in_place):
+        for step in (write_model, write_states, finish):
             self.on_all_processes(step, target)
 
     def on_all_processes(self, step: Callable[[], None], target: Path) -> None:
