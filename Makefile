@@ -7,9 +7,12 @@
 # make test-releases  the model's tests, and a training, on several releases of transformers, and how far their logits
 #                     differ; SLOW=1 runs all on each, with the slow ones; `make release-environments` installs them
 # make test-peers     transformers' own common tests on our classes, HuBERT's as the control
+# make hashes         constraints-hashes.txt anew; HASHES=1 with any target installs what stands there, and nothing else
 # make bench          what the model costs beside what its arithmetic costs, in runs/speed; bench-quick, the least of it
 PYTHON ?= python3
-VENV := .venv
+# With HASHES=1 an environment of its own, of the very files whose SHA-256 stand in constraints-hashes.txt (but torch's).
+HASHES ?=
+VENV := $(if $(HASHES),.hashed,.venv)
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
@@ -51,7 +54,7 @@ RELEASE_PYTHON = env HF_HOME="$(CURDIR)/.releases/$*/cache" HF_HUB_OFFLINE=1 OMP
 RELEASE_ENVIRONMENTS := $(patsubst %,.releases/%/.ready,$(filter-out $(PINNED),$(RELEASES)))
 
 .PHONY: demo test test-slow test-avx2 test-releases release-environments test-peers $(RELEASES:%=test-%) bench \
-	bench-quick replicate replicate-report lint types clean
+	bench-quick replicate replicate-report hashes lint types clean
 
 demo: $(READY)
 	$(BIN)/python demo/run.py $(DEMO_OPTIONS)
@@ -119,20 +122,32 @@ bench: $(READY)
 bench-quick: $(READY)
 	$(BIN)/python benchmarks/speed.py --device $(DEVICE) --quick
 
+# After a change of constraints.txt.
+hashes: $(READY)
+	$(BIN)/python tests/pin_hashes.py
+
 lint: $(READY)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 
 types: $(READY)
-	mkdir -p $(VENV)/typing && ln -sfn ../.. $(VENV)/typing/exhubert
+	mkdir -p .venv/typing && ln -sfn ../.. .venv/typing/exhubert
 	$(BIN)/python -m mypy
 
 # Made anew when what is installed changes; the mark is written last, so a broken installation is tried again.
-$(READY): setup.cfg pyproject.toml constraints.txt
+PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-compile
+
+$(READY): setup.cfg pyproject.toml constraints.txt $(if $(HASHES),constraints-hashes.txt)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-compile --constraint constraints.txt \
-		--editable ".[train,demo,dev]"
+ifdef HASHES
+	$(PIP_INSTALL) --require-hashes --no-deps --only-binary :all: --requirement constraints-hashes.txt
+	$(PIP_INSTALL) --no-deps --only-binary :all: $$(grep '^torch==' constraints.txt)
+	$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip check --disable-pip-version-check
+else
+	$(PIP_INSTALL) --constraint constraints.txt --editable ".[train,demo,dev]"
+endif
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) .releases .peers build dist *.egg-info
+	rm -rf .venv .hashed .releases .peers build dist *.egg-info

@@ -43,6 +43,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     repair.add_argument("directory", metavar="DIR", help="folder with config.json and safetensors")
     repair.set_defaults(run="model_folder.save:run_repair")
 
+    verify = commands.add_parser(
+        "verify",
+        help="compare a model folder with this package and its card",
+        description="Says whether the code that travels with a model is this package's, and its weights those that its "
+        "card states. Nothing of it is run.",
+    )
+    verify.add_argument("model", metavar="MODEL", help="model folder, or Hub id, whose files are fetched")
+    verify.add_argument("--revision", help="commit, branch or tag of the Hub repo")
+    verify.set_defaults(run="model_folder.verify:run_verify")
+
     push = commands.add_parser(
         "push",
         help="put a model folder on the Hub",

@@ -24,6 +24,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from exhubert.audio_exhubert import WINDOW_SECONDS
 from exhubert.configuration_exhubert import ExHuBERTConfig
 from exhubert.model_folder.load import check_config, not_found
+from exhubert.model_folder.save import shard_names
 from exhubert.modeling_exhubert import ExHuBERTForSequenceClassification, expanded_weight, misfit
 from exhubert.utils.command import named_errors
 from exhubert.utils.files import read_table
@@ -101,8 +102,7 @@ class Checkpoint:
                 files = [self.directory / weights]
                 break
             if (self.directory / index).is_file():
-                of_weights = read_table(self.directory / index).get("weight_map", {})
-                files = sorted({self.directory / Path(name).name for name in of_weights.values()})
+                files = sorted({self.directory / Path(name).name for name in shard_names(self.directory / index)})
                 break
         if not (self.directory / "config.json").is_file():
             raise ValueError(f"{source} is no checkpoint: it lacks config.json")

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, Wav2Vec2FeatureExtractor
 from transformers.utils import cached_file
 
 from exhubert.audio_exhubert import SAMPLING_RATE, extract_features, longest_input_seconds
-from exhubert.model_folder.card import CARD, fill_template, with_section
+from exhubert.model_folder.card import CARD, fill_template, with_section, with_weights
 from exhubert.model_folder.load import load_trained, read_config
 from exhubert.model_folder.onnx_model import DIMENSIONS, HIDDEN_STATES, INSTALL, LOGITS, ONNX_FILE, OnnxClassifier
 from exhubert.utils.files import locked, whole_folder, write_text
@@ -113,7 +113,7 @@ def convert_onnx(
             print(table)
         config.save_pretrained(unfinished)
         extractor.save_pretrained(unfinished)
-        write_text(unfinished / CARD, onnx_card(source, int8, found, table))
+        write_text(unfinished / CARD, with_weights(onnx_card(source, int8, found, table), unfinished))
     print(f"written to {os.path.realpath(destination)}")
     return Path(destination)
 

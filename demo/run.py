@@ -23,6 +23,7 @@ from exhubert.convert.hubert import convert_hubert
 from exhubert.corpora.metadata import METADATA_READERS
 from exhubert.publish.run_card import write_run_card
 from exhubert.utils.command import quiet_transformers, run_with_one_line_errors
+from exhubert.utils.files import whole_folder
 from synthetic_speech import make_corpora
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     train("demo_stage2.yaml", run / "expanded", [unseen], run / "stage2", [*limit, *rounds])
     if not options.corpora:
         write_run_card(run / "stage2", sections={"Synthetic speech": SYNTHETIC})
-    shutil.copytree(run / "stage2" / "model", run / "model")
+    with whole_folder(run / "model") as unfinished:
+        shutil.copytree(run / "stage2" / "model", unfinished, dirs_exist_ok=True)
     report_frozen(run / "expanded", run / "model")
 
     print("\n[5/6] the model in a new process, from its folder alone", flush=True)

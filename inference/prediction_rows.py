@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TextIO
 
 from exhubert.inference.audio_files import STANDARD_INPUT, output_file
 from exhubert.inference.processes import parts_of
-from exhubert.utils.files import locked, read_table, whole_file, write_text
+from exhubert.utils.files import flush, locked, read_table, whole_file, write_text
 from exhubert.utils.text import as_text, printable, spreadsheet_cell
 
 FORMATS = ("table", "jsonl", "csv")
@@ -201,6 +201,7 @@ def open_rows(
             for name, lines in heapq.merge(*rows, key=lambda found: place.get(found[0], -1)):
                 if name not in done:  # as they are where a run was killed before its parts were gone
                     file.writelines(lines)
+        flush(path)
         for part in parts:
             part.unlink()
 

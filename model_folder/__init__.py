@@ -21,5 +21,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "repair_model_folder",
             "save_model_folder",
         ],
+        "verify": ["verify_model_folder"],
     },
 )

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from transformers import AutoConfig, PreTrainedModel
 from exhubert.audio_exhubert import WINDOW_SECONDS
 from exhubert.configuration_exhubert import AUTO_MAP, CODE_FILES, CUSTOM_PIPELINES, ExHuBERTConfig
 from exhubert.model_folder.card import CARD, is_edited, source_metadata, write_card
-from exhubert.model_folder.load import make_feature_extractor
+from exhubert.model_folder.load import loading, make_feature_extractor
 from exhubert.model_folder.onnx_model import ONNX_FILE
 from exhubert.modeling_wav2vec2_emotion import Wav2Vec2EmotionConfig
 from exhubert.utils.files import read_table, whole_file, whole_folder, write_text
@@ -142,13 +142,15 @@ def repair_model_folder(directory: str | os.PathLike[str]) -> list[str]:
         The names of the files that were written, `config.json` among them if it named too little.
 
     Raises:
-        ValueError: if there is no configuration or no weights, which cannot be made up.
+        ValueError: if there is no configuration that can be used or no weights, which cannot be made up.
     """
     directory = Path(directory)
     config_file = directory / "config.json"
     if not config_file.is_file() or not any(directory.glob("*.safetensors")):
         raise ValueError(f"{directory} cannot be repaired: it lacks config.json or weights (*.safetensors)")
-    config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+    list(code_references(config_file))
+    with loading(str(directory), "config.json cannot be used"):
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     before = {path.name for path in directory.iterdir()}
     emotion = config.model_type == Wav2Vec2EmotionConfig.model_type
     for name in (*CODE_FILES, *((EMOTION_CODE_FILE,) if emotion else ())):
@@ -170,6 +172,39 @@ def repair_model_folder(directory: str | os.PathLike[str]) -> list[str]:
     return sorted(
         {path.name for path in directory.iterdir()} - before | ({"config.json"} if whole != values else set())
     )
+
+
+def code_references(file: Path) -> Iterator[tuple[str, str]]:
+    """Yields where a configuration says that classes are found: (which, `module.Class` or `user/repo--module.Class`).
+
+    Raises:
+        ValueError: if the file is none, or says something else.
+    """
+    values = read_table(file)
+    auto_map, pipelines = (values.get(name) or {} for name in ("auto_map", "custom_pipelines"))
+    for name, table in {"auto_map": auto_map, "custom_pipelines": pipelines}.items():
+        if not isinstance(table, dict):
+            raise ValueError(f"{file}: {name} is {str(table)[:80]!r}; a table is needed")
+    found = auto_map | {
+        task: entry.get("impl") if isinstance(entry, dict) else entry for task, entry in pipelines.items()
+    }
+    for key, value in found.items():
+        for reference in value if isinstance(value, list) else [value]:  # of a tokenizer, two or one and None
+            if not isinstance(reference, str | None):
+                raise ValueError(f"{file}: {key} is {str(reference)[:80]!r}; module.Class is needed")
+            if reference:
+                yield key, reference
+
+
+def shard_names(index: Path) -> dict[str, set[str]]:
+    """Returns the files that an index names, each with the names of its weights; raises ValueError if it is none."""
+    weight_map = read_table(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) and shard for shard in weight_map.values()):
+        raise ValueError(f"{index}: weight_map is {str(weight_map)[:80]!r}; a table of weights and files is needed")
+    shards: dict[str, set[str]] = {}
+    for weight, shard in weight_map.items():
+        shards.setdefault(shard, set()).add(weight)
+    return shards
 
 
 def run_repair(directory: str) -> None:

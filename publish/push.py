@@ -15,12 +15,19 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, co
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
-from exhubert.model_folder.card import CARD, is_edited, is_sealed
+from exhubert.model_folder.card import CARD, is_edited, is_sealed, stated_weights
 from exhubert.model_folder.onnx_model import ONNX_FILE
-from exhubert.model_folder.save import CODE_FILES, EMOTION_CODE_FILE, SHARD, check_model_folder
+from exhubert.model_folder.save import (
+    CODE_FILES,
+    EMOTION_CODE_FILE,
+    SHARD,
+    check_model_folder,
+    code_references,
+    shard_names,
+)
 from exhubert.publish.hub import check_target, connect, download, open_target, patiently, plain_errors
 from exhubert.publish.run_card import EVAL_RESULTS, hub_card
-from exhubert.utils.files import read_table
+from exhubert.utils.files import read_table, sha256_of
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ONNX_DATA = f"{ONNX_FILE}.data"
@@ -56,14 +63,15 @@ def push_model_folder(
         The SHA of the commit that has the files, also where nothing had to be changed; None for a dry run.
 
     Raises:
-        ValueError: if the folder lacks something, its weights cannot be read, its code is not this package's, or there
-            is no token.
+        ValueError: if the folder lacks something, its weights cannot be read or are not those that its card states, its
+            code is not this package's, or there is no token.
         OSError: if the Hub refuses, the connection breaks, or what it has is not what was sent.
     """
     check_target(repo_id, revision)
     directory = check_model_folder(directory)
     names, left_out = model_files(directory)
     check_code(directory, allow_changed_code)
+    check_stated(directory, names)
     sizes = {name: tqdm.format_sizeof((directory / name).stat().st_size, "B") for name in names}
     total = tqdm.format_sizeof(sum((directory / name).stat().st_size for name in names), "B")
     where = f"{constants.ENDPOINT}/{repo_id}, branch {revision or 'main'}{', private' if private else ''}"
@@ -167,12 +175,13 @@ def model_files(directory: Path) -> tuple[list[str], list[str]]:
             not be uploaded, or the weights cannot be read or are not numbers.
     """
     weights = weight_files(directory)
-    code: list[str | None] = []
-    for name in CONFIGS:
-        for value in (read_table(directory / name).get("auto_map") or {}).values():
-            code += value if isinstance(value, list) else [value]  # of a tokenizer, two or one and None
     # But for those of other repos (`user/model--file.Class`).
-    code_files = [f"{reference.split('.')[0]}.py" for reference in code if reference and "--" not in reference]
+    code_files = [
+        f"{reference.split('.')[0]}.py"
+        for name in CONFIGS
+        for key, reference in code_references(directory / name)
+        if "--" not in reference and key not in (read_table(directory / name).get("custom_pipelines") or {})
+    ]
     files = {path.name for path in directory.iterdir() if path.is_file() and not path.is_symlink()}
     known = {name for name in files if name in PLAIN_FILES or PICTURE.fullmatch(name)}
     names = known | {name for name in weights if name in files and SHARD.fullmatch(name)}
@@ -212,10 +221,8 @@ def check_code(directory: Path, allow_changed_code: bool) -> None:
         if (directory / name).is_file() and (directory / name).read_bytes() != (package / name).read_bytes()
     ]
     for name in CONFIGS:
-        values = read_table(directory / name)
-        pipelines = {task: entry.get("impl") for task, entry in (values.get("custom_pipelines") or {}).items()}
-        for key, reference in {**(values.get("auto_map") or {}), **pipelines}.items():
-            if "--" in str(reference):
+        for key, reference in code_references(directory / name):
+            if "--" in reference:
                 changed.append(f"{name} takes {key} from another repo ({reference})")
     if changed and not allow_changed_code:
         raise ValueError(
@@ -224,6 +231,17 @@ def check_code(directory: Path, allow_changed_code: bool) -> None:
         )
     if changed:
         print("\n".join(["code that is not this package's:", *(f"  {line}" for line in changed)]))
+
+
+def check_stated(directory: Path, names: Sequence[str]) -> None:
+    """Raises ValueError if the card states the SHA-256 of other weights: `exhubert verify` would refuse the model."""
+    _, stated = stated_weights(directory / CARD)
+    others = [name for name in names if name in stated and stated[name] != sha256_of(directory / name)]
+    if others:
+        raise ValueError(
+            f"{directory}: {CARD} states another SHA-256 of {', '.join(others)}: damaged, or saved anew; if that is "
+            f"meant, take `exhubert:` with the lines below it out of {CARD}"
+        )
 
 
 def weight_files(directory: Path) -> list[str]:
@@ -235,7 +253,7 @@ def weight_files(directory: Path) -> list[str]:
     if (directory / WEIGHTS).is_file():
         return [WEIGHTS]
     if (directory / INDEX).is_file():
-        return [*sorted(set(read_table(directory / INDEX).get("weight_map", {}).values())), INDEX]
+        return [*sorted(shard_names(directory / INDEX)), INDEX]
     raise ValueError(f"{directory} is not a whole model folder: it lacks {WEIGHTS} or {INDEX}")
 
 

@@ -6,6 +6,7 @@ python -m pytest tests/test_checkpoints.py
 from __future__ import annotations
 
 import errno
+import pickle
 import re
 import shutil
 import signal
@@ -19,7 +20,7 @@ from transformers import HubertConfig, HubertModel
 
 import train_hf
 from conftest import HUBERT_KINDS, SMALL, refused, write_corpus
-from exhubert.training.checkpoints import plain_errors
+from exhubert.training.checkpoints import check_checkpoint, plain_errors
 from exhubert.training.collator import AudioCollator
 from exhubert.training.run_folder import check_recipe
 from exhubert.training.trainer import RoundRobinTrainer
@@ -224,3 +225,45 @@ def test_no_checkpoint_has_weights_that_are_no_numbers(folder, tmp_path, capsys)
     assert line.startswith("error: weights have become NaN or infinite at update 1, on clips of first: audio/")
     assert line.endswith("there is no checkpoint yet")
     assert not list((tmp_path / "run" / "checkpoints").rglob("*.safetensors"))
+
+
+class Payload:
+    """Would leave a file when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.marker,)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"])
+def test_a_pickle_in_a_checkpoint_does_not_run(folder, interrupted, tmp_path, capsys, name):
+    """In the three forms that torch reads; one that nothing reads is let be."""
+    checkpoint, marker = copy_of(interrupted, tmp_path), tmp_path / "marker"
+    recipe = [folder / "recipe.yaml", "--output", tmp_path / "copy", "--resume"]
+    for zipped in (True, False, None):
+        if zipped is None:
+            (checkpoint / name).write_bytes(pickle.dumps({"state": Payload(marker)}, 2))
+        else:
+            torch.save({"state": Payload(marker)}, checkpoint / name, _use_new_zipfile_serialization=zipped)
+        if name == "training_args.bin":
+            continue
+        line = refused(capsys, train_hf.main, *recipe)
+        assert f"{checkpoint} is damaged" in line and "could run code" in line
+        assert not marker.exists()
+    if name == "training_args.bin":
+        assert train_hf.main([str(each) for each in recipe]) == 0
+        assert not marker.exists()
+
+
+def test_a_checkpoint_in_parts_is_not_unpickled(interrupted, tmp_path):
+    """torch.distributed.checkpoint would unpickle its index, and what is no tensor in its parts."""
+    checkpoint, marker = copy_of(interrupted, tmp_path), tmp_path / "marker"
+    (checkpoint / "optimizer.pt").unlink()
+    (checkpoint / "optimizer_0").mkdir()
+    (checkpoint / "optimizer_0" / ".metadata").write_bytes(pickle.dumps(Payload(marker)))
+    for sharded in (True, False):
+        with pytest.raises(ValueError, match=r"optimizer_0 is saved in parts .* start a new run with that checkpoint"):
+            check_checkpoint(checkpoint, sharded)
+    assert not marker.exists()

@@ -6,6 +6,7 @@ python -m pytest tests/test_hostile_files.py
 from __future__ import annotations
 
 import json
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -91,21 +92,52 @@ def commands_on(model: Path, tone: str, write_keys) -> dict[str, tuple[Any, list
         "contract": (main, ["convert", "contract", str(model), f"{model}.hubert"]),
         "evaluate": (evaluate_hf.main, ["--model", str(model), "--corpora", corpus, "--output", f"{model}.out"]),
         "train": (train_hf.main, [recipe]),
+        "hubert": (main, ["convert", "hubert", str(model), f"{model}.expanded"]),
+        "published": (main, ["convert", "published", str(model), f"{model}.taken_over"]),
+        "repair": (main, ["repair", str(model)]),
+        "push": (main, ["push", str(model), "user/model", "--dry-run"]),
     }
 
 
-@pytest.mark.parametrize("command", ["predict", "embed", "onnx", "contract", "evaluate", "train"])
+READERS = ["predict", "embed", "onnx", "contract", "evaluate", "train", "hubert", "published"]
+
+
+@pytest.mark.parametrize("command", [*READERS, "repair", "push"])  # the last two read no pickle
 def test_a_pickle_with_a_payload_does_not_run(
-    model_folder, tone, make_corpus, write_keys, capsys, monkeypatch, command
+    model_folder, tone, make_corpus, make_hubert, write_keys, capsys, monkeypatch, command
 ):
+    """In the three forms that torch reads."""
     make_corpus()
     monkeypatch.chdir(model_folder.parent)
-    (model_folder / "model.safetensors").unlink()
-    torch.save({"weight": Payload(model_folder.parent / "marker")}, model_folder / "pytorch_model.bin")
+    model = make_hubert() if command in ("hubert", "published") else model_folder
+    (model / "model.safetensors").unlink()
+    run, arguments = commands_on(model, tone, write_keys)[command]
+    content = {"weight": Payload(model.parent / "marker")}
+    for form in ("zip", "before 1.6", "plain"):
+        if form == "plain":
+            (model / "pytorch_model.bin").write_bytes(pickle.dumps(content, 2))
+        else:
+            torch.save(content, model / "pytorch_model.bin", _use_new_zipfile_serialization=form == "zip")
+        line = refused(capsys, run, *arguments)
+        assert not (model.parent / "marker").exists()
+        assert str(model) in line and ("could run code: not loaded" in line) == (command in READERS)
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate", "train"])
+def test_an_adapter_that_is_a_pickle_does_not_run(
+    model_folder, tone, make_corpus, write_keys, capsys, monkeypatch, command
+):
+    """transformers puts adapters on the model where peft is installed; of safetensors alone, or it says what it was."""
+    pytest.importorskip("peft", reason="transformers follows adapter_config.json where peft is installed")
+    make_corpus()
+    monkeypatch.chdir(model_folder.parent)
+    adapter = {"peft_type": "LORA", "base_model_name_or_path": str(model_folder), "target_modules": ["q_proj"]}
+    (model_folder / "adapter_config.json").write_text(json.dumps(adapter))
+    torch.save({"weight": Payload(model_folder.parent / "marker")}, model_folder / "adapter_model.bin")
     run, arguments = commands_on(model_folder, tone, write_keys)[command]
     line = refused(capsys, run, *arguments)
     assert not (model_folder.parent / "marker").exists()
-    assert str(model_folder) in line and "could run code: not loaded" in line
+    assert str(model_folder) in line and "not foreseen" not in line
 
 
 def test_weights_that_do_not_fit_their_configuration(model_folder, tone, capsys):

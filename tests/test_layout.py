@@ -6,7 +6,6 @@ python -m pytest tests/test_layout.py
 from __future__ import annotations
 
 import ast
-import os
 import subprocess
 import sys
 
@@ -144,36 +143,3 @@ for model_type in ("exhubert", "wav2vec2_emotion"):
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT.parent)
     assert done.stdout.split() == ["ExHuBERTForSequenceClassification", "Wav2Vec2EmotionForSequenceClassification"]
-
-
-# numpy, tqdm, torch and transformers change filters, and make `torchinductor_*` in the folder for temporary files.
-LIBRARIES = """
-import torch._dynamo
-from transformers import AutoModelForAudioClassification, ASTFeatureExtractor, SeamlessM4TFeatureExtractor
-from transformers import HubertForSequenceClassification, Pipeline, Wav2Vec2ForSequenceClassification
-from transformers import WhisperFeatureExtractor
-from transformers.pipelines import PIPELINE_REGISTRY
-"""
-
-
-@pytest.mark.parametrize(
-    ("before", "code"),
-    [
-        ("", "import exhubert"),
-        ("", "import exhubert.cli"),
-        (LIBRARIES, "from exhubert import ExHuBERTConfig; import exhubert.model_folder.load"),
-    ],
-)
-def test_importing_the_package_changes_no_warning_filters_and_makes_no_folder(tmp_path, before, code):
-    script = f"""{before}
-import os, sys, tempfile, warnings
-filters, files = list(warnings.filters), sorted(os.walk(tempfile.gettempdir()))
-{code}
-assert list(warnings.filters) == filters, set(warnings.filters) - set(filters)
-assert sorted(os.walk(tempfile.gettempdir())) == files
-"""
-    environment = os.environ | {name: str(tmp_path) for name in ("TMPDIR", "HOME", "XDG_CACHE_HOME")}
-    done = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, cwd=ROOT.parent
-    )
-    assert done.returncode == 0, done.stderr

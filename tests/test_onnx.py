@@ -33,8 +33,14 @@ from conftest import SMALL, refused, write_corpus
 from exhubert import ExHuBERTConfig, ExHuBERTForSequenceClassification
 from exhubert.cli import entry_point, main
 from exhubert.convert.onnx import BACKENDS, convert_onnx, model_for_backend
-from exhubert.model_folder import check_model_folder, load_classifier, load_pipeline, save_model_folder
-from exhubert.model_folder.card import is_edited, read_sections
+from exhubert.model_folder import (
+    check_model_folder,
+    load_classifier,
+    load_pipeline,
+    save_model_folder,
+    verify_model_folder,
+)
+from exhubert.model_folder.card import STATED, is_edited, read_sections
 from exhubert.model_folder.load import DTYPES
 from exhubert.publish.push import push_model_folder
 
@@ -172,9 +178,15 @@ def test_the_folder_holds_what_is_needed_and_no_more(source, exported):
     assert (
         [*sections] == ["", "ONNX", *[*before][2:]] and "Use" not in sections and not is_edited(exported / "README.md")
     )
-    assert sections[""] == before[""] and sections["Classes"] == before["Classes"]
+    assert STATED.sub("", sections[""]) == STATED.sub("", before[""]) and sections["Classes"] == before["Classes"]
     assert "float32 on made-up audio" in sections["ONNX"]
     assert "trust_remote_code" not in card  # what loads torch's model is not this folder's
+
+
+def test_the_card_states_the_weights(exported, quantised):
+    for folder, count in ((exported, 3), (quantised, 3)):  # two code files, or none and the weights in two
+        found = verify_model_folder(folder)
+        assert {each.status for each in found} == {"same"} and len(found) == count
 
 
 def test_no_path_of_this_machine_is_in_the_graph(exported, quantised):

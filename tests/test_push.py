@@ -20,6 +20,7 @@ from transformers import AutoModelForAudioClassification
 
 from conftest import MODEL_FILES, SHARDS, WITHOUT_PACKAGE, make_onnx, split_weights
 from exhubert.model_folder import save_model_folder
+from exhubert.model_folder.card import with_weights
 from hub_stand_in import READER, WRITER, HubStandIn, Repo
 
 FILES = sorted([".gitattributes", *MODEL_FILES])
@@ -98,11 +99,12 @@ def hub(server):
 
 
 def change(folder: Path, seed: int = 1) -> None:
-    """Other weights."""
+    """Other weights, which the card states."""
     weights = load_file(folder / "model.safetensors")
     generator = torch.Generator().manual_seed(seed)
     changed = {name: tensor + 0.01 * torch.randn(tensor.shape, generator=generator) for name, tensor in weights.items()}
     save_file(changed, folder / "model.safetensors", {"format": "pt"})
+    (folder / "README.md").write_text(with_weights((folder / "README.md").read_text(), folder))
 
 
 def head(hub: HubStandIn, name: str = "user/model", branch: str = "main") -> str:

@@ -13,7 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from conftest import SHARDS, make_onnx, split_weights
+from conftest import SHARDS, make_onnx, refused, split_weights
+from exhubert.cli import main
 from exhubert.publish import hub
 from exhubert.publish.push import push_model_folder
 
@@ -127,3 +128,35 @@ def test_a_folder_that_is_no_whole_model_is_refused(model_folder, harm, message)
 def test_names_that_cannot_be_are_refused(model_folder, repo_id, revision, message):
     with pytest.raises(ValueError, match=message):
         push_model_folder(model_folder, repo_id, revision=revision, dry_run=True)
+
+
+NO_TABLES = [
+    ({"auto_map": 5}, "config.json: auto_map is '5'; a table is needed"),
+    ({"auto_map": {"AutoModel": 5}}, "config.json: AutoModel is '5'; module.Class is needed"),
+    ({"auto_map": {"AutoModel": [{}]}}, "config.json: AutoModel is '{}'; module.Class is needed"),
+    ({"custom_pipelines": ["x"]}, "custom_pipelines is \"['x']\"; a table is needed"),
+    ({"custom_pipelines": {"task": {"impl": 5}}}, "config.json: task is '5'; module.Class is needed"),
+    ({"weight_map": 5}, "weight_map is '5'; a table of weights and files is needed"),
+    ({"weight_map": {"weight": 5}}, "a table of weights and files is needed"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), NO_TABLES)
+def test_tables_that_are_none(model_folder, capsys, changes, message):
+    file = "config.json"
+    if "weight_map" in changes:
+        split_weights(model_folder)
+        file = SHARDS[2]
+    values = json.loads((model_folder / file).read_text())
+    (model_folder / file).write_text(json.dumps(values | changes))
+    assert message in refused(capsys, main, "push", model_folder, "user/model", "--dry-run")
+    if file == "config.json":  # repair does not look at weights
+        assert message in refused(capsys, main, "repair", model_folder)
+    else:
+        assert message in refused(capsys, main, "convert", "contract", model_folder, model_folder.parent / "out")
+
+
+def test_repair_names_a_configuration_that_cannot_be_used(model_folder, capsys):
+    spoil(model_folder, num_hidden_layers="x")
+    line = refused(capsys, main, "repair", model_folder)
+    assert f"{model_folder}: config.json cannot be used (num_hidden_layers is 'x'" in line

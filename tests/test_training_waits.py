@@ -128,7 +128,7 @@ def test_what_is_read_at_times_only_is_logged_as_before(build):
 
 def test_processes_sum_up_gradients_in_float32_and_keep_them_once(monkeypatch, build):
     monkeypatch.setenv("FSDP_VERSION", "2")
-    plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, state_dict_type="FULL_STATE_DICT")
     plugin.set_mixed_precision("bf16")
     create = RoundRobinTrainer.create_accelerator_and_postprocess
 
@@ -141,6 +141,9 @@ def test_processes_sum_up_gradients_in_float32_and_keep_them_once(monkeypatch, b
     build()
     policy = plugin.mixed_precision_policy
     assert (policy.param_dtype, policy.reduce_dtype) == (torch.bfloat16, torch.float32)
+    plugin.set_state_dict_type("SHARDED_STATE_DICT")  # accelerate's own choice for FSDP2
+    with pytest.raises(ValueError, match=r"is not done; give fsdp_state_dict_type: FULL_STATE_DICT"):
+        build()
 
 
 @pytest.mark.parametrize(

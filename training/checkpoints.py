@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import errno
 import functools
+import pickle
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,9 +20,14 @@ from exhubert.model_folder.save import save_model_folder
 from exhubert.modeling_exhubert import misfit
 from exhubert.training.lora import load_lora_parts, save_lora_parts
 from exhubert.training.run_folder import whole_checkpoints
-from exhubert.utils.files import disk_errors
+from exhubert.utils.command import NOT_UNPICKLED
+from exhubert.utils.files import disk_errors, put_in_place
 
 OTHERS_FAULT = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE)  # not the checkpoint's
+IN_PARTS = (
+    "is saved in parts (SHARDED_STATE_DICT), which torch reads by unpickling whatever they hold: that could run code, "
+    "and is not done"
+)
 
 
 class CheckpointTrainer(Trainer):
@@ -93,16 +99,16 @@ class CheckpointTrainer(Trainer):
                 self._save_scaler(str(unfinished))
                 self._save_rng_state(str(unfinished))
 
-        def put_in_place() -> None:
+        def finish() -> None:
             if self.args.should_save:
                 self.state.save_to_json(str(unfinished / "trainer_state.json"))
                 if target.exists():  # one that this run did not go on from
                     target.rename(self.staging / "replaced")
-                unfinished.rename(target)
+                put_in_place(unfinished, target)
                 self.remove_old_checkpoints()
                 shutil.rmtree(self.staging, ignore_errors=True)
 
-        for step in (write_model, write_states, put_in_place):
+        for step in (write_model, write_states, finish):
             self.on_all_processes(step, target)
 
     def on_all_processes(self, step: Callable[[], None], target: Path) -> None:
@@ -190,6 +196,9 @@ def check_checkpoint(checkpoint: Path, sharded: bool = False) -> None:
     """
     with plain_errors(checkpoint):
         names = {path.name for path in checkpoint.iterdir()}
+        in_parts = sorted(path.parent.name for path in checkpoint.glob("*/.metadata"))
+    if in_parts:
+        raise ValueError(f"{checkpoint}: {in_parts[0]} {IN_PARTS}; start a new run with that checkpoint as `model`")
     of_sharded = bool(names & {"optimizer.bin", "optimizer_0"})
     if of_sharded != sharded and (of_sharded or "optimizer.pt" in names):
         saved, launcher = "one process, or by DDP", "python, torchrun, or accelerate launch with a file for DDP"
@@ -219,7 +228,8 @@ def plain_errors(checkpoint: str | Path | None) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno in OTHERS_FAULT:
             raise
-        lines = str(error).strip().splitlines() or [type(error).__name__]
+        text = NOT_UNPICKLED if isinstance(error, pickle.UnpicklingError) else str(error)
+        lines = text.strip().splitlines() or [type(error).__name__]
         reason = lines[min(1, len(lines) - 1)].strip() if lines[0].startswith("Error(s) in loading") else lines[0]
         raise ValueError(
             f"{checkpoint} is damaged, or of another model ({reason}); resume with the model that the run began with, "

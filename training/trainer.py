@@ -25,7 +25,7 @@ from transformers.integrations import TensorBoardCallback
 
 from exhubert.evaluation.metrics import average_metrics, compute_metrics, only_logits
 from exhubert.training.callbacks import EarlyStopping, RoundProgress, Safeguards
-from exhubert.training.checkpoints import CheckpointTrainer, check_checkpoint
+from exhubert.training.checkpoints import IN_PARTS, CheckpointTrainer, check_checkpoint
 from exhubert.training.dimensions import Truth, logits_and_dimensions, metrics_of
 from exhubert.training.interruption import EvaluationCutShort, Interrupted, Signals
 from exhubert.training.round_robin import CorpusSampler, Draw, RoundRobinSampler, ValidationClips
@@ -73,6 +73,8 @@ class RoundRobinTrainer(CheckpointTrainer):
         if self.is_fsdp_enabled:
             self.model.get_input_embeddings = lambda: None  # FSDP2 asks for them, and transformers' audio models raise
             plugin = self.accelerator.state.fsdp_plugin
+            if plugin.state_dict_type.name != "FULL_STATE_DICT":
+                raise ValueError(f"FSDP: the optimizer {IN_PARTS}; give fsdp_state_dict_type: FULL_STATE_DICT")
             if plugin.mixed_precision_policy is not None:  # as DDP adds up gradients: in half precision small ones go
                 plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, reduce_dtype=torch.float32)
         self.sampler = sampler

@@ -15,6 +15,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 LONGEST_REASON = 400  # characters
+NOT_UNPICKLED = "its pickle is damaged, or holds more than tensors, which could run code: not loaded"
 UNFORESEEN = " (not foreseen: with EXHUBERT_TRACEBACK=1 it says where)"
 
 
@@ -62,8 +63,7 @@ def named_errors(what: str, remedy: str = "") -> Iterator[None]:
     except (OSError, ImportError, AssertionError):
         raise
     except pickle.UnpicklingError as error:
-        reason = "its pickle is damaged, or holds more than tensors, which could run code: not loaded"
-        raise ValueError(f"{what} ({reason}); use safetensors") from error
+        raise ValueError(f"{what} ({NOT_UNPICKLED}); use safetensors") from error
     except Exception as error:
         reason = textwrap.shorten(one_line(error), LONGEST_REASON)
         raise ValueError(f"{what} ({reason}){remedy and '; '}{remedy}") from error

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
+import hashlib
 import json
 import os
 import shutil
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,23 +34,92 @@ UNFINISHED = ".unfinished"
 # Ten times as fast, where PyYAML has libyaml, which ends the process on thousands of brackets: for our own files alone.
 LOADER_OF_OWN_FILES: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 LONGEST_NAME = 240  # bytes, of which file systems take 255
+SYNCED_AT_ONCE = 16
+UNSYNCED = (  # what disks say that sync no folders
+    *(errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EPERM),
+)
 
 
 @contextlib.contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a hidden name beside `path`; what is written there becomes `path` if the block ends without an error.
 
-    What was at `path` is replaced at once, or stays. The folder is made where it is missing.
+    What was at `path` is replaced at once, or stays; see `put_in_place`. The folder is made where it is missing.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    name = os.fsdecode(os.fsencode(f".{path.name}")[:LONGEST_NAME])
-    unfinished = path.with_name(f"{name}{UNFINISHED}")
+    unfinished = _hidden(path)
     try:
         yield unfinished
-        unfinished.replace(path)
+        put_in_place(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def put_in_place(unfinished: Path, target: Path) -> None:
+    """Gives a file, or a folder, its name when all of it is on the disk; returns when the name is there as well.
+
+    So what has its name is whole, also after the machine has lost its power. A file takes the place of another at once,
+    a folder that of an empty one.
+    """
+    if not unfinished.is_symlink():
+        flush(unfinished)
+    try:
+        os.replace(unfinished, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        copied = _hidden(target)  # on the file system of the target, which is in a mount point
+        shutil.move(unfinished, copied)
+        put_in_place(copied, target)
+        return
+    _sync(target.parent)
+
+
+def flush(path: str | os.PathLike[str]) -> None:
+    """Returns when a file is on the disk, or a folder with all that is in it, but for what its links lead to."""
+    if not os.path.isdir(path):
+        _sync(path)
+        return
+    folders, files = [], []
+    for place, _, names in os.walk(path):
+        folders.append(place)
+        files += [os.path.join(place, name) for name in names]
+    with ThreadPoolExecutor(SYNCED_AT_ONCE) as pool:  # a disk takes many at once in the time of one
+        list(pool.map(_sync, (file for file in files if not os.path.islink(file))))
+    for folder in folders:
+        _sync(folder)
+
+
+def _sync(path: str | os.PathLike[str]) -> None:
+    """Returns when a file, or the list of names that a folder is, is on the disk, where the system can tell."""
+    windows = os.name == "nt"
+    if windows and os.path.isdir(path):  # which cannot be opened there
+        return
+    try:
+        opened = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
+    except OSError as error:
+        if error.errno not in UNSYNCED:
+            raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+
+
+def _hidden(path: Path) -> Path:
+    """The name beside `path` under which it is written."""
+    name = os.fsdecode(os.fsencode(f".{path.name}")[:LONGEST_NAME])
+    return path.with_name(f"{name}{UNFINISHED}")
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """The SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while part := file.read(2**20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -156,9 +228,9 @@ def whole_folder(directory: str | os.PathLike[str], replace: bool = False) -> It
             check_free()  # what knows of no lock may have been faster
             if directory.is_dir():
                 for path in sorted(unfinished.iterdir(), key=lambda path: path.name == "config.json"):
-                    shutil.move(path, directory / path.name)  # across file systems, too
+                    put_in_place(path, directory / path.name)
             else:
-                unfinished.rename(directory)
+                put_in_place(unfinished, directory)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
 
