@@ -42,7 +42,7 @@ from .configuration_exhubert import (
     class_names_of_config,
     dimensions_of_config,
 )
-from .segments_exhubert import SPEECH, SpeechTurns, Turn, as_segments, cut_turns, samples_of
+from .segments_exhubert import SpeechTurns, Turn, as_segments, cut_turns, samples_of
 
 logger = logging.get_logger(__name__)
 WINDOWS_PER_FORWARD = 8
@@ -126,7 +126,7 @@ def make_windows(
         keep: takes the samples of a window; where it says no, the window has no features.
         on_progress: called with the seconds of each chunk.
         clip: the number of the clip.
-        segments: "speech", or turns as `as_turns` returns them: each is cut as a clip of its own.
+        segments: "speech", or turns as `as_segments` returns them: each is cut as a clip of its own.
         channels: "each" cuts every channel on its own.
         heard: is told what the clip is.
 
@@ -159,7 +159,7 @@ def make_windows(
             for channel in range(len(rows)):
                 if heard.turns is None:
                     cutters.append(WindowCutter(seconds, hop_seconds))
-                elif segments == SPEECH:
+                elif isinstance(segments, str):
                     cutters.append(SpeechTurns(seconds, hop_seconds, heard.turns[channel]))
                 else:
                     cutters.append(WindowCutter(seconds, hop_seconds, list(map(samples_of, heard.turns[channel]))))

@@ -59,7 +59,7 @@ def as_segments(segments: str | Iterable[Any]) -> str | list[Turn]:
         ValueError: for anything else, names it.
         ImportError: if speech detection needs something that is not installed.
     """
-    if segments == SPEECH:
+    if isinstance(segments, str) and segments == SPEECH:
         load_detector()
         return SPEECH
     if isinstance(segments, str) or not isinstance(segments, Iterable):
