@@ -70,10 +70,11 @@ COMMANDS = {  # each command that is given a model, as a user could give it
     "push, changed": "push {model} user/model --dry-run --allow-changed-code",
     "repair": "repair {model}",
     "verify": "verify {model}",
+    "app": "app {model} --port 0",
 }
 WITHOUT_A_MODEL = {"corpora", "list", "show", "labels", "prepare", "check", "stats"}
 MAINS = {"evaluate": evaluate_hf.main, "train": train_hf.main, "pretrain": pretrain_hf.main}
-NAMED = ("predict", "embed", "evaluate", "train", "exhubert train", "exhubert evaluate", "convert onnx")
+NAMED = ("predict", "embed", "evaluate", "train", "exhubert train", "exhubert evaluate", "convert onnx", "app")
 
 
 @pytest.fixture
@@ -191,7 +192,9 @@ TRAINING = {"report_to": "none", "use_cpu": True}
 KERNELS = ("kernels-community/flash-attn2", "flash_attention_2", {"": "user/kernel"}, {"audio": "user/kernel"})
 
 
-@pytest.mark.parametrize("command", [*NAMED[:4], "pretrain", "convert onnx", "convert hubert", "convert contract"])
+@pytest.mark.parametrize(
+    "command", [*NAMED[:4], "app", "pretrain", "convert onnx", "convert hubert", "convert contract"]
+)
 def test_kernels_of_the_hub_are_not_fetched(command, model_folder, make_corpus, write_keys, capsys, monkeypatch):
     monkeypatch.chdir(model_folder.parent)
     make_corpus()
