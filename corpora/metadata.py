@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import codecs
+import itertools
 import posixpath
 import re
 from collections import Counter
@@ -29,6 +30,7 @@ RESERVED_COLUMNS = {"audio", "labels", "crop"}  # added on the way to the model
 SEGMENT_COLUMNS = ("start_seconds", "duration_seconds")
 DIMENSIONS = ("arousal", "valence", "dominance")  # a clip that has one of them may be without a label
 SEPARATORS = ",;\t|"
+MOST_COLUMNS = 10_000
 SEEMS = "separator"  # what separates a table's columns, in its `attrs`
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # as Excel's "Unicode text" begins
 # Absolute, with a drive or an address before it, or out of the folder; also as Windows writes them.
@@ -47,7 +49,11 @@ def read_separated(path: Path) -> pandas.DataFrame:
         encoding = "utf-16" if begin.read(2) in UTF_16 else "utf-8-sig"
     with path.open(encoding=encoding) as file:
         number, line = next(((n, line) for n, line in enumerate(file, start=1) if line.strip()), (0, ""))
+        rows = [line, *itertools.islice(file, 2)]
     header = line.strip("\r\n")
+    columns = 1 + max(row.count(separator) for row in rows for separator in SEPARATORS)
+    if columns > MOST_COLUMNS:  # which pandas would make an index of
+        raise ValueError(f"its first rows have {columns:,} columns; at most {MOST_COLUMNS:,} are read")
     given = re.fullmatch(r"\"?sep=(.)\"?[,;\t|]*", header, re.IGNORECASE)  # a sheet saved again is filled up
     known = {name for names in COLUMN_NAMES.values() for name in names}
 
@@ -115,7 +121,7 @@ def read_metadata(path: Path) -> pandas.DataFrame:
         raise ValueError(f"{path} is not {form} text (byte 0x{byte:02x} in it is not); save it as UTF-8") from error
     except UnicodeEncodeError as error:
         raise ValueError(f"{path}: {error.object!r} cannot be written as UTF-8; rename the file") from error
-    except (ValueError, OSError) as error:
+    except Exception as error:  # of another kind for each form, and each damage
         raise ValueError(f"{path} cannot be read: {first_line(error)}") from error
     if not isinstance(table.index, pandas.RangeIndex):
         raise ValueError(f"{path}: there are rows with more fields than the first line has columns")
