@@ -8,6 +8,7 @@
 #                     differ; SLOW=1 runs all on each, with the slow ones; `make release-environments` installs them
 # make test-peers     transformers' own common tests on our classes, HuBERT's as the control
 # make hashes         constraints-hashes.txt anew; HASHES=1 with any target installs what stands there, and nothing else
+# make test-faults    damaged, lying and harmful files of every kind, SEED=0 of them; the tests have a quick part
 # make bench          what the model costs beside what its arithmetic costs, in runs/speed; bench-quick, the least of it
 PYTHON ?= python3
 # With HASHES=1 an environment of its own, of the very files whose SHA-256 stand in constraints-hashes.txt (but torch's).
@@ -53,8 +54,8 @@ RELEASE_PYTHON = env HF_HOME="$(CURDIR)/.releases/$*/cache" HF_HUB_OFFLINE=1 OMP
 	PYTHONDONTWRITEBYTECODE= $(if $(filter $(PINNED),$*),$(BIN),.releases/$*/bin)/python
 RELEASE_ENVIRONMENTS := $(patsubst %,.releases/%/.ready,$(filter-out $(PINNED),$(RELEASES)))
 
-.PHONY: demo test test-slow test-avx2 test-releases release-environments test-peers $(RELEASES:%=test-%) bench \
-	bench-quick replicate replicate-report hashes lint types clean
+.PHONY: demo test test-slow test-avx2 test-faults test-releases release-environments test-peers $(RELEASES:%=test-%) \
+	bench bench-quick replicate replicate-report hashes lint types clean
 
 demo: $(READY)
 	$(BIN)/python demo/run.py $(DEMO_OPTIONS)
@@ -75,6 +76,12 @@ test-slow: $(READY)
 
 test-avx2: $(READY)
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) -q -m "not slow and not heavy" $(NUMERIC_TESTS)
+
+SEED ?= 0
+
+# The clips are those of EXHUBERT_SHARED, where that is set, and else synthetic.
+test-faults: $(READY)
+	$(BIN)/python tests/faults/run.py --seed $(SEED)
 
 # Two releases at a time. One that fails holds up no other, and the table is printed all the same.
 test-releases: $(READY)
