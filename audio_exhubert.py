@@ -8,13 +8,15 @@ variance with the padding included, without an attention mask.
 from __future__ import annotations
 
 import contextlib
+import heapq
 import itertools
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from numbers import Real
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from transformers import Wav2Vec2FeatureExtractor
@@ -33,7 +35,9 @@ WINDOW_SECONDS = 3.0
 LONGEST_INPUT_SECONDS = 30.0  # of a model whose folder names no window
 SHORTEST_INPUT_SECONDS = 0.1  # what is shorter is padded: a CNN needs some samples for its first frame
 BLOCK_SECONDS = 30.0  # of a file are decoded at a time
+BLOCK_VALUES = 2**22  # at most, all channels together
 RATES = (1_000, 1_000_000)  # Hz
+CHANNELS = ("mix", "each")
 MOST_CHANNELS = 8  # of what is taken for one clip, not for so many clips of a few samples each
 
 READ = "read are wav, flac, ogg, mp3 and what else libsndfile knows"
@@ -77,6 +81,26 @@ def mono(audio: Any, name: str = "") -> np.ndarray:
         remedy = f": {samples.shape[axis]} channels are averaged by audio.mean({axis})" if samples.ndim == 2 else ""
         raise ValueError(f"{where}audio of shape {samples.shape}; mono samples (samples,) are needed{remedy}")
     return samples
+
+
+def planes(audio: Any, name: str = "") -> np.ndarray:
+    """Returns the samples of every channel, `(channels, samples)`, in their own dtype.
+
+    Args:
+        audio: an array, a tensor or a list: `(samples,)`, `(channels, samples)` or `(samples, channels)`; the shorter
+            axis is that of the channels.
+        name: of the audio, for errors.
+
+    Raises:
+        ValueError: for another shape, or no samples.
+    """
+    samples = np.atleast_2d(np.asarray(audio.detach().cpu() if hasattr(audio, "detach") else audio))
+    where = f"{name}: " if name else ""
+    if samples.ndim != 2:
+        raise ValueError(f"{where}audio of shape {samples.shape}; (samples,) or (channels, samples) are needed")
+    if not samples.size:
+        raise ValueError(f"{where}the audio is empty (0 samples)")
+    return samples.T if samples.shape[1] < samples.shape[0] else samples
 
 
 def prepare_input(samples: np.ndarray, window_seconds: float | None = WINDOW_SECONDS) -> np.ndarray:
@@ -155,43 +179,120 @@ def _spectrogram_seconds(extractor: Any) -> float:
     return math.inf
 
 
+class Cut(NamedTuple):
+    """A window, cut out of audio.
+
+    Attributes:
+        span: the number of its span.
+        start: the number of its first sample in the audio.
+        samples: `(samples,)`.
+        last: whether it is known to be the last one of its span.
+    """
+
+    span: int
+    start: int
+    samples: np.ndarray
+    last: bool
+
+
+class LatestSamples:
+    """The latest samples of one channel, called by their numbers in the audio; `total` have come."""
+
+    def __init__(self) -> None:
+        self.chunks: deque[np.ndarray] = deque()  # from the sample number `first` on
+        self.first = self.total = 0
+
+    def append(self, chunk: np.ndarray) -> None:
+        """Takes the next samples, 16 kHz mono `(samples,)`."""
+        self.chunks.append(chunk)
+        self.total += len(chunk)
+
+    def between(self, start: int, stop: int) -> np.ndarray:
+        """Returns the samples from `start` to before `stop`, which must not be forgotten yet."""
+        if len(self.chunks) > 1:
+            self.chunks = deque([np.concatenate(self.chunks)])
+        return self.chunks[0][start - self.first : stop - self.first]
+
+    def forget(self, before: int) -> None:
+        """Lets go of what is before a sample."""
+        before = min(before, self.total)
+        while self.chunks and self.first + len(self.chunks[0]) <= before:
+            self.first += len(self.chunks.popleft())
+        if self.first < before:
+            self.chunks[0] = self.chunks[0][before - self.first :]
+            self.first = before
+
+
+class WindowCutter:
+    """Cuts spans of one channel into overlapping windows, each as soon as its last sample is there.
+
+    Window k of a span begins k hops after it. The last one is the first that reaches the end of the span, or of the
+    audio, where it may be shorter; a span shorter than a window is one window. What is held is less than a window, and
+    one chunk.
+
+    Args:
+        window_seconds: length of a window.
+        hop_seconds: distance of two windows; half a window by default.
+        spans: of each its first sample and the one after its last; all of the audio by default. They may overlap.
+    """
+
+    def __init__(
+        self,
+        window_seconds: float,
+        hop_seconds: float | None = None,
+        spans: Sequence[tuple[int, float]] = ((0, math.inf),),
+    ) -> None:
+        self.window = round(window_seconds * SAMPLING_RATE)
+        self.hop_seconds = window_seconds / 2 if hop_seconds is None else hop_seconds
+        self.spans = spans
+        # Of each span its next window: where it ends, span, number, where it begins, where the one before ended.
+        self.waiting: list[tuple[float, int, int, int, float]] = [
+            (min(begin + self.window, end), span, 0, begin, begin) for span, (begin, end) in enumerate(spans)
+        ]
+        heapq.heapify(self.waiting)
+        self.audio = LatestSamples()
+
+    def push(self, chunk: np.ndarray) -> list[Cut]:
+        """Takes the next samples, 16 kHz mono `(samples,)`; returns the windows that end in them."""
+        self.audio.append(chunk)
+        windows = []
+        while self.waiting and self.waiting[0][0] <= self.audio.total:
+            stop, span, count, start, _ = heapq.heappop(self.waiting)
+            begin, end = self.spans[span]
+            following = begin + round((count + 1) * self.hop_seconds * SAMPLING_RATE)
+            last = stop >= end or following >= end
+            if not last:
+                after = (min(following + self.window, end), span, count + 1, following, stop)
+                heapq.heappush(self.waiting, after)
+            windows.append(Cut(span, start, self.audio.between(start, int(stop)), last))
+        self.audio.forget(self.audio.total - self.window if self.waiting else self.audio.total)
+        return windows
+
+    def end(self) -> list[Cut]:
+        """Returns the windows that the end of the audio cuts short."""
+        total = self.audio.total
+        self.spans = [(begin, min(end, total)) for begin, end in self.spans]
+        left = (entry for entry in self.waiting if entry[3] < total and entry[4] < total)
+        self.waiting = [(min(entry[0], total), *entry[1:]) for entry in left]
+        heapq.heapify(self.waiting)
+        return self.push(np.zeros(0, np.float32))
+
+
 def iter_windows(
     chunks: Iterable[np.ndarray], window_seconds: float, hop_seconds: float | None = None
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Cuts audio into overlapping windows, each as soon as its last sample is there.
-
-    Window k begins at `k * hop_seconds`. The last one is the first that reaches the end of the audio, where it may be
-    shorter; audio shorter than a window is one window.
+    """Cuts audio into overlapping windows, each as soon as its last sample is there; see `WindowCutter`.
 
     Args:
         chunks: 16 kHz mono `(samples,)` each, of any lengths: `[samples]` for audio that is all there.
-        window_seconds: length of a window.
-        hop_seconds: distance of two windows; half a window by default.
+        window_seconds, hop_seconds: as for `WindowCutter`.
 
     Yields:
         The number of the window's first sample, and its samples, at most `window_seconds * 16000`.
     """
-    window = round(window_seconds * SAMPLING_RATE)
-    hop_seconds = window_seconds / 2 if hop_seconds is None else hop_seconds
-    held: list[np.ndarray] = []  # from the sample number `first` on
-    first = total = start = end = count = 0
-    for chunk in chunks:
-        total += len(chunk)
-        if total <= start:  # between two windows
-            held, first = [], total
-            continue
-        held.append(chunk)
-        if total < start + window:
-            continue
-        samples = np.concatenate(held)
-        while start + window <= total:
-            yield start, samples[start - first : start - first + window]
-            end, count = start + window, count + 1
-            start = round(count * hop_seconds * SAMPLING_RATE)
-        samples, first = samples[start - first :], min(start, total)
-        held = [samples]
-    if start < total and end < total:
-        yield start, np.concatenate(held)[start - first :]
+    cutter = WindowCutter(window_seconds, hop_seconds)
+    for cuts in itertools.chain(map(cutter.push, chunks), (cutter.end() for _ in range(1))):
+        yield from ((cut.start, cut.samples) for cut in cuts)
 
 
 def audio_seconds(audio: AudioFile) -> float:
@@ -247,16 +348,19 @@ def iter_audio(
     start_seconds: float = 0.0,
     duration_seconds: float | None = None,
     on_warning: Callable[[str], None] | None = None,
+    channels: str = "mix",
 ) -> Iterator[np.ndarray]:
     """Reads what `read_audio` reads in chunks, in memory that does not grow with the length of the file.
 
     Args:
         audio, start_seconds, duration_seconds: as in `read_audio`.
-        block_seconds: how much of the file is decoded at a time, at most.
+        block_seconds: how much of the file is decoded at a time, at most; less of many channels.
         on_warning: called at the end of a file that is cut off, with the words of `shortfall`.
+        channels: "mix" averages them, "each" keeps every one.
 
     Yields:
-        float32 `(samples,)` at 16 kHz, of any length; joined they are what `read_audio` returns, bit for bit.
+        float32 at 16 kHz, of any length: `(samples,)`, which joined are what `read_audio` returns, bit for bit; with
+        "each" `(channels, samples)`.
 
     Raises:
         ValueError, FileNotFoundError: as `read_audio`; for what is wrong further on in the file, when it gets there.
@@ -269,14 +373,16 @@ def iter_audio(
         first, rate = next(blocks, (None, 0))
         if first is None:
             raise ValueError(f"{audio_name(audio)}: no audio at {start_seconds} s (the file is empty or ends before)")
-        chunks = itertools.chain([first], (block for block, _ in blocks))
-        yield from resample_chunks(chunks, rate, audio_name(audio), start_seconds)
+        chunks: Iterator[np.ndarray] = itertools.chain([first], (block for block, _ in blocks))
+        if channels == "mix":
+            chunks = (block.mean(axis=0) for block in chunks)
+        yield from resample_chunks(chunks, rate, audio_name(audio), start_seconds, channels)
 
 
 def resample_chunks(
-    chunks: Iterable[Any], sampling_rate: float, name: str, start_seconds: float = 0.0
+    chunks: Iterable[Any], sampling_rate: float, name: str, start_seconds: float = 0.0, channels: str = "mix"
 ) -> Iterator[np.ndarray]:
-    """Makes 16 kHz float32 of mono audio that comes in chunks (soxr, very high quality).
+    """Makes 16 kHz float32 of audio that comes in chunks (soxr, very high quality).
 
     The result does not depend on where the chunks are cut. What comes out lags 0.06 to 0.11 s behind what goes in at
     rates from 8 to 96 kHz, and not at all at 16 kHz.
@@ -287,9 +393,10 @@ def resample_chunks(
         sampling_rate: of the chunks, in Hz.
         name: of the audio, for errors.
         start_seconds: the time of the first sample, for errors.
+        channels: "each" for chunks `(channels, samples)`.
 
     Yields:
-        float32 `(samples,)`, newly allocated: a caller may use the memory of its chunks again.
+        float32 `(samples,)` or `(channels, samples)`, newly allocated: a caller may use the memory of its chunks again.
 
     Raises:
         ValueError: at once, if `sampling_rate` is no rate of audio; when it gets there, for a chunk of another shape or
@@ -300,30 +407,41 @@ def resample_chunks(
     rate = float(sampling_rate)
     if rate != SAMPLING_RATE:
         _require_audio_libraries()
-    return _resampled(chunks, rate, name, start_seconds)
+    return _resampled(chunks, rate, name, start_seconds, channels)
 
 
-def _resampled(chunks: Iterable[Any], rate: float, name: str, start_seconds: float) -> Iterator[np.ndarray]:
+def _resampled(
+    chunks: Iterable[Any], rate: float, name: str, start_seconds: float, channels: str
+) -> Iterator[np.ndarray]:
     resampler = None
-    if rate != SAMPLING_RATE:
-        resampler = soxr.ResampleStream(rate, SAMPLING_RATE, 1, dtype="float32", quality="VHQ")
-    count = 0
+    count = several = 0
     for chunk in chunks:
-        samples = mono(chunk, name)
+        samples = mono(chunk, name) if channels == "mix" else np.asarray(chunk)
         if samples.dtype.kind != "f":
             if samples.dtype.kind not in "iu" or samples.dtype.itemsize > 4:
                 types = "floating point, or integers of 8, 16 or 32 bits,"
                 raise ValueError(f"{name}: samples of type {samples.dtype}; {types} are needed")
             samples = _scaled(samples)
-        samples = np.array(samples, dtype=np.float32)
+        samples = np.array(samples, dtype=np.float32, order="C")
         finite = np.isfinite(samples)
         if not finite.all():
-            seconds = start_seconds + (count + int(finite.argmin())) / rate
+            seconds = start_seconds + (count + int(np.atleast_2d(finite).all(axis=0).argmin())) / rate
             raise ValueError(f"{name}: the audio holds NaN or infinite samples at {seconds:.2f} s")
-        count += len(samples)
-        yield samples if resampler is None else resampler.resample_chunk(samples)
+        number = len(np.atleast_2d(samples))
+        if number != (several or number):
+            at = f"at {start_seconds + count / rate:.2f} s"
+            raise ValueError(f"{name}: the number of channels changes from {several} to {number} {at}")
+        several = number
+        count += samples.shape[-1]
+        if rate == SAMPLING_RATE:
+            yield samples
+            continue
+        if resampler is None:
+            resampler = soxr.ResampleStream(rate, SAMPLING_RATE, several, dtype="float32", quality="VHQ")
+            nothing = samples[..., :0].T
+        yield np.ascontiguousarray(resampler.resample_chunk(np.ascontiguousarray(samples.T)).T)
     if resampler is not None:
-        yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+        yield np.ascontiguousarray(resampler.resample_chunk(nothing, last=True).T)
 
 
 def _scaled(samples: np.ndarray) -> np.ndarray:
@@ -342,7 +460,7 @@ def _sound_blocks(
     promised: float,
     on_warning: Callable[[str], None] | None,
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """A part of what libsndfile decodes: blocks of mono `(samples,)`, and their rate."""
+    """A part of what libsndfile decodes: blocks `(channels, samples)`, and their rate."""
     rate = sound.samplerate
     begin = min(round(start_seconds * rate), sound.frames)
     end = sound.frames if duration_seconds is None else min(begin + round(duration_seconds * rate), sound.frames)
@@ -350,8 +468,9 @@ def _sound_blocks(
     try:
         if begin or sound.seekable():
             sound.seek(begin)
-        for samples in decode_blocks(sound, max(1, round(block_seconds * rate)), end - begin):
-            yield samples.mean(axis=1), rate
+        most = max(1, min(round(block_seconds * rate), BLOCK_VALUES // sound.channels))
+        for samples in decode_blocks(sound, most, end - begin):
+            yield samples.T, rate
             position += len(samples)
     except soundfile.LibsndfileError as error:
         problem = f"the audio does not decode after {position / rate:g} s ({error.error_string})"
@@ -549,7 +668,7 @@ def _av_open(audio: AudioFile) -> Iterator[tuple[Any, Any]]:
 def _av_blocks(
     audio: AudioFile, start_seconds: float, duration_seconds: float | None, seek: bool = True
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """A part of the first audio stream: blocks of mono `(samples,)`, and their rate."""
+    """A part of the first audio stream: blocks `(channels, samples)`, and their rate."""
     seek = seek and start_seconds > PREROLL_SECONDS
     with _av_open(audio) as (container, stream):
         frames = _av_frames(audio, container, stream)
@@ -580,8 +699,7 @@ def _av_blocks(
                     samples = samples.reshape(part.samples, -1).T
                 if samples.dtype.kind != "f":
                     samples = _scaled(samples)
-                averaged = samples.mean(axis=0).astype(np.float32)
-                yield averaged[max(0, skipped - count) : int(min(part.samples, wanted - count))], rate
+                yield samples[:, max(0, skipped - count) : int(min(part.samples, wanted - count))], rate
             count += part.samples
             if count >= wanted:
                 return

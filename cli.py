@@ -211,14 +211,17 @@ def _add_inference(commands: Any) -> None:
     predict = commands.add_parser(
         "predict",
         help="classify audio",
-        description="Classifies audio of any length and prints a row a file. Bad files are listed at the end.",
+        description="Classifies audio of any length and prints a row a file, or segment. Bad files are listed last.",
     )
     predict.add_argument(
         "--format", dest="style", choices=("table", "jsonl", "csv"), help="default: as --output is called, or table"
     )
     predict.add_argument("--output", metavar="FILE", help=".jsonl or .csv; files that have a row there are skipped")
     predict.add_argument("--timeline", metavar="DIR", help="folder for a picture of each file over time")
-    predict.add_argument("--per", default="clip", choices=("clip", "window"), help="what has a row (default: clip)")
+    predict.add_argument("--segment-files", metavar="DIR", help="folder for a file of each recording's segments")
+    formats = ("vtt", "srt", "audacity", "textgrid", "elan", "csv")
+    shown = f"{', '.join(formats)} (default: vtt)"
+    predict.add_argument("--segment-format", metavar="FORMAT", nargs="+", choices=formats, help=shown)
     predict.set_defaults(run="inference.predict:run_predict")
 
     embed = commands.add_parser(
@@ -228,7 +231,6 @@ def _add_inference(commands: Any) -> None:
     )
     embed.add_argument("--output", metavar="FILE", required=True, help=".parquet")
     embed.add_argument("--layer", default="last", help="last, weighted, or a number from 0 (default: last)")
-    embed.add_argument("--per", default="clip", choices=("clip", "window"), help="what has a row (default: clip)")
     embed.set_defaults(run="inference.embed:run_embed")
 
     for command in (predict, embed):
@@ -259,6 +261,7 @@ def _add_inference(commands: Any) -> None:
             help="torch, or the model's ONNX export on the CPU, in float32 or int8, made once and kept "
             "(default: torch)",
         )
+        _add_segments(command)
         command.add_argument("--vad", action="store_true", help="leave out windows without speech (silero-vad)")
         command.add_argument(
             "--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)"
@@ -269,6 +272,29 @@ def _add_inference(commands: Any) -> None:
         command.add_argument("--batch-size", type=int, default=8, help="windows in a forward, at most (default: 8)")
         command.add_argument("--exact", action="store_true", help="no faster forward, which may be 1e-5 off")
         _add_trust(command)
+
+
+def _add_segments(command: argparse.ArgumentParser) -> None:
+    """The options of rows, segments and channels."""
+    command.add_argument(
+        "--per",
+        choices=("clip", "window", "segment"),
+        help="what has a row (default: a segment with --segments, else a clip)",
+    )
+    command.add_argument(
+        "--segments", metavar="SOURCE", help="speech, as it is found; or a file of turns, or a folder of such files"
+    )
+    command.add_argument(
+        "--channels", choices=("mix", "each"), default="mix", help="averaged, or each on its own (default: mix)"
+    )
+    for name, unit, default in (("probability", "P", 0.5), ("seconds", "SECONDS", 0.5)):
+        command.add_argument(
+            f"--least-{name}",
+            type=float,
+            default=argparse.SUPPRESS,
+            metavar=unit,
+            help=f"a segment with less is marked as uncertain (default: {default})",
+        )
 
 
 def _add_trust(command: argparse.ArgumentParser) -> None:

@@ -31,7 +31,10 @@ CUSTOM_PIPELINES: dict[str, dict[str, Any]] = {
         "type": "audio",
     }
 }
-CODE_FILES = ("configuration_exhubert.py", "modeling_exhubert.py", "audio_exhubert.py", "pipeline_exhubert.py")
+CODE_FILES = (
+    *("configuration_exhubert.py", "modeling_exhubert.py", "audio_exhubert.py", "segments_exhubert.py"),
+    "pipeline_exhubert.py",
+)
 LARGEST = {"num_hidden_layers": 10_000, "num_labels": 10_000}  # of more, building the model does not end
 REGRESSION = "regression"  # the problem_type of a model whose logits are dimensions
 _LABEL_FIELDS = {"num_labels", "id2label", "label2id"}

@@ -10,6 +10,7 @@ From audio to logits is one way for all of the package: `make_windows`, `batch_w
 from __future__ import annotations
 
 import io
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -20,15 +21,18 @@ from transformers import Pipeline
 from transformers.utils import logging
 
 from .audio_exhubert import (
+    CHANNELS,
     SAMPLING_RATE,
     SHORTEST_INPUT_SECONDS,
+    Cut,
     ExHuBERTFeatureExtractor,
+    WindowCutter,
     audio_name,
     extract_features,
     iter_audio,
-    iter_windows,
     longest_input_seconds,
     mono,
+    planes,
     resample_chunks,
 )
 from .configuration_exhubert import (
@@ -38,6 +42,7 @@ from .configuration_exhubert import (
     class_names_of_config,
     dimensions_of_config,
 )
+from .segments_exhubert import SPEECH, SpeechTurns, Turn, as_segments, cut_turns, samples_of
 
 logger = logging.get_logger(__name__)
 WINDOWS_PER_FORWARD = 8
@@ -69,6 +74,9 @@ class Window(NamedTuple):
         number: of the window in its clip, from 0.
         start, end: in seconds.
         features: the model's input, as `extract_features` makes it; None for a window that is not to be classified.
+        channel: the number of its channel, from 0.
+        segment: the number of its segment in the channel, from 0.
+        last: whether it is known to be the last one of its segment.
     """
 
     clip: int
@@ -76,6 +84,24 @@ class Window(NamedTuple):
     start: float
     end: float
     features: np.ndarray | None
+    channel: int = 0
+    segment: int = 0
+    last: bool = False
+
+
+class Heard:
+    """What a clip turns out to be while it is cut into windows.
+
+    Attributes:
+        seconds: how much of it was heard.
+        channels: how many it has, where each was heard on its own; 0 where they were averaged.
+        turns: of each channel its segments, in the order of their starts; None where it was not cut into segments.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.channels = 0
+        self.turns: list[list[Turn]] | None = None
 
 
 def make_windows(
@@ -86,33 +112,79 @@ def make_windows(
     keep: Callable[[np.ndarray], bool] | None = None,
     on_progress: Callable[[float], None] | None = None,
     clip: int = 0,
+    segments: str | Sequence[Turn] | None = None,
+    channels: str = "mix",
+    heard: Heard | None = None,
 ) -> Iterator[Window]:
-    """Cuts a clip into windows, each as soon as its last sample is there.
+    """Cuts a clip into windows, each as soon as its last sample is there, or its turn of speech is over.
 
     Args:
-        chunks: 16 kHz mono float32 `(samples,)` each, of any lengths.
+        chunks: 16 kHz float32 of any lengths, `(samples,)` each; with "each" `(channels, samples)`.
         extractor: the model's feature extractor.
         window_seconds: length of a window; None is the model's own.
         hop_seconds: distance of two windows; half a window by default.
         keep: takes the samples of a window; where it says no, the window has no features.
         on_progress: called with the seconds of each chunk.
         clip: the number of the clip.
+        segments: "speech", or turns as `as_turns` returns them: each is cut as a clip of its own.
+        channels: "each" cuts every channel on its own.
+        heard: is told what the clip is.
 
     Raises:
-        ValueError: as `extract_features`; whatever reading the chunks raises.
+        ValueError: as `extract_features`; for a turn that begins after the end, or is on a channel that is not there;
+            whatever reading the chunks raises.
+        ImportError: if speech detection is not installed.
     """
-
-    def reported() -> Iterator[np.ndarray]:
-        for chunk in chunks:
-            if on_progress is not None:
-                on_progress(len(chunk) / SAMPLING_RATE)
-            yield chunk
-
+    heard = Heard() if heard is None else heard
     seconds = longest_input_seconds(extractor) if window_seconds is None else window_seconds
-    for index, (start, samples) in enumerate(iter_windows(reported(), seconds, hop_seconds)):
-        kept = keep is None or keep(samples)
-        features = extract_features(samples, extractor, window_seconds) if kept else None
-        yield Window(clip, index, start / SAMPLING_RATE, (start + len(samples)) / SAMPLING_RATE, features)
+    cutters: list[WindowCutter | SpeechTurns] = []
+    numbers, total = itertools.count(), 0
+
+    def made(cuts: Iterable[Cut], channel: int) -> Iterator[Window]:
+        for segment, start, samples, last in cuts:
+            kept = keep is None or keep(samples)
+            features = extract_features(samples, extractor, window_seconds) if kept else None
+            span = start / SAMPLING_RATE, (start + len(samples)) / SAMPLING_RATE
+            yield Window(clip, next(numbers), *span, features, channel, segment, last)
+
+    for chunk in chunks:
+        if on_progress is not None:
+            on_progress(chunk.shape[-1] / SAMPLING_RATE)
+        total += chunk.shape[-1]
+        heard.seconds = total / SAMPLING_RATE
+        rows = np.atleast_2d(chunk)
+        if not cutters:
+            heard.channels = len(rows) if channels == "each" else 0
+            heard.turns = _turns_of_channels(segments, heard.channels)
+            for channel in range(len(rows)):
+                if heard.turns is None:
+                    cutters.append(WindowCutter(seconds, hop_seconds))
+                elif segments == SPEECH:
+                    cutters.append(SpeechTurns(seconds, hop_seconds, heard.turns[channel]))
+                else:
+                    cutters.append(WindowCutter(seconds, hop_seconds, list(map(samples_of, heard.turns[channel]))))
+        for channel, (cutter, row) in enumerate(zip(cutters, rows, strict=True)):
+            yield from made(cutter.push(row), channel)
+    at_the_end = [cutter.end() for cutter in cutters]
+    if heard.turns is not None:
+        heard.turns = [cut_turns(turns, heard.seconds) for turns in heard.turns]
+    for channel, cuts in enumerate(at_the_end):
+        yield from made(cuts, channel)
+
+
+def _turns_of_channels(segments: str | Sequence[Turn] | None, channels: int) -> list[list[Turn]] | None:
+    """The turns of each channel, of which none is known of speech yet; `channels` is 0 for one that is mixed."""
+    if segments is None:
+        return None
+    if isinstance(segments, str):
+        return [[] for _ in range(max(1, channels))]
+    if not channels:
+        return [list(segments)]
+    for turn in segments:
+        if (turn.channel or 1) > channels:
+            there = "is 1" if channels == 1 else f"are {channels}"
+            raise ValueError(f"the turn at {turn.start:g} s is on channel {turn.channel}; there {there}")
+    return [[turn for turn in segments if turn.channel in (None, channel)] for channel in range(1, channels + 1)]
 
 
 def batch_windows(windows: Iterable[Window | None], batch_size: int, masked: bool = False) -> Iterator[list[Window]]:
@@ -228,7 +300,7 @@ class Answers:
 
     Attributes:
         name: of the clip, for errors.
-        spans: start and end of each window in seconds, by its number.
+        windows: each without its features, by its number.
         rows: of each window that was classified its row of `answer_batch`, by its number.
         awaited: how many windows are still to be classified.
         error: why the clip has no answer, or None.
@@ -236,7 +308,7 @@ class Answers:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.spans: dict[int, tuple[float, float]] = {}
+        self.windows: dict[int, Window] = {}
         self.rows: dict[int, Row] = {}
         self.awaited = 0
         self.error: Exception | None = None
@@ -244,7 +316,7 @@ class Answers:
     @property
     def seconds(self) -> float:
         """Where its last window ends."""
-        return next(reversed(self.spans.values()))[1] if self.spans else 0.0
+        return next(reversed(self.windows.values())).end if self.windows else 0.0
 
     @property
     def whole(self) -> bool:
@@ -254,7 +326,7 @@ class Answers:
     def noted(self, windows: Iterable[Window]) -> Iterator[Window]:
         """Yields the windows of the clip, and remembers them."""
         for window in windows:
-            self.spans[window.number] = window.start, window.end
+            self.windows[window.number] = window._replace(features=None)
             self.awaited += window.features is not None
             yield window
 
@@ -269,11 +341,11 @@ class Answers:
         else:
             self.rows[window.number] = row
 
-    def check(self) -> None:
-        """Raises the error; ValueError for a clip without windows."""
+    def check(self, seconds: float = 0.0) -> None:
+        """Raises the error; ValueError for a clip without windows, if it is not known to have some seconds."""
         if self.error is not None:
             raise self.error
-        if not self.spans:
+        if not self.windows and not seconds:
             raise ValueError(f"{self.name}: the audio is empty (0 samples)")
 
 
@@ -302,12 +374,22 @@ def quadrant_of(probabilities: Mapping[str, float]) -> dict[str, float]:
     return dict(zip(QUADRANT, (share("high") - share("low"), share("positive") - share("negative")), strict=True))
 
 
+def _segment(turn: Turn, values: Mapping[str, Any], least_probability: float, least_seconds: float) -> dict[str, Any]:
+    """What results say of a segment."""
+    doubts = ["short"] if turn.end - turn.start < least_seconds else []
+    if values.get("probabilities") and max(values["probabilities"].values()) < least_probability:
+        doubts.append("low probability")
+    speaker = {} if turn.speaker is None else {"speaker": turn.speaker}
+    return {"start": turn.start, "end": turn.end, **speaker, **values, "uncertain": ", ".join(doubts)}
+
+
 class ExHuBERTPipeline(Pipeline):
     """Speech emotion recognition on audio of any length.
 
     An input is a path, the bytes of a file, a binary file, or mono samples `(samples,)`: an array at 16 kHz, or a dict
     of `array` and `sampling_rate`. Integers are scaled by their range. A list of inputs gives a list, a generator of
-    inputs an iterable that takes one at a time.
+    inputs an iterable that takes one at a time. With `channels="each"` samples may be `(channels, samples)` or
+    `(samples, channels)`; the shorter axis is that of the channels.
 
     Call arguments:
         window_seconds: length of a window, at least 0.1; the model folder's window (3 s) by default.
@@ -320,6 +402,12 @@ class ExHuBERTPipeline(Pipeline):
             (whether there is speech in it, say). The others' values are None, without an embedding, and have no part in
             the clip's, which are None where no window is kept.
         on_progress: a function that is called with the seconds of audio that were decoded, many times in a file.
+        segments: "speech" finds turns of speech and classifies each as a clip of its own (see `SpeechTurns`); turns
+            that something else found are a list of `Turn`, `(start, end)`, `(start, end, speaker)`, in seconds, or
+            dicts of these. They may overlap, and are cut to the length of the audio. None, the default, classifies all.
+        channels: "mix", the default, averages them; "each" hears every one on its own.
+        least_probability: of its class (0.5); less makes a segment uncertain.
+        least_seconds: of a segment (0.5); less makes it uncertain.
 
     Returns, for each input, a dict:
         label: class name. This and `probabilities` only if the model has classes.
@@ -332,12 +420,21 @@ class ExHuBERTPipeline(Pipeline):
         embedding: float32 `(hidden_size,)`, the mean over the windows; only with `embeddings`.
         warning: what is wrong with a file that was classified as far as it goes; only if something is.
         windows: a list of dicts of `start` and `end` in seconds, and the same for each window. The last one ends with
-            the audio, and may be shorter than the others; it is padded for the model.
+            the audio, and may be shorter than the others; it is padded for the model. With segments each has also the
+            number of its `segment`.
+        segments: only with `segments`; a list of dicts by their start, of `start` and `end`, `speaker` where the turn
+            has one, the same values, which are the mean over the windows of the segment, and `uncertain`: "", "short",
+            "low probability" or "short, low probability".
+
+    With `channels="each"` the dict has `channels`, a list of the same for each, with the number of its `channel`, from
+    1; and `warning`, if there is one. The turns of a channel are those that name it, or none. Where nobody speaks,
+    `segments` and `windows` are empty, and the values None.
 
     Raises:
         ValueError: for audio that does not decode, is empty, or holds NaN; names the file, and the time where there is
             one. For arguments that the model or the audio does not allow.
         FileNotFoundError: if there is no such file.
+        ImportError: if speech detection needs something that is not installed.
     """
 
     feature_extractor: Any
@@ -377,24 +474,51 @@ class ExHuBERTPipeline(Pipeline):
             chunks: mono samples `(samples,)` each, of any lengths: floating point, or integers of 8, 16 or 32 bits,
                 which are scaled by their range.
             sampling_rate: of the chunks, in Hz.
-            kwargs: `window_seconds`, `hop_seconds`, `embeddings`, `keep`, `on_progress`, as in a call.
+            kwargs: all but `channels`, as in a call.
 
         Yields:
-            The dicts that a call has in `windows`; none for a stream without samples.
+            The dicts that a call has in `windows`; with `segments` those that it has there, each as soon as its end is
+            known. None for a stream without samples.
 
         Raises:
             ValueError: at once for a wrong argument; when it gets there, for a chunk of another shape or type, or that
                 holds NaN or infinite samples, with its time.
         """
-        windowing, forward, _ = self._sanitize_parameters(**kwargs)
+        if kwargs.get("channels", "mix") != "mix":
+            raise ValueError("a stream is mono; make one of each channel")
+        windowing, forward, limits = self._sanitize_parameters(**kwargs)
+        windowing = {**self._preprocess_params, **windowing, "channels": "mix"}
+        forward, limits = {**self._forward_params, **forward}, {**self._postprocess_params, **limits}
+        heard = Heard()
         chunks = resample_chunks(chunks, sampling_rate, "the stream")
-        windows = make_windows(chunks, self.feature_extractor, **{**self._preprocess_params, **windowing})
-        forward = {**self._forward_params, **forward}
-        results = (
-            self.forward({"name": "the stream", "windows": iter([window]), "warning": str}, **forward)
-            for window in windows
-        )
-        return (self.postprocess(result)["windows"][0] for result in results)
+        windows = make_windows(chunks, self.feature_extractor, heard=heard, **windowing)
+
+        def answered(window: Window) -> dict[str, Any]:
+            inputs = {"name": "the stream", "windows": iter([window]), "warning": str, "heard": Heard()}
+            outputs: dict[str, Any] = self.forward(inputs, **forward)
+            return outputs
+
+        def segments() -> Iterator[dict[str, Any]]:
+            under_way: dict[int, dict[str, Any]] = {}
+
+            def result(number: int) -> dict[str, Any]:
+                outputs = under_way.pop(number)
+                outputs["heard"].turns = heard.turns and [heard.turns[0][number : number + 1]]
+                segment: dict[str, Any] = self.postprocess(outputs, **limits)["segments"][0]
+                return segment
+
+            for window in windows:
+                outputs = answered(window._replace(segment=0))
+                answers = under_way.setdefault(window.segment, outputs)["answers"]
+                answers.windows |= outputs["answers"].windows
+                answers.rows |= outputs["answers"].rows
+                if window.last:
+                    yield result(window.segment)
+            yield from map(result, sorted(under_way))
+
+        if windowing.get("segments") is not None:
+            return segments()
+        return (self.postprocess(answered(window), **limits)["windows"][0] for window in windows)
 
     def _sanitize_parameters(
         self,
@@ -403,10 +527,15 @@ class ExHuBERTPipeline(Pipeline):
         embeddings: bool | int | str | None = None,
         keep: Callable[[np.ndarray], bool] | None = None,
         on_progress: Callable[[float], None] | None = None,
+        segments: str | Iterable[Any] | None = None,
+        channels: str | None = None,
+        least_probability: float | None = None,
+        least_seconds: float | None = None,
         **kwargs: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         if kwargs:
-            known = "window_seconds, hop_seconds, embeddings, keep, on_progress"
+            known = "window_seconds, hop_seconds, embeddings, keep, on_progress, segments, channels"
+            known += ", least_probability, least_seconds"
             raise ValueError(f"unknown argument {next(iter(kwargs))!r}; known: {known}")
         for name, value in (("window_seconds", window_seconds), ("hop_seconds", hop_seconds)):
             number = value is None or (isinstance(value, int | float) and SHORTEST[name] <= value < float("inf"))
@@ -414,22 +543,33 @@ class ExHuBERTPipeline(Pipeline):
                 raise ValueError(f"{name} is {value!r}; it must be at least {SHORTEST[name]} s")
         if embeddings is not None and embeddings != "weighted" and not isinstance(embeddings, int):
             raise ValueError(f"embeddings is {embeddings!r}; it must be True, False, a layer's number or 'weighted'")
+        if channels not in (None, *CHANNELS):
+            raise ValueError(f"channels is {channels!r}; it must be {' or '.join(map(repr, CHANNELS))}")
+        limits = {"least_probability": least_probability, "least_seconds": least_seconds}
+        for name, value in limits.items():
+            if not (value is None or (isinstance(value, int | float) and 0 <= value < float("inf"))):
+                raise ValueError(f"{name} is {value!r}; it must be a number from 0 on")
         windowing: dict[str, Any] = {"window_seconds": window_seconds, "hop_seconds": hop_seconds}
-        windowing |= {"keep": keep, "on_progress": on_progress}
-        given = {name: value for name, value in windowing.items() if value is not None}
-        return given, {} if embeddings is None else {"embeddings": embeddings}, {}
+        windowing |= {"keep": keep, "on_progress": on_progress, "channels": channels}
+        windowing["segments"] = None if segments is None else as_segments(segments)
+
+        def given(values: Mapping[str, Any]) -> dict[str, Any]:
+            return {name: value for name, value in values.items() if value is not None}
+
+        return given(windowing), given({"embeddings": embeddings}), given(limits)
 
     def preprocess(self, inputs: Any, **windowing: Any) -> dict[str, Any]:
         """Returns what `forward` takes.
 
         These are the audio's `name`, for errors; `windows`, made when they are asked for; and `warning`, a function
-        that says after the last one what is wrong with the file.
+        that says after the last one what is wrong with the file, as `heard` says what else it is.
         """
+        channels = windowing.get("channels", "mix")
         warnings: list[str] = []
         if isinstance(inputs, bytes | bytearray | memoryview):
             inputs = io.BytesIO(inputs)
         if isinstance(inputs, str | os.PathLike) or hasattr(inputs, "read"):
-            name, chunks = audio_name(inputs), iter_audio(inputs, on_warning=warnings.append)
+            name, chunks = audio_name(inputs), iter_audio(inputs, on_warning=warnings.append, channels=channels)
         else:
             name = "audio given as an array"
             if isinstance(inputs, dict):
@@ -442,11 +582,13 @@ class ExHuBERTPipeline(Pipeline):
                 logger.warning_once(f"{given}; to be sure, give a dict of 'array' and 'sampling_rate'")
             if not (isinstance(inputs, list) or hasattr(inputs, "__array__")):
                 raise ValueError(f"a {type(inputs).__name__} is no audio; give {INPUTS}")
-            samples = mono(inputs, name)
-            parts = (samples[begin : begin + SAMPLES_AT_A_TIME] for begin in range(0, len(samples), SAMPLES_AT_A_TIME))
-            chunks = resample_chunks(parts, rate, name)
-        windows = make_windows(chunks, self.feature_extractor, **windowing)
-        return {"name": name, "windows": windows, "warning": lambda: "".join(warnings)}
+            samples = mono(inputs, name) if channels == "mix" else planes(inputs, name)
+            step = max(1, SAMPLES_AT_A_TIME // len(np.atleast_2d(samples)))
+            parts = (samples[..., begin : begin + step] for begin in range(0, samples.shape[-1], step))
+            chunks = resample_chunks(parts, rate, name, channels=channels)
+        heard = Heard()
+        windows = make_windows(chunks, self.feature_extractor, heard=heard, **windowing)
+        return {"name": name, "windows": windows, "warning": lambda: "".join(warnings), "heard": heard}
 
     def _forward(self, model_inputs: dict[str, Any], embeddings: bool | int | str = False) -> dict[str, Any]:
         answers = Answers(model_inputs["name"])
@@ -460,17 +602,53 @@ class ExHuBERTPipeline(Pipeline):
             for window, row in zip(batch, rows, strict=True):
                 answers.add(window, row)
             answers.check()
-        answers.check()
-        return {"answers": answers, "warning": model_inputs["warning"]()}
+        heard = model_inputs["heard"]
+        answers.check(heard.seconds)
+        return {"answers": answers, "warning": model_inputs["warning"](), "heard": heard}
 
-    def postprocess(self, model_outputs: dict[str, Any]) -> dict[str, Any]:
-        """Names classes and averages over the windows; `answers` and `warning` are the clip's."""
-        answers = model_outputs["answers"]
-        numbers = sorted(answers.rows)
-        of_windows = zip(*(answers.rows[number] for number in numbers), strict=True)
+    def postprocess(
+        self, model_outputs: dict[str, Any], least_probability: float = 0.5, least_seconds: float = 0.5
+    ) -> dict[str, Any]:
+        """Names classes and averages over the windows; `answers`, `warning` and `heard` are the clip's."""
+        answers, heard = model_outputs["answers"], model_outputs.get("heard") or Heard()
+        values_of = self._averages(answers.rows)
+        of_channels: list[list[Window]] = [[] for _ in range(max(1, heard.channels))]
+        for window in answers.windows.values():
+            of_channels[window.channel].append(window)
+        warning = {"warning": model_outputs["warning"]} if model_outputs["warning"] else {}
+        results = []
+        for channel, windows in enumerate(of_channels):
+            parts: dict[str, Any] = {}
+            if heard.turns is not None:
+                windows.sort(key=lambda window: (window.segment, window.number))
+                of_segments: list[list[Window]] = [[] for _ in heard.turns[channel]]
+                for window in windows:
+                    of_segments[window.segment].append(window)
+                parts["segments"] = [
+                    _segment(turn, values_of(of_segment), least_probability, least_seconds)
+                    for turn, of_segment in zip(heard.turns[channel], of_segments, strict=True)
+                ]
+            parts["windows"] = [
+                {"start": window.start, "end": window.end}
+                | ({} if heard.turns is None else {"segment": window.segment})
+                | values_of([window])
+                for window in windows
+            ]
+            if not heard.channels:
+                return {**values_of(windows), **warning, **parts}
+            results.append({"channel": channel + 1, **values_of(windows), **parts})
+        return {"channels": results, **warning}
+
+    def _averages(self, rows: Mapping[int, Row]) -> Callable[[Sequence[Window]], dict[str, Any]]:
+        """A function that says what the model does of some windows; of each its row, by its number."""
+        place = {number: row for row, number in enumerate(sorted(rows))}
         columns = {
             name: torch.stack(values)
-            for name, values in zip(("probabilities", "dimensions", "embedding"), of_windows, strict=False)
+            for name, values in zip(
+                ("probabilities", "dimensions", "embedding"),
+                zip(*(rows[number] for number in place), strict=True),
+                strict=False,
+            )
             if values[0] is not None
         }
         if not self.class_names:
@@ -479,19 +657,18 @@ class ExHuBERTPipeline(Pipeline):
             # What `evaluate_hf.py --calibrate` found; a model that was not calibrated has none.
             temperature = getattr(self.model.config, "calibration_temperature", 1.0)
             columns["probabilities"] = (columns["probabilities"] / temperature).softmax(dim=-1)
-        classified = {
-            number: self._named(**{name: values[row] for name, values in columns.items()})
-            for row, number in enumerate(numbers)
-        }
         of_classes = ("label", "probabilities", *self.quadrant) if self.class_names else ()
         nothing = dict.fromkeys((*of_classes, *(["dimensions"] if self.dimensions else [])))
-        windows = [
-            {"start": start, "end": end, **classified.get(number, nothing)}
-            for number, (start, end) in answers.spans.items()
-        ]
-        clip = self._named(**{name: values.mean(dim=0) for name, values in columns.items()}) if columns else nothing
-        warning = {"warning": model_outputs["warning"]} if model_outputs["warning"] else {}
-        return {**clip, **warning, "windows": windows}
+
+        def values_of(windows: Sequence[Window]) -> dict[str, Any]:
+            numbers = [place[window.number] for window in windows if window.number in place]
+            if not numbers:
+                return dict(nothing)
+            if len(numbers) == 1:
+                return self._named(**{name: values[numbers[0]] for name, values in columns.items()})
+            return self._named(**{name: values[numbers].mean(dim=0) for name, values in columns.items()})
+
+        return values_of
 
     def _named(
         self,

@@ -12,13 +12,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from exhubert.inference.audio_files import STANDARD_INPUT, output_file, process_files
-from exhubert.inference.predict import files_of_team, row_settings
+from exhubert.inference.predict import checked_options, files_of_team, row_settings, with_turns
 from exhubert.inference.prediction_rows import check_settings
 from exhubert.inference.processes import new_part, parts_of, team
-from exhubert.inference.speech import Classified, Options, classify_files, open_pipeline
+from exhubert.inference.speech import Classified, classify_files, open_pipeline
 from exhubert.utils.files import locked, whole_file
 from exhubert.utils.text import as_text
 
@@ -34,25 +32,22 @@ def run_embed(
     audio: Sequence[str],
     output: str,
     layer: str = "last",
-    per: str = "clip",
+    per: str | None = None,
     files_from: str | None = None,
     **options: Any,
 ) -> int:
-    """Writes an embedding for each clip or window; returns the exit code.
+    """Writes an embedding for each clip, window or segment; returns the exit code.
 
-    Parquet has the columns `file`, `start`, `end` (seconds) and `embedding` (a list of `hidden_size` float32). The file
-    is there when it is complete. Until then rows are kept beside it, in `<name>.unfinished`, as they come, and those of
-    several processes in one each: the same command goes on after a stop.
+    Parquet has the columns of `row_schema`. The file is there when it is complete. Until then rows are kept beside it,
+    in `<name>.unfinished`, as they come, and those of several processes in one each: the same command goes on after a
+    stop.
 
     Args:
-        model: as for `run_predict`.
-        audio, files_from: see `find_audio`.
-        output: a .parquet file. Audio files that have a row there are skipped. A link stays, and what it leads to is
-            replaced.
+        model, audio, files_from: as for `run_predict`.
+        output: a .parquet file. Audio files that have a row there are skipped. What a link leads to is replaced.
         layer: "last", "weighted", or the number of a hidden state, as the pipeline's `embeddings`.
-        per: "clip", the mean over a clip's windows, or "window".
-        options: those of `Options`; windows without speech have no row and no part in their clip's embedding, and a
-            clip without speech counts as bad.
+        per: "clip", the mean over a clip's windows, "window" or "segment"; by default segments where there are any.
+        options: as for `run_predict`; what is no speech has no row and no part in the clip's. All of a clip: it is bad.
 
     Returns:
         0; 2 if some files are bad; 1 if all are, and nothing is written.
@@ -62,16 +57,17 @@ def run_embed(
         OSError: if there is no such model, or the output cannot be written.
         ImportError: if what parquet or speech detection needs is not installed.
     """
-    heard = Options(**options)
+    per, heard = checked_options(per, options)
     with team() as processes, contextlib.ExitStack() as stack:
         path = processes.from_leader(lambda: checked_output(output, layer))
         import pyarrow
 
         files = processes.from_leader(lambda: files_of_team(processes, audio, files_from, output))
+        heard, segments = processes.leader_first(lambda: with_turns(heard, files))
         embeddings = int(layer) if layer.isdecimal() else layer == "last" or layer
         pipeline = processes.leader_first(lambda: open_pipeline(model, heard, embeddings))
-        settings = {"layer": layer, "per": per, **row_settings(model, pipeline, heard)}
-        schema = row_schema(settings)
+        settings = {"layer": layer, "per": per, **row_settings(model, pipeline, heard, segments)}
+        schema = row_schema(settings, callable(heard.segments))
         unfinished = path.with_name(f"{path.name}.unfinished")
         paths = {os.path.abspath(as_text(name)): number for number, name in enumerate(files)}
 
@@ -86,13 +82,15 @@ def run_embed(
 
         def embed(names: Sequence[str], on_progress: Callable[[float], None]) -> Classified:
             for recording, result in classify_files(pipeline, names, heard, embeddings, on_progress):
-                yield recording, result if isinstance(result, Exception) else embeddings_of(result, per)
+                if not isinstance(result, Exception):
+                    result = embeddings_of(result, per, recording.heard.seconds if segments else None)
+                yield recording, result
 
         with mine.open("ab") as file:
 
             def write_rows(name: str, rows: Any, problem: str) -> str:
                 if rows:
-                    columns = [list(column) for column in zip(*((as_text(name), *row) for row in rows), strict=True)]
+                    columns = [[{**row, "file": as_text(name)}.get(each) for row in rows] for each in schema.names]
                     with pyarrow.ipc.new_stream(file, schema) as part:
                         part.write_table(pyarrow.table(columns, schema=schema))
                     file.flush()
@@ -111,14 +109,24 @@ def run_embed(
         return code
 
 
-def embeddings_of(result: Mapping[str, Any], per: str) -> list[tuple[float, float, np.ndarray]] | ValueError:
-    """Start, end and embedding of each row that a file has; what is wrong with one that has none."""
-    windows = [window for window in result["windows"] if "embedding" in window]
-    if not windows:
-        return ValueError("there is no speech in it")
-    if per == "clip":
-        return [(0.0, result["windows"][-1]["end"], result["embedding"])]
-    return [(window["start"], window["end"], window["embedding"]) for window in windows]
+def embeddings_of(
+    result: Mapping[str, Any], per: str, seconds: float | None = None
+) -> list[dict[str, Any]] | ValueError:
+    """What each row of a file has, by column; what is wrong with a file that has none.
+
+    Args:
+        result: what the pipeline returns.
+        per: clip, window or segment.
+        seconds: how long the file is; if None, as long as its windows.
+    """
+    rows = []
+    for each in result.get("channels", [result]):
+        if per == "clip":
+            parts = [{**each, "start": 0.0, "end": seconds or each["windows"][-1]["end"]}] if each["windows"] else []
+        else:
+            parts = each[f"{per}s"]
+        rows += [{**part, "channel": each.get("channel")} for part in parts if "embedding" in part]
+    return rows or ValueError("there is no speech in it")
 
 
 def in_order(parts: Sequence[Path], paths: Mapping[str, int]) -> Iterator[pyarrow.Table]:
@@ -143,11 +151,21 @@ def checked_output(output: str, layer: str) -> Path:
     return output_file(output)
 
 
-def row_schema(settings: dict[str, Any]) -> pyarrow.Schema:
-    """The columns of the rows, with what these depend on."""
+def row_schema(settings: dict[str, Any], speakers: bool = False) -> pyarrow.Schema:
+    """The columns of the rows, with what these depend on.
+
+    They are `file`, `start`, `end` (seconds) and `embedding` (a list of `hidden_size` float32); where channels were
+    heard each on its own `channel`, of segments `uncertain`, and with `speakers`, for turns may have one, `speaker`.
+    """
     import pyarrow
 
-    columns = {"file": pyarrow.string(), "start": pyarrow.float64(), "end": pyarrow.float64()}
+    columns = {"file": pyarrow.string()}
+    if settings.get("channels", "mix") == "each":
+        columns["channel"] = pyarrow.int64()
+    columns |= {"start": pyarrow.float64(), "end": pyarrow.float64()}
+    if settings["per"] == "segment":
+        columns |= {"speaker": pyarrow.string()} if speakers else {}
+        columns["uncertain"] = pyarrow.string()
     columns["embedding"] = pyarrow.list_(pyarrow.float32())
     return pyarrow.schema(columns, metadata={SETTINGS: json.dumps(settings).encode()})
 

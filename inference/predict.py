@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,14 @@ from exhubert.audio_exhubert import longest_input_seconds
 from exhubert.inference.audio_files import STANDARD_INPUT, find_audio, output_file, process_files
 from exhubert.inference.prediction_rows import FORMATS, Layout, open_rows
 from exhubert.inference.processes import Team, new_part, parts_of, team
+from exhubert.inference.segment_files import STYLES, check_styles, write_segments
 from exhubert.inference.speech import Classified, Options, classify_files, open_pipeline
+from exhubert.inference.turn_files import turns_of_files, turns_version
 from exhubert.pipeline_exhubert import ExHuBERTPipeline
+from exhubert.segments_exhubert import SPEECH
 from exhubert.utils.text import as_text, printable
 
+Maker = Callable[[str, Mapping[str, Any], float], None]  # takes a file, what was heard in it, and its seconds
 MODEL_FILES = (".safetensors", ".bin", ".onnx", ".onnx.data", ".json")
 
 
@@ -28,7 +33,9 @@ def run_predict(
     output: str | None = None,
     timeline: str | None = None,
     files_from: str | None = None,
-    per: str = "clip",
+    per: str | None = None,
+    segment_files: str | None = None,
+    segment_format: Sequence[str] | None = None,
     **options: Any,
 ) -> int:
     """Classifies audio; prints a row a file, or adds it to a file, as soon as it is known; returns the exit code.
@@ -40,9 +47,12 @@ def run_predict(
         audio, files_from: see `find_audio`.
         style: table, jsonl or csv; if None, what `output` is called, without one table.
         output: a .jsonl or .csv file. Audio files that have a row there, without an error, are skipped.
-        timeline: folder for a picture of each file; a file whose picture cannot be written has its row, and is bad.
-        per: "clip", or "window" for a row a window, of which jsonl and csv have the same columns.
-        options: those of `Options`.
+        timeline: folder for a picture of each file.
+        per: "clip", "window" or "segment": what has a row; by default a segment where there are any, else a clip. Rows
+            of windows are jsonl or csv.
+        segment_files: folder for the segments of each file, in `segment_format`: some of `STYLES`, vtt by default. If
+            they or the picture cannot be written, the file has its row, and is bad.
+        options: those of `Options`; `segments` may name a file of turns, or a folder of them: see `turns_of_files`.
 
     Returns:
         0; 2 if some files are bad; 1 if all are.
@@ -50,26 +60,24 @@ def run_predict(
     Raises:
         ValueError: if an argument is wrong.
         OSError: if there is no such model, or an output cannot be written.
-        ImportError: if what speech detection or `timeline` needs is not installed.
+        ImportError: if what an option needs is not installed.
     """
-    heard = Options(**options)
+    per, heard = checked_options(per, options)
+    styles = checked_styles(timeline, segment_files, segment_format, heard)
     with team() as processes, contextlib.ExitStack() as stack:
         style = processes.from_leader(lambda: row_style(style, output, per))
         files = processes.from_leader(lambda: files_of_team(processes, audio, files_from, output))
-        plot = None if timeline is None else find_plot()
-        pictures = picture_paths(timeline, files) if timeline is not None else {}
+        heard, segments = processes.leader_first(lambda: with_turns(heard, files))
         pipeline = processes.leader_first(lambda: open_pipeline(model, heard))
-        widest = max(len(printable(name)) for name in files)
-        layout = Layout(style, pipeline.class_names, pipeline.quadrant, widest, per, pipeline.dimensions)
-        if timeline is not None:
-            Path(timeline).mkdir(parents=True, exist_ok=True)
+        layout = layout_of(pipeline, files, style, per, heard)
+        beside = files_beside(model, files, layout, timeline, segment_files, styles)
 
         rows, left = sys.stdout, files
         if output is None:
             rows.write(layout.header())
         else:
             path = output_file(output)
-            settings = {"format": style, "per": per, **row_settings(model, pipeline, heard)}
+            settings = {"format": style, "per": per, **row_settings(model, pipeline, heard, segments)}
 
             def begin() -> tuple[list[str], list[Path]]:
                 nonlocal rows
@@ -81,20 +89,16 @@ def run_predict(
                 rows = new_part(path, earlier, processes.rank).open("w", encoding="utf-8", newline="")
                 rows.write(layout.header())
 
-        def write_row(name: str, result: Any, problem: str) -> str:
-            row = {"file": as_text(name), **(result or {"error": problem})}
-            rows.write(layout.line(row))
+        def write_row(name: str, found: Any, problem: str) -> str:
+            result, seconds = found or ({"error": problem}, 0.0)
+            # Before the row, by which the file counts as done.
+            problem = make_all(beside, name, result, seconds) if found else problem
+            rows.write(layout.line({"file": as_text(name), **result}, None if segments is None else seconds))
             rows.flush()
-            if plot and result:
-                try:
-                    values = (layout.class_names, layout.quadrant, layout.dimensions)
-                    plot(pictures[name], f"{name}, by {model}", result["windows"], *values)
-                except OSError as error:
-                    return f"no picture: {error}"
             return problem
 
         def classify(names: Sequence[str], on_progress: Callable[[float], None]) -> Classified:
-            return classify_files(pipeline, names, heard, on_progress=on_progress)
+            return with_seconds(classify_files(pipeline, names, heard, on_progress=on_progress))
 
         code = process_files(left, classify, write_row, len(files) - len(left), processes)
         if processes.size > 1:
@@ -112,6 +116,61 @@ def files_of_team(processes: Team, audio: Sequence[str], files_from: str | None,
             "several processes cannot read a file from standard input; --files-from - gives a list of files"
         )
     return find_audio(audio, files_from)
+
+
+def checked_options(per: str | None, options: Mapping[str, Any]) -> tuple[str, Options]:
+    """What has a row, and how files are heard; raises ValueError for what does not go together."""
+    if options.get("segments") is None:
+        if per == "segment":
+            raise ValueError("rows of segments need --segments: speech, or a file of turns")
+        for name in options.keys() & {"least_probability", "least_seconds"}:
+            raise ValueError(f"--{name.replace('_', '-')} says which segments are uncertain, and needs --segments")
+    elif options.get("vad"):
+        raise ValueError(
+            "--vad leaves out windows without speech, --segments all that is in no segment; give one of them"
+        )
+    heard = Options(**options)
+    if not 0 <= heard.least_probability <= 1:
+        raise ValueError(f"--least-probability is {heard.least_probability:g}; it must be from 0 to 1")
+    if not 0 <= heard.least_seconds < math.inf:
+        raise ValueError(f"--least-seconds is {heard.least_seconds:g}; it must be 0 or more")
+    return per or ("clip" if heard.segments is None else "segment"), heard
+
+
+def checked_styles(
+    timeline: str | None, folder: str | None, styles: Sequence[str] | None, options: Options
+) -> Sequence[str]:
+    """The kinds of files of segments that are to be written to a folder.
+
+    Raises:
+        ValueError: for what does not go together.
+        ImportError: if what these or timelines need is not installed.
+    """
+    if timeline is not None:
+        find_plot()
+    if folder is None:
+        if styles:
+            raise ValueError("--segment-format says how files of segments are written, and needs --segment-files")
+        return ()
+    if options.segments is None:
+        raise ValueError("--segment-files needs --segments: speech, or a file of turns")
+    styles = list(dict.fromkeys(styles or ("vtt",)))
+    check_styles(styles)
+    return styles
+
+
+def with_turns(options: Options, files: Sequence[str]) -> tuple[Options, str | None]:
+    """Reads the file or folder of turns, if one is given; returns, too, what stands for the segments in the settings.
+
+    Raises:
+        ValueError, OSError: as `turns_of_files`.
+    """
+    segments = options.segments
+    if segments is None or segments == SPEECH:
+        return options, segments
+    assert isinstance(segments, str)
+    turns = turns_of_files(segments, files)
+    return options._replace(segments=turns), f"turns {turns_version(segments, files)}"
 
 
 def row_style(style: str | None, output: str | None, per: str) -> str:
@@ -136,21 +195,102 @@ def find_plot() -> Callable[..., None]:
     return plot_timeline
 
 
-def picture_paths(folder: str, files: Sequence[str]) -> dict[str, Path]:
-    """The picture of each file, in folders as the files are."""
+def with_seconds(classified: Classified) -> Classified:
+    """Adds to each result how long the file is."""
+    for recording, result in classified:
+        yield recording, result if isinstance(result, Exception) else (result, recording.heard.seconds)
+
+
+def layout_of(pipeline: ExHuBERTPipeline, files: Sequence[str], style: str, per: str, options: Options) -> Layout:
+    """How rows of these files are written."""
+    widest = max(len(printable(name)) for name in files)
+    parts = (options.channels == "each", options.segments is not None, callable(options.segments))
+    return Layout(style, pipeline.class_names, pipeline.quadrant, widest, per, pipeline.dimensions, *parts)
+
+
+def files_beside(
+    model: str,
+    files: Sequence[str],
+    layout: Layout,
+    timeline: str | None,
+    segment_files: str | None,
+    styles: Sequence[str],
+) -> dict[str, Maker]:
+    """What is made of each file beside its rows, by its name for people; makes the folders for it."""
+    makers: dict[str, Maker] = {}
+    if segment_files is not None:
+        makers["file of segments"] = segment_maker(segment_files, styles, files, layout)
+    if timeline is not None:
+        makers["picture"] = picture_maker(timeline, files, layout, model)
+    return makers
+
+
+def make_all(makers: Mapping[str, Maker], name: str, result: Mapping[str, Any], seconds: float) -> str:
+    """Makes what is made of a file beside its rows; returns what went wrong, if anything did."""
+    problems = []
+    for what, make in makers.items():
+        try:
+            make(name, result, seconds)
+        except OSError as error:
+            problems.append(f"no {what}: {error}")
+    return "; ".join(problems)
+
+
+def segment_maker(folder: str, styles: Sequence[str], files: Sequence[str], layout: Layout) -> Maker:
+    """What writes files of segments; makes their folder."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    paths = picture_paths(folder, files, "")
+
+    def make(name: str, result: Mapping[str, Any], seconds: float) -> None:
+        for style in styles:
+            path = Path(f"{paths[name]}{STYLES[style]}")
+            write_segments(path, style, name, result, seconds, list(layout.dimensions))
+
+    return make
+
+
+def picture_maker(folder: str, files: Sequence[str], layout: Layout, model: str) -> Maker:
+    """What draws timelines; makes their folder."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    plot, paths = find_plot(), picture_paths(folder, files)
+
+    def make(name: str, result: Mapping[str, Any], seconds: float) -> None:
+        values = (layout.class_names, layout.quadrant, layout.dimensions)
+        plot(paths[name], f"{name}, by {model}", result["windows"], *values)
+
+    return make
+
+
+def picture_paths(folder: str, files: Sequence[str], suffix: str = ".png") -> dict[str, Path]:
+    """The picture of each file, or what else is made of it, in folders as the files are."""
     paths = [os.path.abspath("stdin" if name == STANDARD_INPUT else name) for name in files]
     above = os.path.commonpath([os.path.dirname(path) for path in paths])
-    return {name: Path(folder, f"{os.path.relpath(path, above)}.png") for name, path in zip(files, paths, strict=True)}
+    return {
+        name: Path(folder, f"{os.path.relpath(path, above)}{suffix}") for name, path in zip(files, paths, strict=True)
+    }
 
 
-def row_settings(model: str, pipeline: ExHuBERTPipeline, options: Options) -> dict[str, Any]:
-    """What the rows depend on; their file names may be relative to the working directory."""
+def row_settings(
+    model: str, pipeline: ExHuBERTPipeline, options: Options, segments: str | None = None
+) -> dict[str, Any]:
+    """What the rows depend on; their file names may be relative to the working directory.
+
+    Args:
+        model, options: those of the command.
+        pipeline: the model.
+        segments: of `with_turns`.
+    """
     folder = Path(model)
     version = str(getattr(pipeline.model.config, "_commit_hash", ""))
     if folder.is_dir():
         stats = [(path.name, path.stat()) for path in sorted(folder.iterdir()) if path.name.endswith(MODEL_FILES)]
         files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
         version = hashlib.blake2b(repr(files).encode(), digest_size=8).hexdigest()
+    parts = (
+        {} if segments is None and options.channels == "mix" else {"segments": segments, "channels": options.channels}
+    )
+    if segments is not None:
+        parts |= {name: getattr(options, name) for name in ("least_probability", "least_seconds")}
     window_seconds = options.window_seconds or longest_input_seconds(pipeline.feature_extractor)
     return {
         "model": os.path.abspath(model) if folder.is_dir() else model,
@@ -162,4 +302,5 @@ def row_settings(model: str, pipeline: ExHuBERTPipeline, options: Options) -> di
         "classes": pipeline.class_names,
         "dimensions": pipeline.dimensions,
         "working_directory": os.getcwd(),
+        **parts,
     }

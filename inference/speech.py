@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import importlib.util
 import itertools
 import sys
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from exhubert.audio_exhubert import SAMPLING_RATE, AudioFile, audio_name, iter_audio
+from exhubert.audio_exhubert import CHANNELS, SAMPLING_RATE, AudioFile, audio_name, iter_audio
 from exhubert.evaluation.engine import classify_clips
 from exhubert.inference.audio_files import STANDARD_INPUT, channels_of, standard_input
 from exhubert.model_folder.load import load_for_answers, precision_note
-from exhubert.pipeline_exhubert import Answers, ExHuBERTPipeline, Window, make_windows
-
-FRAME = 512  # samples; what the detector judges at once
-CONTEXT = 64  # samples before a frame that it hears as well
-THRESHOLD = 0.3  # silero's own is 0.5, at which it misses more of shouted speech
-SHORTEST_SPEECH_SECONDS = 0.25  # silero's own: less than that in a window is no speech
+from exhubert.pipeline_exhubert import Answers, ExHuBERTPipeline, Heard, Window, make_windows
+from exhubert.segments_exhubert import (
+    CONTEXT,
+    FRAME,
+    SHORTEST_SPEECH_SECONDS,
+    THRESHOLD,
+    Turn,
+    as_segments,
+    load_detector,
+)
 
 
 def speech_seconds(samples: np.ndarray) -> float:
@@ -49,23 +50,6 @@ def speech_seconds(samples: np.ndarray) -> float:
     return int((probabilities >= THRESHOLD).sum()) * FRAME / SAMPLING_RATE
 
 
-@functools.cache
-def load_detector() -> Any:
-    """The detector as an onnxruntime session on one core."""
-    # Its file alone: importing silero_vad would set torch to one thread, for the classifier as well.
-    package = importlib.util.find_spec("silero_vad")
-    try:
-        import onnxruntime
-    except ImportError:
-        onnxruntime = None
-    if package is None or package.origin is None or onnxruntime is None:
-        raise ImportError("speech detection needs silero-vad and onnxruntime: pip install silero-vad onnxruntime")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    path = Path(package.origin).parent / "data" / "silero_vad_16k_sequence.onnx"
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
 class Options(NamedTuple):
     """How files are heard and answered; see `docs/inference.md`.
 
@@ -76,6 +60,9 @@ class Options(NamedTuple):
         batch_size: windows in a forward, at most.
         exact: do without a faster forward, whose logits may be 1e-5 off.
         trust_remote_code: whether code that the model brings may run.
+        segments: None, "speech", turns, or a function that takes the name of a file and returns its turns; as for the
+            pipeline, instead of `vad`.
+        channels, least_probability, least_seconds: as for the pipeline.
     """
 
     window_seconds: float | None = None
@@ -86,6 +73,10 @@ class Options(NamedTuple):
     batch_size: int = 8
     exact: bool = False
     trust_remote_code: bool = False
+    segments: str | Sequence[Turn] | Callable[[str], Sequence[Turn]] | None = None
+    channels: str = "mix"
+    least_probability: float = 0.5
+    least_seconds: float = 0.5
 
 
 def open_pipeline(model: str, options: Options, embeddings: bool | int | str = False) -> ExHuBERTPipeline:
@@ -103,6 +94,12 @@ def open_pipeline(model: str, options: Options, embeddings: bool | int | str = F
     """
     if options.batch_size < 1:
         raise ValueError(f"batch_size is {options.batch_size}; it must be above 0")
+    if options.vad and options.segments is not None:
+        raise ValueError("vad leaves windows without speech out, segments are classified instead of windows; give one")
+    if options.channels not in CHANNELS:
+        raise ValueError(f"channels is {options.channels!r}; it must be {' or '.join(CHANNELS)}")
+    if not (options.segments is None or callable(options.segments)):
+        as_segments(options.segments)
     silence = np.zeros(SAMPLING_RATE // 10, np.float32)
     if options.vad:
         speech_seconds(silence)
@@ -131,8 +128,9 @@ class Recording:
     Attributes:
         audio: its name, or the file.
         warnings: what is wrong with it although it can be read.
-        speech: with speech detection the share of it in each window.
-        channels: how many it has.
+        speech: with `vad` the share of it in each window.
+        channels: how many of it were averaged.
+        heard: what else it is.
     """
 
     def __init__(self, audio: AudioFile) -> None:
@@ -140,13 +138,27 @@ class Recording:
         self.warnings: list[str] = []
         self.speech: list[float] = []
         self.channels = 1
+        self.heard = Heard()
 
     def windows(self, pipeline: ExHuBERTPipeline, options: Options, number: int) -> Iterator[Window]:
         """Reads the file and cuts it; see `make_windows`."""
-        chunks = iter_audio(self.audio, on_warning=self.warnings.append)
-        cut = (pipeline.feature_extractor, options.window_seconds, options.hop_seconds)
-        yield from make_windows(chunks, *cut, keep=self.has_speech if options.vad else None, clip=number)
-        self.channels = channels_of(self.audio)
+        segments = options.segments
+        if callable(segments):
+            segments = segments(audio_name(self.audio) if isinstance(self.audio, str) else STANDARD_INPUT)
+        chunks = iter_audio(self.audio, on_warning=self.warnings.append, channels=options.channels)
+        yield from make_windows(
+            chunks,
+            pipeline.feature_extractor,
+            options.window_seconds,
+            options.hop_seconds,
+            keep=self.has_speech if options.vad else None,
+            clip=number,
+            segments=None if segments is None else as_segments(segments),
+            channels=options.channels,
+            heard=self.heard,
+        )
+        if options.channels == "mix":
+            self.channels = channels_of(self.audio)
 
     def has_speech(self, samples: np.ndarray) -> bool:
         """Whether there is a quarter of a second of speech in a window."""
@@ -154,16 +166,18 @@ class Recording:
         self.speech.append(round(min(1.0, seconds * SAMPLING_RATE / len(samples)), 3))
         return seconds >= SHORTEST_SPEECH_SECONDS
 
-    def result(self, pipeline: ExHuBERTPipeline, answers: Answers) -> dict[str, Any]:
+    def result(self, pipeline: ExHuBERTPipeline, answers: Answers, options: Options) -> dict[str, Any]:
         """What the pipeline returns for the file, and with speech detection the share of `speech` in each window.
 
         Raises:
             ValueError, OSError: for audio that cannot be read, or that the model does not answer.
         """
-        answers.check()
-        result = pipeline.postprocess({"answers": answers, "warning": "".join(self.warnings)})
-        for window, share in zip(result["windows"], self.speech, strict=False):
-            window["speech"] = share
+        answers.check(self.heard.seconds)
+        outputs = {"answers": answers, "warning": "".join(self.warnings), "heard": self.heard}
+        result = pipeline.postprocess(outputs, options.least_probability, options.least_seconds)
+        windows = [iter(each["windows"]) for each in result.get("channels", [result])]
+        for window, share in zip(answers.windows.values(), self.speech, strict=False):
+            next(windows[window.channel])["speech"] = share
         return result
 
 
@@ -211,7 +225,9 @@ def classify_files(
                 recording = under_way.popleft()
                 result: dict[str, Any] | Exception
                 try:
-                    result = recording.result(pipeline, answers)
+                    result = recording.result(pipeline, answers, options)
+                    if on_progress is not None:  # after the last turn of speech, say
+                        on_progress(recording.heard.seconds - answers.seconds)
                 except (ValueError, OSError) as error:
                     result = error
                 yield recording, result

@@ -353,6 +353,7 @@ def model_folder(tmp_path: Path, saved_model: Path) -> Path:
 MODEL_FILES = [
     *("README.md", "config.json", "preprocessor_config.json", "model.safetensors"),
     *("audio_exhubert.py", "configuration_exhubert.py", "modeling_exhubert.py", "pipeline_exhubert.py"),
+    "segments_exhubert.py",
 ]
 SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"]
 

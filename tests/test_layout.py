@@ -16,15 +16,19 @@ from conftest import ROOT
 
 # Each floor imports only from those below it; the second column is the one exception.
 FLOORS = (
-    ("configuration_exhubert", "audio_exhubert", "modeling_wav2vec2_emotion", "utils"),
+    ("configuration_exhubert", "audio_exhubert", "segments_exhubert", "modeling_wav2vec2_emotion", "utils"),
     ("corpora", "reports", "modeling_exhubert", "pipeline_exhubert"),
     ("model_folder", "evaluation"),
     ("training", "inference", "convert", "publish"),
     ("pretrain_hf", "train_hf", "evaluate_hf"),
-    ("cli", "__main__", "demo", "benchmarks", "replication"),
+    ("cli", "__main__", "app", "demo", "benchmarks", "replication"),
 )
 # Saving the model carries the configuration, audio and pipeline code along.
-WITHIN_A_FLOOR = {("modeling_exhubert", "pipeline_exhubert"), ("__main__", "cli")}
+WITHIN_A_FLOOR = {
+    ("modeling_exhubert", "pipeline_exhubert"),
+    ("segments_exhubert", "audio_exhubert"),
+    ("__main__", "cli"),
+}
 HEAVY = ("torch", "transformers", "pandas", "matplotlib", "datasets", "sklearn", "scipy")
 
 
@@ -96,6 +100,7 @@ def test_the_root_holds_the_scripts_and_the_files_of_hub_repos():
         "modeling_wav2vec2_emotion.py",
         "pipeline_exhubert.py",
         "pretrain_hf.py",
+        "segments_exhubert.py",
         "train_hf.py",
     ]
 

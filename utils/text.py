@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 
 
@@ -22,6 +23,11 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: C
 def printable(text: str) -> str:
     """Text for a terminal: line ends, control characters and bytes that are not UTF-8 are escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def in_one_line(text: str) -> str:
+    """Text without line ends and tabs, which become spaces, one after another as one, nor other control characters."""
+    return "".join(c for c in " ".join(text.split()) if unicodedata.category(c) not in ("Cc", "Cs"))
 
 
 def spreadsheet_cell(text: str) -> str:
