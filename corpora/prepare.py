@@ -23,7 +23,7 @@ from exhubert.corpora.readers import read_corpus
 from exhubert.corpora.registry import Corpus, corpus_or_none, find_corpus
 from exhubert.corpora.splits import SPLIT_COLUMNS, SPLITS, assign_splits, protocol_labels, protocol_taken
 from exhubert.utils.command import progress_bar
-from exhubert.utils.files import VIDEO_SUFFIXES, disk_errors, whole_folder
+from exhubert.utils.files import VIDEO_SUFFIXES, disk_errors, remove_leftovers, whole_folder
 
 MOST_MISSED = 0.3  # of the audio; IEMOCAP's clips without a majority are 25 %
 AUDIO_MODES = ("link", "copy", "flac")
@@ -71,6 +71,7 @@ def prepare_corpus(
         raise ValueError(f"{table}: no such table; a CSV file with file_name, label and speaker is needed")
     output = Path(output)
     if os.path.lexists(output):
+        remove_leftovers(output)
         raise ValueError(f"{output} exists; give another folder, or remove it")
     tree = list_tree(raw)
     if Path(os.path.realpath(raw)) in Path(os.path.realpath(output)).parents:

@@ -223,16 +223,22 @@ def read_parts(unfinished: Path) -> Iterator[pyarrow.Table]:
 def write_parquet(
     path: Path, schema: pyarrow.Schema, found: Iterable[pyarrow.Table], replaced: Sequence[str] = ()
 ) -> int:
-    """Writes the rows that are there, but for those of `replaced` files, and those of a run; returns their number."""
+    """Writes the rows that are there, but for those of `replaced` files, and those of a run; returns their number.
+
+    Those of a run are there already where one was killed before its parts were gone.
+    """
     import pyarrow
     from pyarrow import dataset, parquet
 
-    rows, held = 0, []
+    rows, held, there = 0, [], set[str]()
     with whole_file(path) as whole, parquet.ParquetWriter(whole, schema) as writer:
         others = ~dataset.field("file").isin(pyarrow.array(replaced, pyarrow.string()))
         before = (table.filter(others) for table in read_parquet(path))
-        for tables in (before, found):
+        new = (table for table in found if table["file"][0].as_py() not in there)
+        for tables in (before, new):
             for table in tables:
+                if tables is before:
+                    there.update(table["file"].to_pylist())
                 held.append(table)
                 if sum(map(len, held)) >= ROWS_AT_ONCE:
                     writer.write_table(pyarrow.concat_tables(held))

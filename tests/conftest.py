@@ -9,6 +9,7 @@ import gc
 import json
 import os
 import re
+import select
 import shutil
 import socket
 import subprocess
@@ -211,8 +212,18 @@ class Forks:
             stdin=subprocess.PIPE,  # its end ends the process
             stdout=subprocess.PIPE,
             env=environment,
-            text=True,
+            bufsize=0,  # so that `select` sees what is there
         )
+
+    def start(self, *requests: dict[str, Any]) -> list[int]:
+        """Starts what `fork_server.run` is to do, all at once; returns the process ids."""
+        self.process.stdin.write(json.dumps(requests).encode() + b"\n")
+        return json.loads(self.process.stdout.readline())
+
+    def codes(self, patience_seconds: float | None = None) -> list[int] | None:
+        """The exit codes of what was started, when all have ended; None if that is not within the patience."""
+        ended, _, _ = select.select([self.process.stdout], [], [], patience_seconds)
+        return json.loads(self.process.stdout.readline()) if ended else None
 
     def __call__(
         self, code: str, *arguments: object, folder: Path, **environment: str
@@ -223,9 +234,8 @@ class Forks:
             files = [os.path.join(place, name) for name in ("output", "errors")]
             request = {"code": textwrap.dedent(code), "arguments": [str(argument) for argument in arguments]}
             request |= {"folder": str(folder), "output": files[0], "errors": files[1], "environment": environment}
-            self.process.stdin.write(json.dumps(request) + "\n")
-            self.process.stdin.flush()
-            status = int(self.process.stdout.readline())
+            self.start(request)
+            (status,) = self.codes()
             return subprocess.CompletedProcess(code, status, *(Path(name).read_text() for name in files))
 
     def __enter__(self) -> Forks:

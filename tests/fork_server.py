@@ -1,7 +1,7 @@
 """Runs Python in forks of a process that has imported torch and transformers, which takes seconds each time.
 
-Not a test: `conftest.Forks` starts it, with the names of what is imported. Each line of standard input is a request in
-JSON, each line of standard output the exit code of one.
+Not a test: `conftest.Forks` starts it, with the names of what is imported. Each line of standard input is a list of
+requests in JSON, which run at once; their process ids are a line of standard output, and their exit codes the next.
 """
 
 from __future__ import annotations
@@ -33,8 +33,11 @@ if __name__ == "__main__":
             getattr(imported, attribute)
     gc.freeze()  # forks share what is here, and look at none of it again
     while line := sys.stdin.readline():
-        process = os.fork()
-        if process == 0:
-            run(**json.loads(line))
-            break
-        print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
+        processes: list[int] = []
+        for request in json.loads(line):
+            processes.append(os.fork())
+            if processes[-1] == 0:
+                run(**request)
+                sys.exit()
+        print(json.dumps(processes), flush=True)
+        print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(each, 0)[1]) for each in processes]), flush=True)

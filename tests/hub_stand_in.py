@@ -90,6 +90,9 @@ class HubStandIn(ThreadingHTTPServer):
         self.shutdown()
         self.server_close()
 
+    def handle_error(self, *_: object) -> None:
+        """Nothing on the terminal where a client was killed."""
+
     def environment(self, cache: Path, token: str = "") -> dict[str, str]:
         """The environment of a process for which this is the Hub, with a cache of its own."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}

@@ -13,7 +13,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -176,12 +176,7 @@ def count_moments(arguments: list[str], fatal: int | None = None) -> None:
         if moments == fatal:
             os.kill(process, signal.SIGKILL)
 
-    def heard(event: str, args: tuple[Any, ...]) -> None:
-        on_disk = event in ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree")
-        if on_disk and os.getpid() == process and str(args[0]).startswith(run):
-            moment()
-
-    sys.addaudithook(heard)
+    hear_changes(run, moment)
     check_update = RoundRobinTrainer.check_update
 
     def counted(self: RoundRobinTrainer) -> None:
@@ -198,6 +193,18 @@ def count_moments(arguments: list[str], fatal: int | None = None) -> None:
             return code
 
         train_hf.main = and_write
+
+
+def hear_changes(place: str, moment: Callable[[], None]) -> None:
+    """Calls `moment` when this process is about to open, rename or remove a file below a place, or make a folder."""
+    process = os.getpid()
+
+    def heard(event: str, args: tuple[Any, ...]) -> None:
+        on_disk = event in ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "shutil.rmtree")
+        if on_disk and os.getpid() == process and str(args[0]).startswith(place):
+            moment()
+
+    sys.addaudithook(heard)
 
 
 def signal_in_update(arguments: list[str], update: int, number: int, group: bool = False, rank: str = "") -> None:

@@ -110,6 +110,20 @@ def test_a_run_that_was_stopped_goes_on(clips, classifier_folder, capsys, monkey
     assert main([*command, "out.parquet"]) == 0
     assert capsys.readouterr().err == "nothing to do: 3 files were done before\n"
 
+    def stop(path, missing_ok=False):
+        if path.name == "out.parquet.unfinished":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:  # killed when the parquet is there, and its rows are in both
+        patched.setattr(embed.Path, "unlink", stop)
+        os.remove("out.parquet")
+        with pytest.raises(KeyboardInterrupt):
+            main([*command, "out.parquet"])
+    assert {"out.parquet", "out.parquet.unfinished"} < set(os.listdir())
+    assert main([*command, "out.parquet"]) == 0
+    assert len(pandas.read_parquet("out.parquet")) == 5
+    assert capsys.readouterr().err.endswith("5 rows written to out.parquet\n")
+
     os.rename("clips/a.flac", "clips/new.flac")  # one that is not there yet comes to the others
     assert main([*command, "out.parquet"]) == 0
     assert len(pandas.read_parquet("out.parquet")) == 6

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -117,3 +118,21 @@ def test_a_lock_file_without_a_process_is_in_nobodys_way(tmp_path):
     with locked(tmp_path / "run"):
         pass
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["prepare", "contract"])
+def test_what_a_run_left_that_was_killed_when_all_was_done_goes_with_the_next(
+    tmp_path, model_folder, make_corpus, capsys, command
+):
+    """Which is refused, as the folder is whole."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a").touch()
+    (tmp_path / f".out.unfinished-{socket.gethostname()}-999999999").mkdir()
+    (tmp_path / f".out.unfinished-{socket.gethostname()}-{os.getppid()}").mkdir()  # of one that is alive
+    (tmp_path / ".out.lock.unfinished").touch()
+    table = ["--table", make_corpus() / "metadata.csv"]
+    given = ["corpora", "prepare", "mine", tmp_path / "corpus", tmp_path / "out", *table]
+    given = given if command == "prepare" else ["convert", "contract", model_folder, tmp_path / "out"]
+    assert "exists" in refused(capsys, main, *given)
+    left = [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
+    assert left == [f".out.unfinished-{socket.gethostname()}-{os.getppid()}"]

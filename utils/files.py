@@ -195,8 +195,8 @@ def whole_folder(directory: str | os.PathLike[str], replace: bool = False) -> It
     """Yields an empty folder that becomes `directory` if the block ends without an error.
 
     It has `directory`'s name, in a hidden folder beside it. What runs that were killed on this machine have left there
-    is removed. An empty folder that is there already is filled, as it may be a mount point or have access rights of its
-    own.
+    is removed, also where `directory` is taken. An empty folder that is there already is filled, as it may be a mount
+    point or have access rights of its own.
 
     Args:
         directory: the target.
@@ -211,15 +211,13 @@ def whole_folder(directory: str | os.PathLike[str], replace: bool = False) -> It
 
     def check_free() -> None:
         if directory.exists() and not (directory.is_dir() and (replace or not any(directory.iterdir()))):
+            remove_leftovers(directory)  # of a run that was killed when the folder had its name
             raise ValueError(f"{directory} exists already; give a folder that does not, or delete it")
 
     check_free()
     with locked(directory):
-        prefix = f".{directory.name}{UNFINISHED}-{socket.gethostname()}-"
-        for left in directory.parent.glob(f"{glob.escape(prefix)}*"):
-            if not _runs(left.name[len(prefix) :]):
-                shutil.rmtree(left, ignore_errors=True)
-        beside = directory.with_name(f"{prefix}{os.getpid()}")
+        _sweep(directory)
+        beside = _beside(directory, os.getpid())
         shutil.rmtree(beside, ignore_errors=True)
         unfinished = beside / directory.name
         unfinished.mkdir(parents=True)
@@ -233,6 +231,26 @@ def whole_folder(directory: str | os.PathLike[str], replace: bool = False) -> It
                 put_in_place(unfinished, directory)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
+
+
+def remove_leftovers(path: str | os.PathLike[str]) -> None:
+    """Removes what processes of this machine that were killed have left beside an output, unless one is writing it."""
+    path = Path(os.path.realpath(path))
+    with contextlib.suppress(OSError, ValueError), locked(path):
+        _sweep(path)
+
+
+def _sweep(directory: Path) -> None:
+    """Removes the hidden folders beside `directory` whose processes are gone."""
+    prefix = _beside(directory, "").name
+    for left in directory.parent.glob(f"{glob.escape(prefix)}*"):
+        if not _runs(left.name[len(prefix) :]):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _beside(directory: Path, process: int | str) -> Path:
+    """The hidden folder in which a process writes `directory`."""
+    return directory.with_name(f".{directory.name}{UNFINISHED}-{socket.gethostname()}-{process}")
 
 
 def _runs(process: str) -> bool:
