@@ -244,17 +244,13 @@ def segment_maker(folder: str, files: Sequence[str], styles: Sequence[str], layo
 
 def picture_maker(folder: str, files: Sequence[str], layout: Layout, model: str) -> Maker:
     """What draws timelines."""
-    from exhubert.inference.timeline import plot_lanes, plot_timeline
+    from exhubert.inference.timeline import plot_lanes
 
     paths = paths_in(folder, files)
 
     def make(name: str, result: Mapping[str, Any], seconds: float) -> None:
-        path, title = Path(f"{paths[name]}.png"), f"{name}, by {model}"
         values = (layout.class_names, layout.quadrant, layout.dimensions)
-        if layout.segments or layout.each:
-            plot_lanes(path, title, result, *values, seconds)
-        else:
-            plot_timeline(path, title, result["windows"], *values)
+        plot_lanes(Path(f"{paths[name]}.png"), f"{name}, by {model}", result, *values, seconds)
 
     return make
 
