@@ -329,6 +329,7 @@ def test_the_command_summarises_windows_of_a_calibrated_model(clips, tmp_path):
     assert main(["predict", folder, "clips", "--summary", "summaries"]) == 0
     texts = [Path(f"summaries/{name}.summary.md").read_text() for name in ("a.flac", "b.wav", "more/c.ogg")]
     assert all("calibrated: logits were divided by 2.000" in text for text in texts)
+    assert "0:00:01 of audio, in 1 window." in texts[0] and "in 3 windows." in texts[1]
 
 
 def test_a_summary_that_cannot_be_written_stops_nothing(clips, classifier_folder, capsys):
