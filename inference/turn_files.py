@@ -229,9 +229,8 @@ def _rttm(lines: Sequence[str]) -> Iterator[Entry]:
                 f"line {number}: {len(fields)} fields; `SPEAKER file channel start duration ...` has 8 to 10"
             )
         file, channel, start, duration, speaker = *fields[1:5], fields[7]
-        yield Entry(
-            number, start, "", speaker.replace("<NA>", ""), "" if channel in of_all else channel, file, duration
-        )
+        channel = "" if channel in of_all else channel
+        yield Entry(number, start, "", speaker.replace("<NA>", ""), channel, file, duration)
 
 
 def _audacity(lines: Sequence[str]) -> Iterator[Entry]:
