@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import math
 import os
 import sys
@@ -65,15 +66,15 @@ def run_predict(
         ImportError: if what an option needs is not installed.
     """
     per, heard = checked_options(per, options)
-    styles = checked_styles(summary if timeline is None else timeline, segment_files, segment_format, heard)
+    styles = checked_styles(segment_files, segment_format, heard, plots=(timeline, summary) != (None, None))
     with team() as processes, contextlib.ExitStack() as stack:
         style = processes.from_leader(lambda: row_style(style, output, per))
         files = processes.from_leader(lambda: files_of_team(processes, audio, files_from, output))
         heard, segments = processes.leader_first(lambda: with_turns(heard, files))
         pipeline = processes.leader_first(lambda: open_pipeline(model, heard))
         layout = layout_of(pipeline, files, style, per, heard)
-        beside = files_beside(model, files, layout, timeline, segment_files, styles)
-        beside |= {} if summary is None else {"summary": summary_maker(summary, files, pipeline, model, heard)}
+        folders = {"file of segments": segment_files, "picture": timeline, "summary": summary}
+        beside = files_beside(folders, files, styles, layout, heard, pipeline, model)
 
         rows, left = sys.stdout, files
         if output is None:
@@ -140,16 +141,16 @@ def checked_options(per: str | None, options: Mapping[str, Any]) -> tuple[str, O
 
 
 def checked_styles(
-    timeline: str | None, folder: str | None, styles: Sequence[str] | None, options: Options
+    folder: str | None, styles: Sequence[str] | None, options: Options, plots: bool = False
 ) -> Sequence[str]:
     """The kinds of files of segments that are to be written to a folder.
 
     Raises:
         ValueError: for what does not go together.
-        ImportError: if what these or timelines need is not installed.
+        ImportError: if what these, or `plots`, need is not installed.
     """
-    if timeline is not None:
-        find_plot()
+    if plots and importlib.util.find_spec("matplotlib") is None:
+        raise ImportError("timelines and summaries need matplotlib: pip install matplotlib")
     if folder is None:
         if styles:
             raise ValueError("--segment-format says how files of segments are written, and needs --segment-files")
@@ -188,15 +189,6 @@ def row_style(style: str | None, output: str | None, per: str) -> str:
     return style
 
 
-def find_plot() -> tuple[Callable[..., None], Callable[..., None]]:
-    """The functions that draw, of windows alone and of segments or channels; raises ImportError without matplotlib."""
-    try:
-        from exhubert.inference.timeline import plot_lanes, plot_timeline
-    except ImportError as error:
-        raise ImportError("timelines and summaries need matplotlib: pip install matplotlib") from error
-    return plot_timeline, plot_lanes
-
-
 def with_seconds(classified: Classified) -> Classified:
     """Adds to each result how long the file is."""
     for recording, result in classified:
@@ -211,20 +203,21 @@ def layout_of(pipeline: ExHuBERTPipeline, files: Sequence[str], style: str, per:
 
 
 def files_beside(
-    model: str,
+    folders: Mapping[str, str | None],
     files: Sequence[str],
-    layout: Layout,
-    timeline: str | None,
-    segment_files: str | None,
     styles: Sequence[str],
+    layout: Layout,
+    options: Options,
+    pipeline: ExHuBERTPipeline,
+    model: str,
 ) -> dict[str, Maker]:
-    """What is made of each file beside its rows, by its name for people; makes the folders for it."""
-    makers: dict[str, Maker] = {}
-    if segment_files is not None:
-        makers["file of segments"] = segment_maker(segment_files, styles, files, layout)
-    if timeline is not None:
-        makers["picture"] = picture_maker(timeline, files, layout, model)
-    return makers
+    """What makes files beside the rows, by their name for people, for each of the `folders` that is asked for."""
+    makers: dict[str, Callable[[str], Maker]] = {
+        "file of segments": lambda folder: segment_maker(folder, files, styles, layout),
+        "picture": lambda folder: picture_maker(folder, files, layout, model),
+        "summary": lambda folder: summary_maker(folder, files, pipeline, model, options),
+    }
+    return {what: makers[what](folder) for what, folder in folders.items() if folder is not None}
 
 
 def make_all(makers: Mapping[str, Maker], name: str, result: Mapping[str, Any], seconds: float) -> str:
@@ -238,55 +231,49 @@ def make_all(makers: Mapping[str, Maker], name: str, result: Mapping[str, Any], 
     return "; ".join(problems)
 
 
-def segment_maker(folder: str, styles: Sequence[str], files: Sequence[str], layout: Layout) -> Maker:
-    """What writes files of segments; makes their folder."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    paths = picture_paths(folder, files, "")
+def segment_maker(folder: str, files: Sequence[str], styles: Sequence[str], layout: Layout) -> Maker:
+    """What writes files of segments."""
+    paths = paths_in(folder, files)
 
     def make(name: str, result: Mapping[str, Any], seconds: float) -> None:
         for style in styles:
-            path = Path(f"{paths[name]}{STYLES[style]}")
-            write_segments(path, style, name, result, seconds, list(layout.dimensions))
+            write_segments(Path(paths[name] + STYLES[style]), style, name, result, seconds, list(layout.dimensions))
 
     return make
 
 
 def picture_maker(folder: str, files: Sequence[str], layout: Layout, model: str) -> Maker:
-    """What draws timelines; makes their folder."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    (plot, plot_lanes), paths = find_plot(), picture_paths(folder, files)
+    """What draws timelines."""
+    from exhubert.inference.timeline import plot_lanes
+
+    paths = paths_in(folder, files)
 
     def make(name: str, result: Mapping[str, Any], seconds: float) -> None:
-        title, values = f"{name}, by {model}", (layout.class_names, layout.quadrant, layout.dimensions)
-        if layout.segments or layout.each:
-            plot_lanes(paths[name], title, result, *values, seconds)
-        else:
-            plot(paths[name], title, result["windows"], *values)
+        values = (layout.class_names, layout.quadrant, layout.dimensions)
+        plot_lanes(Path(f"{paths[name]}.png"), f"{name}, by {model}", result, *values, seconds)
 
     return make
 
 
 def summary_maker(folder: str, files: Sequence[str], pipeline: ExHuBERTPipeline, model: str, options: Options) -> Maker:
-    """What writes summaries; makes their folder."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    paths = picture_paths(folder, files, ".summary")
-    names = Names(pipeline.class_names, pipeline.quadrant, pipeline.dimensions)
+    """What writes summaries."""
+    paths = paths_in(folder, files)
     temperature = getattr(pipeline.model.config, "calibration_temperature", 1.0)
+    names = Names(pipeline.class_names, pipeline.quadrant, pipeline.dimensions, temperature)
     least, given = (options.least_probability, options.least_seconds), callable(options.segments)
 
     def make(name: str, result: Mapping[str, Any], seconds: float) -> None:
-        write_summary(paths[name], name, model, result, names, temperature, least, seconds, given)
+        write_summary(Path(f"{paths[name]}.summary"), name, model, result, names, least, seconds, given)
 
     return make
 
 
-def picture_paths(folder: str, files: Sequence[str], suffix: str = ".png") -> dict[str, Path]:
-    """The picture of each file, or what else is made of it, in folders as the files are."""
+def paths_in(folder: str, files: Sequence[str]) -> dict[str, str]:
+    """Where what is made of each file is, but for the ending, in folders as the files are; makes the folder."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
     paths = [os.path.abspath("stdin" if name == STANDARD_INPUT else name) for name in files]
     above = os.path.commonpath([os.path.dirname(path) for path in paths])
-    return {
-        name: Path(folder, f"{os.path.relpath(path, above)}{suffix}") for name, path in zip(files, paths, strict=True)
-    }
+    return {name: os.path.join(folder, os.path.relpath(path, above)) for name, path in zip(files, paths, strict=True)}
 
 
 def row_settings(

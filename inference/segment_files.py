@@ -159,7 +159,8 @@ def _write_textgrid(path: Path, result: Mapping[str, Any], seconds: float) -> No
     from praatio.data_classes.textgrid import Textgrid
 
     tiers = _tiers(result) or {ONLY_TIER: []}
-    last = max([seconds, *(segment["end"] for _, segment in spoken(result))])
+    starts = (start for entries in tiers.values() for start, _, _ in entries)  # rounded: one may be after the end
+    last = max([seconds, *(start + 10**-TIER_DIGITS for start in starts)])
     grid = Textgrid(0.0, last)
     for name, entries in tiers.items():
         within = [(start, min(end, last), text) for start, end, text in entries]

@@ -36,11 +36,18 @@ class Names(NamedTuple):
         classes: in class order; none of a model of dimensions alone.
         quadrant: arousal and valence, where its classes have them.
         dimensions: the scale of each.
+        temperature: by which its logits were divided; 1 is that of a model which was not calibrated.
     """
 
     classes: Sequence[str]
     quadrant: Sequence[str] = ()
     dimensions: Mapping[str, Sequence[float]] = {}
+    temperature: float = 1.0
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether probabilities are."""
+        return self.temperature != 1.0
 
     @property
     def values(self) -> list[str]:
@@ -116,7 +123,6 @@ def write_summary(
     model: str,
     result: Mapping[str, Any],
     names: Names,
-    temperature: float = 1.0,
     least: tuple[float, float] = (0.5, 0.5),
     seconds: float | None = None,
     given: bool = False,
@@ -129,7 +135,6 @@ def write_summary(
         model: that of the model.
         result: as the pipeline returns it, with windows or segments, of averaged channels or of each.
         names: what the model answers.
-        temperature: by which its logits were divided; 1 is that of a model which was not calibrated.
         least: the probability of a label and the seconds below which a segment is uncertain.
         seconds: how long the recording is; by default it ends with its last segment or window.
         given: whether segments are turns that somebody else found.
@@ -147,7 +152,7 @@ def write_summary(
         list(lines_of(pieces, len(names.classes), seconds, step)) for step in (seconds, MINUTE, step_seconds(seconds))
     )
     write_csv(path.with_name(f"{path.name}.csv"), file, {"whole": whole, "minute": minutes}, names, kind, searched)
-    facts = [f"By {markdown_text(as_text(model))}.", *summary_facts(whole[0], result, names, temperature, least, given)]
+    facts = [f"By {markdown_text(as_text(model))}.", *summary_facts(whole[0], result, names, least, given)]
     texts = [f"# {markdown_text(as_text(file))}", "\n".join(f"- {fact}" for fact in facts)]
     texts += [summary_text(whole, steps, names, kind, searched)] if whole[0].pieces else []
     write_text(path.with_name(f"{path.name}.md"), "\n\n".join(texts) + "\n")
@@ -273,7 +278,8 @@ def write_csv(
 ) -> None:
     """Writes the lines over the whole and over each minute as CSV, to six decimals; what is not known is empty."""
     header = ["file", "over", "part", "channel", "speaker", "start", "end", "counted", "seconds", "speech_seconds"]
-    header += [kind, "counted_seconds", f"uncertain_{kind}", "uncertain_seconds", *(["label"] if names.classes else [])]
+    header += [kind, "counted_seconds", f"uncertain_{kind}", "uncertain_seconds"]
+    header += ["label", "calibrated"] if names.classes else []
     header += [f"share_{name}" for name in names.classes] + [f"probability_{name}" for name in names.classes]
     header += [*names.quadrant, *(f"dimension_{name}" for name in names.dimensions)]
     file = file_cell(as_text(file))
@@ -285,8 +291,8 @@ def write_csv(
             place = [file, over, line.part, line.channel, speaker, line.start, line.end, line.counted]
             times = [line.end - line.start, line.speech if searched else None, line.pieces, line.counted_seconds]
             times += [line.uncertain, line.uncertain_seconds]
-            label = [spreadsheet_cell(main_class(line, names))] if names.classes else []
-            cells = [*place, *times, *label, *line.shares.tolist(), *line.means.tolist()]
+            label = [spreadsheet_cell(main_class(line, names)), "yes" if names.calibrated else "no"]
+            cells = [*place, *times, *(label if names.classes else []), *line.shares.tolist(), *line.means.tolist()]
             writer.writerow([_csv_number(cell) if isinstance(cell, float) else cell for cell in cells])
 
 
@@ -299,20 +305,8 @@ def main_class(line: Line, names: Names) -> str:
     return names.classes[int(line.shares.argmax())] if line.pieces and names.classes else ""
 
 
-def calibration_text(names: Names, temperature: float) -> str:
-    """Whether probabilities are calibrated, in words."""
-    if not names.classes:
-        return NO_PROBABILITIES
-    return NOT_CALIBRATED if temperature == 1.0 else CALIBRATED.format(temperature)
-
-
 def summary_facts(
-    whole: Line,
-    result: Mapping[str, Any],
-    names: Names,
-    temperature: float,
-    least: tuple[float, float],
-    given: bool,
+    whole: Line, result: Mapping[str, Any], names: Names, least: tuple[float, float], given: bool
 ) -> list[str]:
     """What a reader of the numbers must know: how much there is, how sure, how computed; a sentence or two each."""
     kind, searched = kind_of(result), is_searched(result)
@@ -321,12 +315,14 @@ def summary_facts(
     if not whole.pieces:
         return [f"{clock(whole.end)} of audio{of_channels}. No speech was found in it."]
     speech = f", {clock(whole.speech)} ({_percent(whole.speech / whole.end)} %) of it speech" if searched else ""
-    facts = [f"{clock(whole.end)} of audio{of_channels}{speech}, in {whole.pieces:,} {kind}."]
+    counted = f"{whole.pieces:,} {kind}" if whole.pieces > 1 else f"1 {kind[:-1]}"
+    facts = [f"{clock(whole.end)} of audio{of_channels}{speech}, in {counted}."]
     if kind == "windows":
         facts.append("A window stands for the time around its middle, until half way to the next one.")
     else:
         facts.append(f"Segments are {'turns that were given' if given else 'utterances, found by speech detection'}.")
-    facts.append(calibration_text(names, temperature))
+    calibration = CALIBRATED.format(names.temperature) if names.calibrated else NOT_CALIBRATED
+    facts.append(calibration if names.classes else NO_PROBABILITIES)
     limits = [f"its label has a probability below {least[0]:g}"] if names.classes else []
     limits = [f"it is shorter than {least[1]:g} s", *limits]
     facts.append(

@@ -82,12 +82,12 @@ def plot_summary(
 
 def drawn_values(names: Names, searched: bool) -> list[tuple[str, Callable[[Line], float], Sequence[float]]]:
     """What has a panel over time: its name, how a line is asked for it, its scale."""
-    scales = [*[(-1.0, 1.0)] * len(names.quadrant), *names.dimensions.values()]
+    values: list[tuple[str, Sequence[float]]] = [(name, (-1.0, 1.0)) for name in names.quadrant]
+    for name, (low, high) in names.dimensions.items():  # one may be called as one of the classes' is
+        values.append((f"{shortened(printable(name), 18)}\n[{low:g}, {high:g}]", (low, high)))
     drawn: list[tuple[str, Callable[[Line], float], Sequence[float]]] = [
-        (shortened(printable(name), 18), lambda line, place=place: line.means[place], scale)  # type: ignore[misc]
-        for place, (name, scale) in enumerate(
-            zip(names.values[len(names.classes) :], scales, strict=True), len(names.classes)
-        )
+        (name, lambda line, place=place: line.means[place], scale)  # type: ignore[misc]
+        for place, (name, scale) in enumerate(values, len(names.classes))
     ]
     of = "speech" if searched else "time"
     return [*drawn, (f"uncertain,\n% of {of}", lambda line: 100 * uncertain_share(line), (0.0, 100.0))]
@@ -115,9 +115,10 @@ def steps_of(steps: Sequence[Line], part: Line) -> list[Line]:
 
 def draw_bars(panels: Sequence[Any], parts: Sequence[Line], kept: Sequence[int], names: Names) -> None:
     """Draws two stacked bars for each part, beside each other, with their numbers in %."""
+    calibrated = "calibrated" if names.calibrated else "not calibrated"
     values = {
         "Share of time with each class, in %": [line.shares for line in parts],
-        "Mean probability, in %": [line.means[: len(names.classes)] for line in parts],
+        f"Mean probability ({calibrated}), in %": [line.means[: len(names.classes)] for line in parts],
     }
     for panel, (title, rows) in zip(panels, values.items(), strict=True):
         left = np.zeros(len(parts))

@@ -31,7 +31,7 @@ COLOURS = tuple(DISTINCT_COLOURS[number] for number in (5, 0, 2, 3, 1, 4))  # ar
 NO_SPEECH = "#D0D0D0"
 SURE = {"facecolor": "#404040", "edgecolor": "#404040", "linewidth": 0.3}
 UNSURE = {"facecolor": "white", "edgecolor": "#404040", "linewidth": 0.5, "hatch": "/////"}
-LANE_WIDTHS = (3.0, 1.2, 2.1)  # of lines, too short there for dashes: they differ without colour as well
+LINE_WIDTHS = (3.0, 1.2, 2.1)  # of lines, too short there for dashes: they differ without colour as well
 MOST_LANES = 16
 MOST_SPEAKERS = 6  # rows in a lane; of more those who speak least are one
 STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 180, 300, 600, 900, 1800, 3600)  # seconds
@@ -46,62 +46,8 @@ def plot_timeline(
     quadrant: Sequence[str] = (),
     dimensions: Mapping[str, Sequence[float]] | None = None,
 ) -> None:
-    """Writes the picture of one recording.
-
-    Above are the dimensions, those of one scale together, and arousal and valence of the classes; below the
-    probabilities of the classes with a line at the likeliest. Each window stands around its middle, for as long as
-    windows are apart. Of more than 200 windows the means over some are drawn, in 200 columns. Where there is no speech
-    is grey.
-
-    Args:
-        path: the PNG file.
-        title: of the picture; of a long one the end.
-        windows: as the pipeline returns them, at least one; where there is no speech what they say is None.
-        class_names: in class order; none of a model of dimensions alone.
-        quadrant: arousal and valence, if the windows have them of their classes.
-        dimensions: the scale of each, if the windows have them.
-
-    Raises:
-        OSError: if the file cannot be written.
-    """
-    dimensions = dimensions or {}
-    edges, means = columns_of(windows, class_names, quadrant, list(dimensions))
-    classes, silent = len(class_names), np.isnan(means[:, 0])
-    columns = iter(means[:, classes:].T)
-    of_classes = {name: next(columns) for name in quadrant}
-    by_scale: dict[Sequence[float], dict[str, np.ndarray]] = {}  # dimensions by their scale
-    for name, (low, high) in dimensions.items():
-        by_scale.setdefault((low, high), {})[name] = next(columns)
-    of_lines = [*by_scale.items(), *([((-1.0, 1.0), of_classes)] if quadrant else [])]
-    heights = [2.0] * len(of_lines) + [0.33 * classes] * bool(classes)
-    figure = new_figure(10, 1.4 + sum(heights))
-    panels = figure.subplots(len(heights), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
-
-    if classes:
-        drawn = draw_classes(panels[-1], edges, means[:, :classes], class_names)
-        # Beside legends an axes of its own, which does not stand behind the widest of them.
-        beside = {"cax": panels[-1].inset_axes((1.01, 0, 0.015, 1))} if dimensions else {"ax": panels[-1]}
-        figure.colorbar(drawn, **beside, label="probability", fraction=0.05, pad=0.01)
-    colours = dict(zip(dict.fromkeys([*QUADRANT, *dimensions]), itertools.cycle(COLOURS), strict=False))
-    for panel, (scale, lines) in zip(panels, of_lines, strict=False):
-        draw_lines(panel, edges, lines, scale, colours)
-    for panel in panels if silent.any() else ():
-        draw_silence(panel, edges, silent)
-    shown = {name: line for panel in panels for line, name in zip(*panel.get_legend_handles_labels(), strict=True)}
-    outside = {"loc": "lower right", "bbox_to_anchor": (1, 1), "ncols": len(shown), "frameon": False, "borderpad": 0}
-    if not dimensions:
-        panels[0].legend(shown.values(), shown.keys(), **outside)
-    else:  # a legend for each, as lines of two may have one name
-        for panel, (_, lines) in zip(panels, of_lines, strict=False):
-            what = "of the classes" if lines is of_classes else "dimensions"
-            panel.legend(title=what, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, alignment="left")
-        if classes:
-            panels[-1].legend(**outside)
-
-    add_title(figure, title)
-    together = len(windows) / len(means)
-    time_axis(panels[-1], edges[-1], "" if together == 1 else f"each step is the mean of about {together:.0f} windows")
-    save_figure(figure, path)
+    """Writes the picture of one recording's windows, at least one; see `plot_lanes`."""
+    plot_lanes(path, title, {"windows": windows}, class_names, quadrant, dimensions)
 
 
 def plot_lanes(
@@ -113,16 +59,24 @@ def plot_lanes(
     dimensions: Mapping[str, Sequence[float]] | None = None,
     seconds: float | None = None,
 ) -> None:
-    """Writes the picture of a recording with segments, or with channels that were each heard on their own.
+    """Writes the picture of a recording, with a lane for each channel that was heard on its own.
 
-    Each channel has a lane: with segments a row for each speaker, or one for all, in which uncertain segments are
-    hatched; below it the panels of `plot_timeline`, in which a segment stands for its own time, and what nobody speaks
-    in is grey. Where segments overlap, their mean is drawn. Of more than 200 segments in a channel the means over
-    equal steps are drawn, and in the rows how much of each step is speech.
+    On top of a lane are the dimensions, those of one scale together, and arousal and valence of the classes; below the
+    probabilities of the classes with a line at the likeliest. Each window stands around its middle, for as long as
+    windows are apart. Of more than 200 windows the means over some are drawn, in 200 columns. Where there is no speech
+    is grey.
+
+    With segments there is above it a row for each speaker, or one for all, in which uncertain segments are hatched; a
+    segment stands for its own time. Where segments overlap, their mean is drawn. Of more than 200 segments in a channel
+    the means over equal steps are drawn, and in the rows how much of each step is speech.
 
     Args:
-        path, title, class_names, quadrant, dimensions: as for `plot_timeline`.
-        result: as the pipeline returns it.
+        path: the PNG file.
+        title: of the picture; of a long one the end.
+        result: as the pipeline returns it; where there is no speech what it says is None.
+        class_names: in class order; none of a model of dimensions alone.
+        quadrant: arousal and valence, if the result has them of its classes.
+        dimensions: the scale of each, if the result has them.
         seconds: how long the recording is; by default it ends with its last segment or window.
 
     Raises:
@@ -137,32 +91,32 @@ def plot_lanes(
     scales = scales_of(names)
     colours = dict(zip(dict.fromkeys([*QUADRANT, *names.dimensions]), itertools.cycle(COLOURS), strict=False))
 
-    heights = []
-    for _, found in lanes:
-        strip = [0.2 + 0.2 * len(speaker_rows(found))] if kind == "segments" else []
-        heights.append([*strip, *[1.4] * len(scales), *[0.26 * len(class_names)] * bool(class_names)])
+    high, of_class = (1.4, 0.26) if len(lanes) > 1 else (2.0, 0.33)
+    values_below = [*[high] * len(scales), *[of_class * len(class_names)] * bool(class_names)]
+    speakers = [[0.2 + 0.2 * len(speaker_rows(found))] if kind == "segments" else [] for _, found in lanes]
+    heights = [[*strip, *values_below] for strip in speakers]
     figure = new_figure(10, 1.2 + sum(map(sum, heights)) + 0.15 * sum(map(len, heights)))
-    panels = figure.subplots(
-        sum(map(len, heights)), sharex=True, squeeze=False, height_ratios=list(itertools.chain(*heights))
-    )[:, 0]
+    ratios = list(itertools.chain(*heights))
+    panels = figure.subplots(len(ratios), sharex=True, squeeze=False, height_ratios=ratios)[:, 0]
     left = list(panels)
     for (channel, found), of_lane in zip(lanes, heights, strict=True):
         own, left = left[: len(of_lane)], left[len(of_lane) :]
         if channel is not None and len(every) > 1:
             own[0].set_title(f"channel {channel}", loc="left", fontsize=10, fontweight="bold")
-        edges, values = (
-            columns_of(found, class_names, quadrant, list(names.dimensions))
-            if kind == "windows"
-            else (segment_columns(found, names, seconds, step))
-        )
         if kind == "segments":
+            edges, values = segment_columns(found, names, seconds, step)
             draw_speakers(own.pop(0), found, edges if step else None)
+        else:
+            edges, values = window_columns(found, names)
         draw_panels(figure, own, edges, values, names, scales, colours)
     shown = {name: drawn for panel in panels for drawn, name in zip(*panel.get_legend_handles_labels(), strict=True)}
     figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=6, frameon=False, fontsize=9)
     cut = f", channels 1 to {len(lanes)} of {len(every)}" if len(lanes) < len(every) else ""
     add_title(figure, title + cut)
-    time_axis(panels[-1], seconds, f"each step is the mean over {step:g} s" if step else "")
+    remark = f"each step is the mean over {step:g} s" if step else ""
+    if kind == "windows" and most > MOST_WINDOWS:
+        remark = f"each step is the mean of about {most / MOST_WINDOWS:.0f} windows"
+    time_axis(panels[-1], seconds, remark)
     save_figure(figure, path)
 
 
@@ -194,7 +148,7 @@ def draw_panels(
     silent = np.isnan(values).all(axis=1)
     for panel, (label, scale, places) in zip(panels, scales, strict=False):
         lines = {names.values[place]: values[:, place] for place in places}
-        draw_lines(panel, edges, lines, scale, colours, LANE_WIDTHS)
+        draw_lines(panel, edges, lines, scale, colours)
         panel.set_ylabel(label, fontsize=9)
     if names.classes:
         drawn = draw_classes(panels[-1], edges, values[:, : len(names.classes)], names.classes)
@@ -318,12 +272,11 @@ def draw_lines(
     lines: Mapping[str, np.ndarray],
     scale: Sequence[float],
     colours: Mapping[str, str],
-    widths: Sequence[float] = (1.5,),
 ) -> None:
     """Draws values `(columns,)` on a scale, which they may leave, NaN where there is no speech, and its middle."""
     low, high = scale
     panel.axhline((low + high) / 2, color="black", linewidth=0.5)
-    for width, (name, values) in zip(itertools.cycle(widths), lines.items(), strict=False):
+    for width, (name, values) in zip(itertools.cycle(LINE_WIDTHS), lines.items(), strict=False):
         if not np.isnan(values).all():
             panel.stairs(values, edges, baseline=None, color=colours[name], linewidth=width, label=wrapped(name))
             low, high = min(low, np.nanmin(values)), max(high, np.nanmax(values))
@@ -331,11 +284,9 @@ def draw_lines(
     panel.set_ylim(low - margin, high + margin)
 
 
-def columns_of(
-    windows: Sequence[Mapping[str, Any]], class_names: Sequence[str], quadrant: Sequence[str], dimensions: Sequence[str]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Edges `(columns + 1,)` in seconds, values `(columns, classes + quadrant + dimensions)`, NaN without speech."""
-    values = values_of(windows, Names(class_names, quadrant, dict.fromkeys(dimensions, ())))
+def window_columns(windows: Sequence[Mapping[str, Any]], names: Names) -> tuple[np.ndarray, np.ndarray]:
+    """Edges `(columns + 1,)` in seconds and values `(columns, values)`, NaN without speech."""
+    values = values_of(windows, names)
     edges = window_edges(*(np.array([window[key] for window in windows], float) for key in ("start", "end")))
     bounds = np.linspace(0, len(windows), min(len(windows), MOST_WINDOWS) + 1).round().astype(int)
     parts = np.split(np.ma.masked_invalid(values), bounds[1:-1])

@@ -37,7 +37,7 @@ class Entry(NamedTuple):
 def read_turns(path: str | os.PathLike[str]) -> dict[str | None, list[Turn]]:
     """Reads a file of turns; what it is, its name says.
 
-    - `.rttm`: the lines that begin with SPEAKER; others are left out.
+    - `.rttm`: the lines that begin with SPEAKER; others are left out. Where all are of channel 0, they are of any.
     - `.txt`: labels as Audacity exports them, whose text is the speaker; frequencies are left out.
     - `.TextGrid`: long or short text. Each interval with a text is a turn. The speaker is the name of its tier; where
       one tier alone has turns, the interval's text.
@@ -218,21 +218,19 @@ def _short(text: str) -> str:
 
 
 def _rttm(lines: Sequence[str]) -> Iterator[Entry]:
-    speaks = False
-    for number, line in enumerate(lines, start=1):
-        fields = line.split()
-        if not fields or fields[0] != "SPEAKER":
-            continue
-        speaks = True
+    speaks = [(number, fields) for number, fields in enumerate(map(str.split, lines), 1) if fields[:1] == ["SPEAKER"]]
+    if not speaks and any(map(str.strip, lines)):
+        raise ValueError("line 1: in an .rttm a turn is a line that begins with SPEAKER, and there is none")
+    # Kaldi writes 0 where it heard no channel on its own; beside others it would be the first.
+    of_all = {"<NA>"} if {"".join(fields[2:3]) for _, fields in speaks} - {"0", "<NA>"} else {"<NA>", "0"}
+    for number, fields in speaks:
         if len(fields) < 8:
             raise ValueError(
                 f"line {number}: {len(fields)} fields; `SPEAKER file channel start duration ...` has 8 to 10"
             )
         file, channel, start, duration, speaker = *fields[1:5], fields[7]
-        speaker, channel = (value.replace("<NA>", "") for value in (speaker, channel))
-        yield Entry(number, start, "", speaker, channel, file, duration)
-    if not speaks and any(map(str.strip, lines)):
-        raise ValueError("line 1: in an .rttm a turn is a line that begins with SPEAKER, and there is none")
+        channel = "" if channel in of_all else channel
+        yield Entry(number, start, "", speaker.replace("<NA>", ""), channel, file, duration)
 
 
 def _audacity(lines: Sequence[str]) -> Iterator[Entry]:

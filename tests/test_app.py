@@ -340,7 +340,7 @@ def test_what_the_document_says_for_python_and_curl_runs(app_server, tmp_path, m
     exec(code_of("app.md", "python", "gradio_client").replace(here[1], here[0]), {})
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in lines] == ["1", "1", "2", "2"] and lines[0].startswith(
-        "1   0.80 to  3.01 s"
+        "1   0.86 to  2.85 s"
     )
     for program in ("curl", "jq"):
         if shutil.which(program) is None:

@@ -317,11 +317,10 @@ def test_pictures_of_one_window_and_of_two_hours_with_pauses(tmp_path, count):
 
 
 def test_pictures_without_matplotlib(clips, classifier_folder, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    for name in ("utils.figures", "inference.timeline"):
-        monkeypatch.delitem(sys.modules, f"exhubert.{name}", raising=False)
-    with pytest.raises(ImportError, match="pip install matplotlib"):
-        main(["predict", classifier_folder, "clips", "--timeline", "pictures"])
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for option in ("--timeline", "--summary"):
+        with pytest.raises(ImportError, match="pip install matplotlib"):
+            main(["predict", classifier_folder, "clips", option, "pictures"])
 
 
 def test_no_cell_of_csv_is_a_formula(clips, model_folder, monkeypatch):

@@ -146,10 +146,15 @@ def test_textgrids_have_a_tier_for_each_who_speaks_and_for_what_overlaps(written
 
 
 def test_segments_of_a_sample_are_read_back(written, tmp_path):
-    """Times that Python would write with an exponent."""
+    """Times that Python would write with an exponent; and the last sample of a recording."""
     written("textgrid", {"segments": [segment(0.0, 1 / 16_000), segment(1 / 16_000, 2 / 16_000)]})
-    grid = textgrid.openTextgrid(str(tmp_path / "new" / "clip.wav.TextGrid"), includeEmptyIntervals=False)
+    path = tmp_path / "new" / "clip.wav.TextGrid"
+    grid = textgrid.openTextgrid(str(path), includeEmptyIntervals=False)
     assert [entry.label for entry in grid.getTier("emotion").entries] == ["low/neutral 0.75"] * 2
+    end = 32_003 / 16_000
+    write_segments(path, "textgrid", "clip.wav", {"segments": [segment(2.000156, end)]}, end)
+    grid = textgrid.openTextgrid(str(path), includeEmptyIntervals=False)
+    assert len(grid.getTier("emotion").entries) == 1
 
 
 def test_elan_gets_annotations_that_do_not_overlap_on_a_tier(written):

@@ -217,11 +217,13 @@ def test_a_silent_channel_has_its_rows_and_its_lane(tmp_path):
 
 def test_the_text_says_how_sure_the_numbers_are(tmp_path):
     segments = of_segments(made_up_segments(100, SIX))
-    _, text = summary(tmp_path, segments, SIX, least=(0.35, 0.75))
+    rows, text = summary(tmp_path, segments, SIX, least=(0.35, 0.75))
+    assert {row["calibrated"] for row in rows.values()} == {"no"}
     assert "are not calibrated" in text and "By model." in text and "utterances, found by speech detection" in text
     assert "shorter than 0.75 s or its label has a probability below 0.35" in text
-    _, text = summary(tmp_path, segments, SIX, temperature=1.2345)
+    rows, text = summary(tmp_path, segments, SIX._replace(temperature=1.2345))
     assert "are calibrated: logits were divided by 1.234" in text and "not calibrated" not in text
+    assert {row["calibrated"] for row in rows.values()} == {"yes"}
     _, text = summary(tmp_path, of_segments(made_up_segments(100, DIMENSIONS)), DIMENSIONS)
     assert "without probabilities" in text and "its label has" not in text and "## Share" not in text
     _, text = summary(tmp_path, {**segments, "warning": "truncated: 1.20 s"}, SIX)
@@ -327,6 +329,7 @@ def test_the_command_summarises_windows_of_a_calibrated_model(clips, tmp_path):
     assert main(["predict", folder, "clips", "--summary", "summaries"]) == 0
     texts = [Path(f"summaries/{name}.summary.md").read_text() for name in ("a.flac", "b.wav", "more/c.ogg")]
     assert all("calibrated: logits were divided by 2.000" in text for text in texts)
+    assert "0:00:01 of audio, in 1 window." in texts[0] and "in 3 windows." in texts[1]
 
 
 def test_a_summary_that_cannot_be_written_stops_nothing(clips, classifier_folder, capsys):

@@ -68,7 +68,7 @@ def test_every_kind_of_recording_has_a_lane_for_each_channel(tmp_path, kind, nam
     def channel(number):
         if kind == "windows":
             return {"channel": number, "windows": made_up_windows(seconds, names)}
-        speakers = ["$A$", "\ud800B\n", "C" * 90] if kind == "speakers" else ()
+        speakers = ["$A$", "\ud800B\n", "C" * 90, "田中"] if kind == "speakers" else ()
         segments = made_up_segments(seconds, names, number, speakers)
         return {"channel": number, **of_segments([] if kind == "silent" and number == 1 else segments)}
 
@@ -80,6 +80,16 @@ def test_every_kind_of_recording_has_a_lane_for_each_channel(tmp_path, kind, nam
             assert picture.width == 1500
             heights.append(picture.height)
     assert 1.15 * heights[0] < heights[1] < 3600
+
+
+def test_the_time_axis_says_what_is_a_mean(tmp_path, monkeypatch):
+    labels = []
+    keep = lambda figure, path: labels.extend(panel.get_xlabel() for panel in figure.axes)  # noqa: E731
+    monkeypatch.setattr("exhubert.inference.timeline.save_figure", keep)
+    windows = {"windows": made_up_windows(900, OWN)}
+    for result in (windows, {"channels": [{"channel": k, **windows} for k in (1, 2)]}):
+        plot_lanes(tmp_path / "clip.png", "clip", result, OWN.classes)
+    assert labels.count("minutes:seconds (each step is the mean of about 3 windows)") == 2
 
 
 def test_a_file_of_very_many_channels_has_a_picture_of_some(tmp_path):

@@ -40,6 +40,8 @@ def test_rttm():
     assert read_turns(write("turns.rttm", RTTM)) == turns
     assert read_turns(write("TURNS.RTTM", "\ufeff" + RTTM.replace("\n", "\r\n"))) == turns
     assert read_turns(write("nobody.rttm", "")) == {}
+    kaldi = "SPEAKER call 0   0.500   1.500 <NA> <NA> anna <NA> <NA>\n"
+    assert read_turns(write("kaldi.rttm", kaldi)) == {"call": [ANNA]}
 
 
 def test_audacity_labels_with_frequencies():
@@ -108,7 +110,7 @@ GRID = '"ooTextFile" "TextGrid"\n0 5 <exists> 1\n"IntervalTier" "a" 0 5 1\n'
         ("a.rttm", "SPEAKER a 1 nan 1 x x s x x\n", "a.rttm, line 1: the start is 'nan', and no number"),
         ("a.rttm", "SPEAKER a 1 1 inf x x s x x\n", "a.rttm, line 1: the duration is 'inf', and no number"),
         ("a.rttm", "SPEAKER a 1 1 -1 x x s x x\n", "a.rttm, line 1: the turn begins at 1 s and ends at 0 s"),
-        ("a.rttm", "SPEAKER a 0 1 1 x x s x x\n", "a.rttm, line 1: the channel is '0'; they are counted from 1"),
+        ("a.rttm", "SPEAKER a 1 1 1 x x s x x\nSPEAKER a 0 1 1 x x s x x\n", "a.rttm, line 2: the channel is '0'"),
         ("a.rttm", "SPEAKER a 1.5 1 1 x x s x x\n", "a.rttm, line 1: the channel is '1.5'"),
         ("a.txt", "0\t1\tx\n2 3 y\n", "a.txt, line 2: '2 3 y' is no Audacity label"),
         ("a.txt", "0\t1\n\n3\t2\n", "a.txt, line 3: the turn begins at 3 s and ends at 2 s"),
