@@ -426,7 +426,7 @@ def resample_chunks(
     return _resampled(chunks, rate, name, start_seconds, channels)
 
 
-def check_rate(sampling_rate: Any, name: str) -> None:
+def check_rate(sampling_rate: float, name: str) -> None:
     """Raises ValueError, which begins with `name`, for what is no rate of audio in Hz."""
     if not (isinstance(sampling_rate, Real) and RATES[0] <= sampling_rate <= RATES[1]):
         raise ValueError(f"{name}: sampling_rate is {sampling_rate!r}; it must be from {RATES[0]} to {RATES[1]} Hz")

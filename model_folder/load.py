@@ -218,7 +218,7 @@ def check_config(values: Mapping[str, Any], where: str, trust_remote_code: bool 
     for name, most in LARGEST.items():
         if isinstance(values.get(name), int | float) and values[name] > most:
             raise ValueError(f"{where}: {name} is {values[name]!r}; at most {most:,} are possible")
-    strides = values.get("conv_stride")
+    strides: Any = values.get("conv_stride")
     whole = isinstance(strides, list) and all(type(stride) is int for stride in strides)
     if whole and math.prod(strides) < FEWEST_SAMPLES_A_FRAME:
         raise ValueError(
