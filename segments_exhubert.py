@@ -100,6 +100,7 @@ def load_detector() -> Any:
     """The detector as an onnxruntime session on one core; raises ImportError if something for it is not installed."""
     # Its file alone: importing silero_vad would set torch to one thread, for the classifier as well.
     package = importlib.util.find_spec("silero_vad")
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # from 1.29 on it tells Microsoft of each process
     try:
         import onnxruntime
     except ImportError:

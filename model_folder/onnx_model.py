@@ -7,6 +7,7 @@ weights (those of a large model in `model.onnx.data`), and with what the export 
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,7 @@ class OnnxClassifier(torch.nn.Module):
 
     def __init__(self, file: Path, config: PretrainedConfig) -> None:
         super().__init__()
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # from 1.29 on it tells Microsoft of each process
         try:
             import onnxruntime
         except ImportError as error:
