@@ -130,7 +130,7 @@ def recording_tab(page: gradio.Blocks, pipelines: Mapping[str, Any], limits: Lim
         least_seconds: float,
         request: gradio.Request,
     ) -> Iterator[tuple[str, str]]:
-        asked = {"segments": "speech" if segments == "speech" else None, "channels": channels}
+        asked: dict[str, Any] = {"segments": "speech" if segments == "speech" else None, "channels": channels}
         asked |= {"least_probability": least_probability, "least_seconds": least_seconds}
         source = uploaded or (Source(recorded, "Your recording") if recorded else None)
         models = {name: pipelines[name] for name in names if name in chosen}
@@ -176,7 +176,7 @@ def options() -> list[gradio.components.Component]:
             label="Channels of the file",
             min_width=280,
         )
-    with gradio.Accordion("Which segments are marked as uncertain", open=False), gradio.Row():
+    with gradio.Accordion("What counts as uncertain", open=False), gradio.Row():
         probability = gradio.Slider(0, 1, 0.5, step=0.01, label="Probability below", min_width=280)
         seconds = gradio.Slider(0, 5, 0.5, step=0.1, label="Shorter than, in seconds", min_width=280)
     return [segments, channels, probability, seconds]

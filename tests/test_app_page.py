@@ -162,7 +162,7 @@ def test_an_upload_gets_the_pipelines_answer(visit, pipeline, tmp_path):
 def test_each_channel_has_its_lane_and_the_rows_of_its_own_turns(visit, pipeline):
     page = visit()
     page.get_by_label("Each on its own").check()
-    page.get_by_role("button", name="Which segments are marked").click()
+    page.get_by_role("button", name="What counts as uncertain").click()
     page.get_by_label("number input for Probability below").fill("0.2")
     page.get_by_label("number input for Shorter than").fill("1.5")
     analyse(page, CALL, SPEECH)
