@@ -34,7 +34,15 @@ LOOK: dict[str, Any] = {
     f"<script>{(HERE / 'timeline.js').read_text(encoding='utf-8')}</script>",
     "theme": gradio.themes.Default(
         primary_hue="blue", neutral_hue="slate", font=SYSTEM_FONTS, font_mono=("ui-monospace", "monospace")
-    ).set(button_primary_background_fill="*primary_600", button_primary_background_fill_hover="*primary_700"),
+    ).set(
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        # what Gradio's own does not have: the contrast of WCAG 2.2 AA
+        color_accent="*primary_600",
+        body_text_color_subdued="*neutral_500",
+        checkbox_border_color="*neutral_500",
+        checkbox_border_color_dark="*neutral_400",
+    ),
 }
 
 
@@ -92,13 +100,13 @@ def recording_tab(page: gradio.Blocks, pipelines: Mapping[str, Any], limits: Lim
     examples = sorted(HERE.glob("examples/*.ogg"))
     buttons = []
     if examples:
-        html("<p class='exh-limits'>Or hear an example; their voices are synthetic (eSpeak NG), nobody spoke:</p>")
+        html("<p class='exh-limits'>Or take an example; the voices are synthetic (eSpeak NG), nobody spoke:</p>")
         with gradio.Row(elem_classes="exh-examples"):
             buttons = [
                 (gradio.Button(path.stem.replace("_", " ").capitalize(), size="sm", min_width=100), path)
                 for path in examples
             ]
-    segments, channels = options()
+    choices = options()
     chosen = gradio.CheckboxGroup(names, value=names[:1], label="Models", visible=len(names) > 1)
     with gradio.Row(elem_classes="exh-run"):
         start = gradio.Button("Analyse", variant="primary", elem_id="exh-start")
@@ -118,12 +126,16 @@ def recording_tab(page: gradio.Blocks, pipelines: Mapping[str, Any], limits: Lim
         chosen: Sequence[str],
         segments: str,
         channels: str,
+        least_probability: float,
+        least_seconds: float,
         request: gradio.Request,
     ) -> Iterator[tuple[str, str]]:
+        asked: dict[str, Any] = {"segments": "speech" if segments == "speech" else None, "channels": channels}
+        asked |= {"least_probability": least_probability, "least_seconds": least_seconds}
         source = uploaded or (Source(recorded, "Your recording") if recorded else None)
         models = {name: pipelines[name] for name in names if name in chosen}
         stopped = runs.get(request.session_hash, threading.Event())
-        yield from answered(source, models, "speech" if segments == "speech" else None, channels, limits, stopped)
+        yield from answered(source, models, asked, limits, stopped)
 
     def end(request: gradio.Request) -> None:
         if run := runs.pop(request.session_hash, None):
@@ -131,7 +143,7 @@ def recording_tab(page: gradio.Blocks, pipelines: Mapping[str, Any], limits: Lim
 
     def run(event: Any) -> None:
         begun = event(begin, None, [stop, status, result], queue=False, **OURS)
-        heard = begun.then(listen, [upload, microphone, chosen, segments, channels], [status, result], **OURS)
+        heard = begun.then(listen, [upload, microphone, chosen, *choices], [status, result], **OURS)
         heard.then(lambda: gradio.update(visible=False), None, stop, queue=False, **OURS)
 
     run(start.click)
@@ -143,14 +155,14 @@ def recording_tab(page: gradio.Blocks, pipelines: Mapping[str, Any], limits: Lim
             each = soundfile.info(str(path)).channels > 1
             return save_file_to_cache(path, upload.GRADIO_CACHE), None, "each" if each else "mix"
 
-        run(button.click(example, None, [upload, microphone, channels], **OURS).then)
+        run(button.click(example, None, [upload, microphone, choices[1]], **OURS).then)
     upload.upload(lambda: (None, "", ""), None, [microphone, status, result], queue=False, **OURS)
     microphone.stop_recording(lambda: (None, "", ""), None, [upload, status, result], queue=False, **OURS)
     upload.clear(lambda: ("", ""), None, [status, result], queue=False, **OURS)
 
 
-def options() -> tuple[gradio.Radio, gradio.Radio]:
-    """What to answer, and of which channels."""
+def options() -> list[gradio.components.Component]:
+    """What to answer, of which channels, and below which probability and seconds a segment is uncertain."""
     with gradio.Row(elem_classes="exh-options"):
         segments = gradio.Radio(
             [("Each utterance", "speech"), ("Windows of the whole recording", "windows")],
@@ -164,18 +176,23 @@ def options() -> tuple[gradio.Radio, gradio.Radio]:
             label="Channels of the file",
             min_width=280,
         )
-    return segments, channels
+    with gradio.Accordion("What counts as uncertain", open=False), gradio.Row():
+        probability = gradio.Slider(0, 1, 0.5, step=0.01, label="Probability below", min_width=280)
+        seconds = gradio.Slider(0, 5, 0.5, step=0.1, label="Shorter than, in seconds", min_width=280)
+    return [segments, channels, probability, seconds]
 
 
 def answered(
     source: Source | None,
     models: Mapping[str, Any],
-    segments: str | None,
-    channels: str,
+    asked: Mapping[str, Any],
     limits: Limits,
     stopped: threading.Event,
 ) -> Iterator[tuple[str, str]]:
-    """Yields status and result, as HTML, while the models hear the recording and when they have, or are stopped."""
+    """Yields status and result, as HTML, while the models hear the recording and when they have, or are stopped.
+
+    `asked` has what `answer` takes: segments, channels and the pipeline's options.
+    """
     if source is None or not models:
         what = "Choose at least one model." if source else "Choose a file, record something, or take an example first."
         yield error_html(what), ""
@@ -194,7 +211,7 @@ def answered(
                 share = (number + min(1.0, done / known)) / len(models) if known else None
                 so_far[0] = progress_html(f"Heard{by}: {clock(done, 0)}{of}", share)
 
-            result = answer(pipeline, source.path, segments, channels, limits, heard, name=source.name)
+            result = answer(pipeline, source.path, limits=limits, on_progress=heard, name=source.name, **asked)
             lanes += lanes_of(name, result, pipeline.dimensions)
         notes = dict.fromkeys(lane.result["warning"] for lane in lanes if lane.result.get("warning"))
         url = f"gradio_api/file={quote(source.path)}"
@@ -343,4 +360,5 @@ def live_html(listener: Listener | None, scales: Mapping[str, Sequence[float]], 
 
 
 FOOTER = """<footer class="exh-footer"><p>A machine's guess at how speech sounds, learned from actors and raters. It
-does not know what somebody feels. Do not decide about people by it.</p></footer>"""
+does not know what somebody feels. Do not decide about people by it.</p>
+<button type="button" class="exh-theme">Dark or light</button></footer>"""

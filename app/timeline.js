@@ -3,6 +3,7 @@
   const STEPS = [0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200];
   const TICK_PIXELS = 64;
   const MOST_ZOOM = 64;
+  const AT_ONCE = 60; // segments of a lane that are in sight at first; narrower ones would be a barcode
 
   function clock(seconds, digits) {
     const whole = Math.round(seconds * 10 ** digits);
@@ -28,6 +29,9 @@
       this.audio.addEventListener("error", () => this.silent());
       this.sizes = new ResizeObserver(() => this.ticks());
       this.sizes.observe(this.find(".exh-lanes"));
+      const most = Math.max(...[...this.querySelectorAll(".exh-band")].map((band) => band.children.length));
+      this.scale(most / AT_ONCE);
+      this.find(".exh-scroll").scrollLeft = 0;
     }
 
     disconnectedCallback() {
@@ -175,9 +179,27 @@
 
   if (!customElements.get("exhubert-result")) customElements.define("exhubert-result", Result);
 
+  document.addEventListener("click", (event) => {
+    if (event.target.closest(".exh-theme")) document.body.classList.toggle("dark");
+  });
+
+  // Gradio's live recorder fails if it is pressed before its encoder, a worker, is there.
+  const ready = (wait) => setTimeout(() => document.getElementById("exh-live")?.removeAttribute("inert"), wait);
+  window.Worker = class extends Worker {
+    constructor(...given) {
+      super(...given);
+      ready(500);
+    }
+  };
+
   // Gradio draws the page late; what it shows of a run is to be read out.
   const spoken = { "exh-status": "polite", "exh-heard": "off" };
   const watch = new MutationObserver(() => {
+    const live = document.getElementById("exh-live");
+    if (live && !live.dataset.waited) {
+      live.inert = live.dataset.waited = true;
+      ready(5000);
+    }
     for (const [id, live] of Object.entries(spoken)) {
       const element = document.getElementById(id);
       if (!element || element.hasAttribute("aria-live")) continue;

@@ -48,7 +48,7 @@ SUCH_AS = {
 MINUS = "\N{MINUS SIGN}"
 SIGNS = {"negative": MINUS, "neutral": "○", "positive": "+"}
 QUADRANT = ("arousal", "valence")
-COLUMNS = 1000  # of a waveform
+COLUMNS = 3000  # of a waveform
 MOST_BUTTONS = 400  # of a lane; of more windows, neighbours of one class are one
 MANY = 60  # points and steps that are drawn finer
 MOST_POINTS = 300  # of a plane
@@ -421,8 +421,8 @@ def wave_html(peaks: np.ndarray) -> str:
     loudest = max(float(np.abs(peaks).max()), 1e-3)
     x = 1000 * (np.arange(len(peaks)) + 0.5) / len(peaks)
     low, high = (50 - 48 * peaks[:, side] / loudest for side in (0, 1))
-    there = "L".join(f"{a:.1f} {b:.1f}" for a, b in zip(x, np.minimum(high, 49.4), strict=True))
-    back = "L".join(f"{a:.1f} {b:.1f}" for a, b in zip(x[::-1], np.maximum(low, 50.6)[::-1], strict=True))
+    there = "L".join(f"{a:.2f} {b:.1f}" for a, b in zip(x, np.minimum(high, 49.4), strict=True))
+    back = "L".join(f"{a:.2f} {b:.1f}" for a, b in zip(x[::-1], np.maximum(low, 50.6)[::-1], strict=True))
     return (
         "<svg class='exh-wave' viewBox='0 0 1000 100' preserveAspectRatio='none' aria-hidden='true'>"
         f"<path d='M{there}L{back}Z'/></svg>"

@@ -90,6 +90,7 @@ def app_of(folder: Path, models: dict[str, Path], *options: str) -> Iterator[Ser
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE_SECONDS) == 0 and not files.exists()
         assert "outside:" not in log.read_text()
+        assert not (folder / "tmp" / ".ses").exists(), "onnxruntime's telemetry is on"
     finally:
         process.kill()
         process.wait()

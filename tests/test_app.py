@@ -141,16 +141,16 @@ def test_fifty_requests_of_ten_clients_have_their_own_answers_and_leave_nothing(
     expected = [classify(str(file)) for file in files]
     clients = [connect(app_server) for _ in range(10)]
 
-    def answers() -> list[dict]:
+    def answers(each: int) -> list[dict]:
         with ThreadPoolExecutor(10) as pool:
             of_clients = pool.map(
-                lambda number: [asked(clients[number], file) for file in files[number::10]], range(10)
+                lambda number: [asked(clients[number], file) for file in files[number::10][:each]], range(10)
             )
             return [given for together in zip(*of_clients, strict=True) for given in together]
 
-    answers()  # what is made once: threads, and what the allocator keeps for them
+    answers(1)  # what is made once: threads, and what the allocator keeps for them
     before = megabytes(app_server)
-    for given, own in zip(answers(), expected, strict=True):
+    for given, own in zip(answers(5), expected, strict=True):
         assert alike(given, own)
     assert megabytes(app_server) - before < 32
     assert uploads(app_server) == []
