@@ -235,7 +235,6 @@ def quantize(source: Path, destination: Path) -> None:
 
     Weights take 7 of the 8 bits: products with 8 overflow, silently, on x86 processors without VNNI instructions.
     """
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # from 1.29 on it tells Microsoft of each process
     import onnx
 
     os.environ.setdefault(*NO_TELEMETRY)
