@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import codecs
+import itertools
 import posixpath
 import re
 from collections import Counter
@@ -48,9 +49,11 @@ def read_separated(path: Path) -> pandas.DataFrame:
         encoding = "utf-16" if begin.read(2) in UTF_16 else "utf-8-sig"
     with path.open(encoding=encoding) as file:
         number, line = next(((n, line) for n, line in enumerate(file, start=1) if line.strip()), (0, ""))
+        rows = [line, *itertools.islice(file, 2)]
     header = line.strip("\r\n")
-    if (columns := max(map(header.count, SEPARATORS)) + 1) > MOST_COLUMNS:
-        raise ValueError(f"its first line has {columns:,} columns; at most {MOST_COLUMNS:,} are read")
+    columns = 1 + max(row.count(separator) for row in rows for separator in SEPARATORS)
+    if columns > MOST_COLUMNS:  # which pandas would make an index of
+        raise ValueError(f"its first rows have {columns:,} columns; at most {MOST_COLUMNS:,} are read")
     given = re.fullmatch(r"\"?sep=(.)\"?[,;\t|]*", header, re.IGNORECASE)  # a sheet saved again is filled up
     known = {name for names in COLUMN_NAMES.values() for name in names}
 

@@ -167,6 +167,10 @@ HOSTILE = {
         '{"global_step": "3"}',
         "{checkpoint} is damaged, .*trainer_state.json is not as the run wrote",
     ),
+    "trainer_state.json ": (
+        '{"global_step": 3, "log_history": [], "best_metric": "x"}',
+        "{checkpoint} is damaged, .*trainer_state.json is not as the run wrote",
+    ),
     "../../environment.json": ("[[[", "environment.json is not JSON"),
     "../../environment.json ": ("[]", "environment.json is not a table `key: value` in JSON"),
     "../../environment.json  ": ('{"clips": {"first": 5}}', "environment.json is not as the run wrote it"),

@@ -30,7 +30,7 @@ from transformers import (
     WhisperForAudioClassification,
 )
 
-from conftest import ROOT, SMALL, refused, write_corpus
+from conftest import ROOT, SMALL, make_onnx, refused, write_corpus
 from exhubert import ExHuBERTConfig, ExHuBERTForSequenceClassification
 from exhubert.cli import entry_point, main
 from exhubert.convert.onnx import BACKENDS, convert_onnx, model_for_backend
@@ -407,3 +407,21 @@ def test_onnxruntime_tells_nobody_of_its_use(tmp_path):
     code = "from exhubert.segments_exhubert import load_detector; load_detector()"
     subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, check=True)
     assert not list(tmp_path.rglob(".ses"))
+
+
+def test_a_graph_that_answers_other_classes_than_its_configuration_names(model_folder, tmp_path, capsys):
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    nodes = [
+        helper.make_node("ReduceMean", ["input_values", "axes"], ["mean"], keepdims=1),
+        helper.make_node("MatMul", ["mean", "weights"], ["logits"]),
+    ]
+    inputs = [helper.make_tensor_value_info("input_values", kind, ["batch", "samples"])]
+    outputs = [helper.make_tensor_value_info("logits", kind, ["batch", "labels"])]
+    constants = [onnx.numpy_helper.from_array(np.ones((1, 7), np.float32), "weights")]
+    constants.append(onnx.numpy_helper.from_array(np.array([1], np.int64), "axes"))
+    graph = helper.make_graph(nodes, "classifier", inputs, outputs, constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    make_onnx(model_folder, model.SerializeToString())
+    soundfile.write(tmp_path / "a.wav", np.sin(np.arange(8000) / 9), 16_000)
+    line = refused(capsys, main, "predict", model_folder, tmp_path / "a.wav")
+    assert "model.onnx: the answers have shape (1, 7), and config.json names 6 of a window" in line

@@ -127,6 +127,20 @@ def test_bad_metadata_is_explained(make_corpus, change, message):
         ("metadata.csv", b"", "cannot be read: No columns"),
         ("metadata.csv", "file_name,label,speaker\ncaf\xe9.wav,joy,1\n".encode("latin-1"), "not UTF-8 text.*0xe9"),
         ("metadata.csv", "file_name,label,speaker\na.wav,joy,1,2\n", "more fields than the first line"),
+        (
+            "metadata.csv",
+            "file_name,label,speaker\na.wav,joy,1" + "," * 50_000,
+            "50,003 columns; at most 10,000 are read",
+        ),
+        ("metadata.csv", "file_name,label,speaker" + "," * 50_000, "50,003 columns; at most 10,000 are read"),
+        ("metadata.jsonl", "5", "no column .file_name."),
+        ("metadata.jsonl", '["a"]\nnull', "cannot be read"),
+        (
+            "metadata.jsonl",
+            '{"file_name": "a", "label": "x", "speaker": "1", "arousal": 1}\n'
+            '{"file_name": "b", "label": "x", "speaker": "1", "arousal": "A"}',
+            "a column holds values of several kinds",
+        ),
         ("metadata.jsonl", '{"file_name": "caf\\udce9.wav", "label": "joy", "speaker": 1}', "cannot be written as"),
         ("metadata.jsonl", "{", "cannot be read"),
         ("metadata.parquet", b"PAR1 broken", "cannot be read"),
