@@ -7,6 +7,7 @@
 # make test-releases  the model's tests, and a training, on several releases of transformers, and how far their logits
 #                     differ; SLOW=1 runs all on each, with the slow ones; `make release-environments` installs them
 # make test-peers     transformers' own common tests on our classes, HuBERT's as the control
+# make test-faults    damaged, lying and harmful files of every kind, SEED=0 of them; the tests have a quick part
 # make bench          what the model costs beside what its arithmetic costs, in runs/speed; bench-quick, the least of it
 PYTHON ?= python3
 VENV := .venv
@@ -50,8 +51,8 @@ RELEASE_PYTHON = env HF_HOME="$(CURDIR)/.releases/$*/cache" HF_HUB_OFFLINE=1 OMP
 	PYTHONDONTWRITEBYTECODE= $(if $(filter $(PINNED),$*),$(BIN),.releases/$*/bin)/python
 RELEASE_ENVIRONMENTS := $(patsubst %,.releases/%/.ready,$(filter-out $(PINNED),$(RELEASES)))
 
-.PHONY: demo test test-slow test-avx2 test-releases release-environments test-peers $(RELEASES:%=test-%) bench \
-	bench-quick replicate replicate-report lint types clean
+.PHONY: demo test test-slow test-avx2 test-faults test-releases release-environments test-peers $(RELEASES:%=test-%) \
+	bench bench-quick replicate replicate-report lint types clean
 
 demo: $(READY)
 	$(BIN)/python demo/run.py $(DEMO_OPTIONS)
@@ -72,6 +73,12 @@ test-slow: $(READY)
 
 test-avx2: $(READY)
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) -q -m "not slow and not heavy" $(NUMERIC_TESTS)
+
+SEED ?= 0
+
+# The clips are those of EXHUBERT_SHARED, where that is set, and else synthetic.
+test-faults: $(READY)
+	$(BIN)/python tests/faults/run.py --seed $(SEED)
 
 # Two releases at a time. One that fails holds up no other, and the table is printed all the same.
 test-releases: $(READY)

@@ -37,6 +37,7 @@ SHORTEST_INPUT_SECONDS = 0.1  # what is shorter is padded: a CNN needs some samp
 BLOCK_SECONDS = 30.0  # of a file are decoded at a time
 BLOCK_VALUES = 2**22  # at most, all channels together
 RATES = (1_000, 1_000_000)  # Hz
+LARGEST_SAMPLE = 1e12  # full scale is 1, of floats that are integers 2**31; the square of more overflows
 CHANNELS = ("mix", "each")
 MOST_CHANNELS = 8  # of what is taken for one clip, not for so many clips of a few samples each
 
@@ -44,8 +45,9 @@ READ = "read are wav, flac, ogg, mp3 and what else libsndfile knows"
 READ_BY_AV = "the sound of mp4, mov, m4a, 3gp, webm, mkv, mka, avi, aac, amr"
 # Of what FFmpeg knows, the formats that lead to no other files or addresses.
 AV_CONTAINERS = "mov,matroska,avi,aac,asf,mpegts,mpeg,flv,amr,wav,ogg,mp3"
-LENGTH_IN_HEADER = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")  # in other containers FFmpeg estimates it
-STREAMS_OF_FRAMES = ("aac", "amr", "mp3")  # whose length is a guess
+MOV = "mov,mp4,m4a,3gp,3g2,mj2"
+LENGTH_IN_HEADER = (MOV, "matroska,webm")  # in other containers FFmpeg estimates it
+MOST_PLANES = 8  # of channels that do not take turns; of more PyAV reads memory that is not theirs
 LENGTH_TOLERANCE_SECONDS = 0.5
 TOLERATED_SECONDS = 0.01  # headers that are a few samples off are common, and the audio is whole
 # libsndfile believes the size of the file, and only its log says that the header of a wav, au or aiff promised more.
@@ -53,6 +55,8 @@ PROMISED_BYTES = re.compile(r"(?:data|Data Size|SSND)\s*: (\d+) \(should be (\d+
 STREAMED_BYTES = 0x7FFF0000  # from here on a promise is a placeholder: what was written to a pipe
 UNKNOWN_FRAMES = 2**63 - 1  # what libsndfile says of a FLAC that was written to a pipe
 LONGEST_OGG_PAGE = 65_307  # bytes
+LONGEST_OGG_PACKET = 8192  # samples: of Vorbis 8192 at its own rate, of Opus 5760 at 48 kHz
+LARGEST_FILE = 2**40  # bytes; where there is a limit it differs from file system to file system
 TRAILING_BYTES = 4096  # tags after an MP3
 MOST_CHUNKS = 1000  # of a WAV before its samples
 # What an MP3 says of its length: the number of frames, mostly with that of bytes behind it.
@@ -103,6 +107,11 @@ def planes(audio: Any, name: str = "") -> np.ndarray:
     return samples.T if samples.shape[1] < samples.shape[0] else samples
 
 
+def is_audible(samples: np.ndarray) -> np.ndarray:
+    """Which samples can be computed with: no NaN, and none beyond `LARGEST_SAMPLE`."""
+    return np.abs(samples) <= LARGEST_SAMPLE
+
+
 def prepare_input(samples: np.ndarray, window_seconds: float | None = WINDOW_SECONDS) -> np.ndarray:
     """Turns samples into model input.
 
@@ -115,13 +124,13 @@ def prepare_input(samples: np.ndarray, window_seconds: float | None = WINDOW_SEC
         float32 `(window_seconds * 16000,)`: zero mean and unit variance over all of it, padding included.
 
     Raises:
-        ValueError: if `samples` is not one channel, is empty, or holds NaN or infinite values.
+        ValueError: if `samples` is not one channel, is empty, or holds NaN, infinite or absurd values.
     """
     samples = mono(samples).astype(np.float32, copy=False)
     if not len(samples):
         raise ValueError("audio is empty (0 samples)")
-    if not np.isfinite(samples).all():
-        raise ValueError("audio holds NaN or infinite samples")
+    if not is_audible(samples).all():
+        raise ValueError(f"audio holds NaN or infinite samples, or some beyond {LARGEST_SAMPLE:g}")
     if window_seconds is not None:
         window = round(window_seconds * SAMPLING_RATE)
         samples = samples[:window]
@@ -298,26 +307,27 @@ def iter_windows(
 def audio_seconds(audio: AudioFile) -> float:
     """Returns how much of an audio file decodes, in seconds; raises as `read_audio`.
 
-    That is what the header says; where it says nothing, or more than there is, the file is decoded.
+    That is what the header says; where it says nothing, or more than there is, the file is decoded. That of mp4, mov,
+    webm and mkv is believed.
     """
     with open_sound(audio) as (sound, _):
         if sound is not None:
             if not sound.frames:
                 raise ValueError(f"{audio_name(audio)}: the audio file is empty (0 samples)")
-            checked = sound.format in ("FLAC", "MP3")  # whose headers may lie: is the last sample there?
             with contextlib.suppress(soundfile.LibsndfileError):
-                if checked:
-                    sound.seek(sound.frames - 1)
-                if not checked or len(sound.read(1)):
+                if has_last_sample(sound):  # a header may lie
                     return float(sound.frames / sound.samplerate)
         else:
             with _av_open(audio) as (container, stream):
-                guessed = container.format.name in STREAMS_OF_FRAMES
-                if stream.duration and not guessed:
-                    return float(stream.duration * stream.time_base)
+                seconds = 0.0
+                if stream.duration:
+                    seconds = float(stream.duration * stream.time_base)
                 # Of several streams Matroska says only the longest one's length.
-                if container.duration and len(container.streams) == 1 and not guessed:
-                    return (container.duration - (container.start_time or 0)) / 1e6
+                elif container.duration and len(container.streams) == 1:
+                    seconds = (container.duration - (container.start_time or 0)) / 1e6
+                # No codec takes less than a byte a second.
+                if container.format.name in LENGTH_IN_HEADER and 0.0 < seconds <= container.size:
+                    return seconds
     return sum(map(len, iter_audio(audio))) / SAMPLING_RATE
 
 
@@ -375,8 +385,15 @@ def iter_audio(
             raise ValueError(f"{audio_name(audio)}: no audio at {start_seconds} s (the file is empty or ends before)")
         chunks: Iterator[np.ndarray] = itertools.chain([first], (block for block, _ in blocks))
         if channels == "mix":
-            chunks = (block.mean(axis=0) for block in chunks)
+            chunks = map(_mixed, chunks)
         yield from resample_chunks(chunks, rate, audio_name(audio), start_seconds, channels)
+
+
+def _mixed(block: np.ndarray) -> np.ndarray:
+    """The mean of all channels; of absurd samples it is infinite, and refused later on."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean: np.ndarray = block.mean(axis=0)
+    return mean
 
 
 def resample_chunks(
@@ -402,12 +419,17 @@ def resample_chunks(
         ValueError: at once, if `sampling_rate` is no rate of audio; when it gets there, for a chunk of another shape or
             type, or that holds NaN or infinite samples, with its time.
     """
-    if not (isinstance(sampling_rate, Real) and RATES[0] <= sampling_rate <= RATES[1]):
-        raise ValueError(f"{name}: sampling_rate is {sampling_rate!r}; it must be from {RATES[0]} to {RATES[1]} Hz")
+    check_rate(sampling_rate, name)
     rate = float(sampling_rate)
     if rate != SAMPLING_RATE:
         _require_audio_libraries()
     return _resampled(chunks, rate, name, start_seconds, channels)
+
+
+def check_rate(sampling_rate: Any, name: str) -> None:
+    """Raises ValueError, which begins with `name`, for what is no rate of audio in Hz."""
+    if not (isinstance(sampling_rate, Real) and RATES[0] <= sampling_rate <= RATES[1]):
+        raise ValueError(f"{name}: sampling_rate is {sampling_rate!r}; it must be from {RATES[0]} to {RATES[1]} Hz")
 
 
 def _resampled(
@@ -423,10 +445,11 @@ def _resampled(
                 raise ValueError(f"{name}: samples of type {samples.dtype}; {types} are needed")
             samples = _scaled(samples)
         samples = np.array(samples, dtype=np.float32, order="C")
-        finite = np.isfinite(samples)
-        if not finite.all():
-            seconds = start_seconds + (count + int(np.atleast_2d(finite).all(axis=0).argmin())) / rate
-            raise ValueError(f"{name}: the audio holds NaN or infinite samples at {seconds:.2f} s")
+        audible = is_audible(samples)
+        if not audible.all():
+            seconds = start_seconds + (count + int(np.atleast_2d(audible).all(axis=0).argmin())) / rate
+            what = f"samples beyond {LARGEST_SAMPLE:g}" if np.isfinite(samples).all() else "NaN or infinite samples"
+            raise ValueError(f"{name}: the audio holds {what} at {seconds:.2f} s")
         number = len(np.atleast_2d(samples))
         if number != (several or number):
             at = f"at {start_seconds + count / rate:.2f} s"
@@ -499,6 +522,15 @@ def decode_blocks(sound: Any, block_frames: int, frames: int | None = None) -> I
         frames -= len(block)
 
 
+def has_last_sample(sound: Any) -> bool:
+    """Whether the last sample that the header promises decodes; the file stands behind it then."""
+    sound.seek(sound.frames - 1)
+    try:
+        return len(sound.read(1)) > 0
+    except ValueError:  # it stands beyond the end
+        return False
+
+
 def shortfall(frames: int, rate: int, promised: float) -> str:
     """What is to be said of a file of which `frames` decode, and `promised` should (see `open_sound`); or nothing."""
     if promised - frames <= TOLERATED_SECONDS * rate:
@@ -548,6 +580,8 @@ def open_sound(audio: AudioFile) -> Iterator[tuple[Any, float]]:
             sound = stack.enter_context(soundfile.SoundFile(file.fileno() if numbered else file, closefd=False))
             promised = _promised_frames(file, sound)
             problem, unknown = ("an mp3 that is longer than it says", False) if promised < 0 else ("", False)
+            if sound.format == "OGG" and not problem and sound.frames:
+                problem = _ogg_problem(file, sound)
         except soundfile.LibsndfileError as error:
             problem, unknown = error.error_string, error.code in (1, 4)
         if problem:
@@ -561,6 +595,8 @@ def open_sound(audio: AudioFile) -> Iterator[tuple[Any, float]]:
                 if error.__cause__ is None:  # there is no sound in it
                     raise
                 raise ValueError(f"{problem}; {READ}, and {READ_BY_AV}" if unknown else problem) from error
+        if sound is not None:
+            check_rate(sound.samplerate, name)
         yield sound, promised
 
 
@@ -582,12 +618,46 @@ def _unwritten_size(file: Any) -> int:
     return 0
 
 
+def _ogg_problem(file: Any, sound: Any) -> str:
+    """Why libsndfile must not read an ogg: where times jump it takes for samples what is in memory; or nothing."""
+    position, size = file.tell(), file.seek(0, os.SEEK_END)
+    times: dict[bytes, int] = {}  # of each stream, in samples: where its last page ended
+    place, jump = 0, sound.frames / sound.samplerate > size  # no codec takes less than a byte a second
+    while not jump and place + 27 <= size:
+        file.seek(place)
+        head = file.read(27 + 255)
+        if head[:4] != b"OggS":
+            break  # libogg looks for the next page; what it finds has times that go on
+        lengths = head[27 : 27 + head[26]]
+        time, packets = int.from_bytes(head[6:14], "little", signed=True), 1 + sum(length < 255 for length in lengths)
+        before = times.get(head[14:18], 0)
+        if head[5] & 2:  # a stream begins
+            time = 0
+        elif before and time >= 0:  # before it, all times are possible: a stream that was cut out
+            jump = not 0 <= time - before <= packets * LONGEST_OGG_PACKET
+        times[head[14:18]] = max(time, before) if not head[5] & 2 else 0
+        place += 27 + len(lengths) + sum(lengths)
+    file.seek(position)
+    if jump:
+        return "an ogg with a gap, or of another length than its own"
+    begun = len(sound.read(1)) > 0  # a decoder that could not begin would end the process in a seek
+    sound.seek(0)
+    return "" if begun else "an ogg of which nothing decodes"
+
+
 class _View:
     """A binary file without its name, by which FFmpeg would guess; 4 bytes of it can read as "to the end"."""
 
     def __init__(self, file: Any, to_the_end: int = 0) -> None:
         self.file, self.to_the_end = file, to_the_end
-        self.seek, self.tell = file.seek, file.tell
+        self.tell = file.tell
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """As of any file; -1, an error, for a place that no file has, where damaged headers lead."""
+        try:
+            return int(self.file.seek(offset, whence)) if offset < LARGEST_FILE else -1
+        except (OSError, ValueError):
+            return -1
 
     def read(self, count: int = -1) -> bytes:
         begin = self.to_the_end - self.tell()
@@ -613,7 +683,7 @@ def _promised_frames(file: Any, sound: Any) -> float:
         file.seek(position)
         page = tail[tail.rfind(b"OggS") :]
         whole = len(page) > 26 and len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])
-        return 0.0 if whole and page[5] & 4 else math.inf
+        return float(sound.frames) if whole and page[5] & 4 else math.inf
     file.seek(0)
     head = file.read(10)
     begin = 0
@@ -623,8 +693,7 @@ def _promised_frames(file: Any, sound: Any) -> float:
     said = XING.search(file.read(1024))
     file.seek(position)
     if said is None:  # libsndfile guesses by the first frame
-        sound.seek(sound.frames - 1)
-        sound.read(1)
+        has_last_sample(sound)
         end = file.tell()
         sound.seek(0)
     else:
@@ -677,7 +746,7 @@ def _av_blocks(
         if seek and frame is not None and frame.time is not None:
             origin = frame.time
             container.seek(round((origin + start_seconds - PREROLL_SECONDS) / stream.time_base), stream=stream)
-            frames = _av_frames(audio, container, stream)
+            frames = _av_frames(audio, container, stream, whole=False)
             frame = next(frames, None)
             position = math.inf if frame is None or frame.time is None else frame.time - origin
         if seek and position > start_seconds:  # it led nowhere, or too far
@@ -685,16 +754,21 @@ def _av_blocks(
             return
         if frame is None:
             return
-        rate = frame.sample_rate
+        rate, name = frame.sample_rate, audio_name(audio)
         skipped = round((start_seconds - position) * rate)
         wanted = math.inf if duration_seconds is None else skipped + round(duration_seconds * rate)
         count = 0
         for part in itertools.chain([frame], frames):
             if part.sample_rate != rate:
-                name = audio_name(audio)
                 raise ValueError(f"{name}: the sampling rate changes from {rate} to {part.sample_rate} Hz")
+            if part.format.is_planar and part.layout.nb_channels > MOST_PLANES:
+                most = f"at most {MOST_PLANES} are read in this format"
+                raise ValueError(f"{name}: the audio has {part.layout.nb_channels} channels; {most}")
             if count + part.samples > skipped:
-                samples = part.to_ndarray()
+                try:
+                    samples = part.to_ndarray()
+                except ValueError as error:  # samples of 64 bits
+                    raise ValueError(f"{name}: the audio does not decode ({error})") from error
                 if not part.format.is_planar:
                     samples = samples.reshape(part.samples, -1).T
                 if samples.dtype.kind != "f":
@@ -705,16 +779,22 @@ def _av_blocks(
                 return
 
 
-def _av_frames(audio: AudioFile, container: Any, stream: Any) -> Iterator[Any]:
-    """Decodes to the end of the file, which must be where its header says."""
+def _av_frames(audio: AudioFile, container: Any, stream: Any, whole: bool = True) -> Iterator[Any]:
+    """Decodes to the end of the file, which must be where its header says; so must that of a track read as a whole."""
     end = 0.0  # in seconds, of all streams: the sound may be shorter than the picture
+    decoded = 0.0
     for packet in container.demux():
         if packet.pts is not None:
             end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
         if packet.stream_index == stream.index:
             if packet.is_corrupt:
                 raise ValueError(f"{audio_name(audio)}: the file is damaged or cut off at {end:.1f} s")
-            yield from packet.decode()
+            for frame in packet.decode():
+                decoded += frame.samples / max(frame.sample_rate, 1)
+                yield frame
+    track = float((stream.duration or 0) * stream.time_base) if whole and container.format.name == MOV else 0.0
+    if decoded < track - LENGTH_TOLERANCE_SECONDS:
+        raise ValueError(f"{audio_name(audio)}: the file is damaged: {decoded:.1f} s of {track:.1f} s decode")
     stated = (container.duration or 0) / 1e6 if container.format.name in LENGTH_IN_HEADER else 0.0
     if 0.0 < end < stated - LENGTH_TOLERANCE_SECONDS:
         raise ValueError(f"{audio_name(audio)}: the file is cut off: it ends at {end:.1f} s of {stated:.1f} s")

@@ -100,6 +100,7 @@ def load_detector() -> Any:
     """The detector as an onnxruntime session on one core; raises ImportError if something for it is not installed."""
     # Its file alone: importing silero_vad would set torch to one thread, for the classifier as well.
     package = importlib.util.find_spec("silero_vad")
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else it tells Microsoft of its use, from the import on
     try:
         import onnxruntime
     except ImportError:

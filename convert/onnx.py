@@ -25,7 +25,15 @@ from transformers.utils import cached_file
 from exhubert.audio_exhubert import SAMPLING_RATE, extract_features, longest_input_seconds
 from exhubert.model_folder.card import CARD, fill_template, with_section, with_weights
 from exhubert.model_folder.load import load_trained, read_config
-from exhubert.model_folder.onnx_model import DIMENSIONS, HIDDEN_STATES, INSTALL, LOGITS, ONNX_FILE, OnnxClassifier
+from exhubert.model_folder.onnx_model import (
+    DIMENSIONS,
+    HIDDEN_STATES,
+    INSTALL,
+    LOGITS,
+    NO_TELEMETRY,
+    ONNX_FILE,
+    OnnxClassifier,
+)
 from exhubert.utils.files import locked, whole_folder, write_text
 from exhubert.utils.text import first_line
 
@@ -223,6 +231,8 @@ def quantize(source: Path, destination: Path) -> None:
     Weights take 7 of the 8 bits: products with 8 overflow, silently, on x86 processors without VNNI instructions.
     """
     import onnx
+
+    os.environ.setdefault(*NO_TELEMETRY)
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     nodes = onnx.load(source, load_external_data=False).graph.node

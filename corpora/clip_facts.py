@@ -16,6 +16,7 @@ from exhubert.audio_exhubert import (
     AudioFile,
     audio_name,
     decode_blocks,
+    is_audible,
     open_sound,
     read_audio,
     shortfall,
@@ -32,9 +33,11 @@ class ClipFacts(NamedTuple):
     duration_seconds: float = 0.0
     sampling_rate: int = 0  # Hz, as stored
     channels: int = 0
-    peak: float = 0.0  # of full scale; above 1 where floats or lossy codecs exceed it; NaN and infinity are not counted
+    peak: float = (
+        0.0  # of full scale; above 1 where floats or lossy codecs exceed it; what is not `finite` is not counted
+    )
     full_scale_samples: int = 0  # at or beyond the largest 16-bit sample, over all channels
-    finite: bool = True  # no NaN, no infinity
+    finite: bool = True  # no NaN, no infinity, nothing absurd (`is_audible`)
     content_hash: str = ""
     error: str = ""
 
@@ -63,9 +66,13 @@ def scan_clip(audio: AudioFile) -> ClipFacts:
     try:
         with open_sound(audio) as (sound, promised):
             if sound is not None:
+                if sound.seekable():  # as reading does, and a decoder begins anew
+                    sound.seek(0)
                 blocks = decode_blocks(sound, BLOCK_BYTES // (4 * sound.channels) or 1)
                 return _facts(blocks, sound.samplerate, sound.channels, promised)
         return _facts([read_audio(audio)[:, None]], SAMPLING_RATE, 1)
+    except soundfile.LibsndfileError as error:
+        return ClipFacts(error=f"does not decode: {error.error_string}")
     except (ValueError, OSError) as error:
         return ClipFacts(error=f"does not decode: {str(error).removeprefix(f'{audio_name(audio)}: ')}")
 
@@ -90,9 +97,9 @@ def _facts(blocks: Iterable[np.ndarray], rate: int, channels: int, promised_fram
             block = block + np.float32(0)  # a float file may hold -0.0, an integer file cannot
             content.update(block.astype("<f4", copy=False).data)
             frames += len(block)
-            if not np.isfinite((block.min(), block.max())).all():
+            if not is_audible(np.array((block.min(), block.max()))).all():
                 finite = False
-                block = np.nan_to_num(block, nan=0.0, posinf=0.0, neginf=0.0)
+                block = np.where(is_audible(block), block, np.float32(0))
             loudest = max(-float(block.min()), float(block.max()))
             peak = max(peak, loudest)
             if loudest >= FULL_SCALE:

@@ -29,6 +29,7 @@ RESERVED_COLUMNS = {"audio", "labels", "crop"}  # added on the way to the model
 SEGMENT_COLUMNS = ("start_seconds", "duration_seconds")
 DIMENSIONS = ("arousal", "valence", "dominance")  # a clip that has one of them may be without a label
 SEPARATORS = ",;\t|"
+MOST_COLUMNS = 10_000
 SEEMS = "separator"  # what separates a table's columns, in its `attrs`
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # as Excel's "Unicode text" begins
 # Absolute, with a drive or an address before it, or out of the folder; also as Windows writes them.
@@ -48,6 +49,8 @@ def read_separated(path: Path) -> pandas.DataFrame:
     with path.open(encoding=encoding) as file:
         number, line = next(((n, line) for n, line in enumerate(file, start=1) if line.strip()), (0, ""))
     header = line.strip("\r\n")
+    if (columns := max(map(header.count, SEPARATORS)) + 1) > MOST_COLUMNS:
+        raise ValueError(f"its first line has {columns:,} columns; at most {MOST_COLUMNS:,} are read")
     given = re.fullmatch(r"\"?sep=(.)\"?[,;\t|]*", header, re.IGNORECASE)  # a sheet saved again is filled up
     known = {name for names in COLUMN_NAMES.values() for name in names}
 
@@ -115,7 +118,7 @@ def read_metadata(path: Path) -> pandas.DataFrame:
         raise ValueError(f"{path} is not {form} text (byte 0x{byte:02x} in it is not); save it as UTF-8") from error
     except UnicodeEncodeError as error:
         raise ValueError(f"{path}: {error.object!r} cannot be written as UTF-8; rename the file") from error
-    except (ValueError, OSError) as error:
+    except Exception as error:  # of another kind for each form, and each damage
         raise ValueError(f"{path} cannot be read: {first_line(error)}") from error
     if not isinstance(table.index, pandas.RangeIndex):
         raise ValueError(f"{path}: there are rows with more fields than the first line has columns")

@@ -207,6 +207,9 @@ def _dataset_of(origin: Path, table: pandas.DataFrame, root: Path, targets: Sequ
         return Dataset.from_pandas(table, preserve_index=False).cast_column("audio", Audio(decode=False))
     except UnicodeEncodeError as error:
         raise ValueError(f"{str(root)!r}: the folder's name cannot be written as UTF-8; rename it") from error
+    except (pyarrow.ArrowException, OverflowError, TypeError) as error:
+        what = "a column holds values of several kinds, or some that no table holds"
+        raise ValueError(f"{origin}: {what} ({' '.join(map(str, error.args))})") from error
 
 
 def _dataset_of_parts(origin: str | Path, loaded: Dataset | DatasetDict, targets: Sequence[str]) -> Dataset:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,16 +24,21 @@ from transformers import (
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 from transformers.utils import find_adapter_config_file, is_peft_available
 
-from exhubert.audio_exhubert import SAMPLING_RATE, WINDOW_SECONDS, ExHuBERTFeatureExtractor
+from exhubert.audio_exhubert import SAMPLING_RATE, WINDOW_SECONDS, ExHuBERTFeatureExtractor, longest_input_seconds
 from exhubert.configuration_exhubert import LARGEST
 from exhubert.model_folder.onnx_model import load_onnx
 from exhubert.modeling_exhubert import misfit
 from exhubert.modeling_wav2vec2_emotion import Wav2Vec2EmotionForSequenceClassification
 from exhubert.pipeline_exhubert import ExHuBERTPipeline
-from exhubert.utils.command import named_errors
+from exhubert.utils.command import named_errors, one_line
 from exhubert.utils.files import read_table
 from exhubert.utils.text import first_line
 
+LARGEST_MODEL = 20 * 10**9  # parameters
+SPARE_PARAMETERS, MOST_A_BYTE = 5 * 10**7, 4  # of a model beside its weights: a new head, and weights of 2 bits
+FEWEST_BYTES_A_LAYER, SMALL_BYTES = 1024, 2**20
+FEWEST_SAMPLES_A_FRAME = 16  # of 16,000 a second: of more frames attention does not end
+WINDOWS = (0.1, 600.0)  # seconds
 DTYPES = ("float32", "bfloat16", "float16")
 ATTENTION = ("eager", "sdpa", "flex_attention")  # that torch has; all else may be fetched from the Hub
 
@@ -130,6 +136,10 @@ def load_trained(
     if new:
         raise ValueError(f"{name_or_path} has no trained classifier: it lacks {new[0]} ({len(new)} such weights)")
     extractor = load_feature_extractor(name_or_path, model.config, trust_remote_code)
+    if extractor.model_input_names[0] != model.main_input_name:
+        given, taken = extractor.model_input_names[0], model.main_input_name
+        what = f"preprocessor_config.json is of a {type(extractor).__name__}, which gives {given}"
+        raise ValueError(f"{name_or_path}: {what}; the model takes {taken}; take both anew")
     if isinstance(model, Wav2Vec2EmotionForSequenceClassification):
         extractor.return_attention_mask = False  # its mean takes padding in: a batch is of windows of one length
     return model.eval(), extractor
@@ -161,7 +171,8 @@ def load_classifier(name_or_path: str, trust_remote_code: bool = False, **kwargs
     reshape = kwargs.pop("ignore_mismatched_sizes", False)
     kwargs |= {"trust_remote_code": trust_remote_code, "output_loading_info": True, "ignore_mismatched_sizes": True}
     with loading(name_or_path, "config.json cannot be used"):
-        AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
+        plain = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
+    check_size(name_or_path, plain, trust_remote_code)
     with loading(name_or_path, "the model cannot be loaded"):
         model, report = loader.from_pretrained(name_or_path, **kwargs)
     published = [name for name in report["unexpected_keys"] if ".gate_bb_linear." in name]
@@ -207,6 +218,13 @@ def check_config(values: Mapping[str, Any], where: str, trust_remote_code: bool 
     for name, most in LARGEST.items():
         if isinstance(values.get(name), int | float) and values[name] > most:
             raise ValueError(f"{where}: {name} is {values[name]!r}; at most {most:,} are possible")
+    strides = values.get("conv_stride")
+    whole = isinstance(strides, list) and all(type(stride) is int for stride in strides)
+    if whole and math.prod(strides) < FEWEST_SAMPLES_A_FRAME:
+        raise ValueError(
+            f"{where}: conv_stride is {strides!r}, whose product, the samples a frame, is {math.prod(strides)}; at "
+            f"least {FEWEST_SAMPLES_A_FRAME} are needed"
+        )
     for name, value in values.items():
         if "attn_implementation" in name and not trust_remote_code:
             for kind in value.values() if isinstance(value, Mapping) else [value]:
@@ -219,6 +237,31 @@ def check_config(values: Mapping[str, Any], where: str, trust_remote_code: bool 
             check_config(value, where, trust_remote_code)
 
 
+def check_size(name_or_path: str, config: PretrainedConfig, trust_remote_code: bool = False) -> None:
+    """Raises ValueError for the configuration of a model that is far larger than the weights beside it, or than any.
+
+    What a checkpoint lacks, or has in another shape, is made new, whatever memory that takes.
+    """
+    folder, stored = Path(name_or_path), 0
+    if folder.is_dir() and not (folder / "adapter_config.json").is_file():
+        stored = sum(path.stat().st_size for path in folder.iterdir() if path.suffix in (".safetensors", ".bin"))
+    most, why = LARGEST_MODEL, "no speech model has so many"
+    if stored:
+        most, why = SPARE_PARAMETERS + MOST_A_BYTE * stored, f"the weights there have {stored:,} bytes"
+    layers = getattr(config, "num_hidden_layers", 0)
+    if stored and layers > max(stored, SMALL_BYTES) / FEWEST_BYTES_A_LAYER:
+        raise ValueError(f"{name_or_path}: config.json is of a model of {layers:,} layers; {why}; take both anew")
+    try:
+        with torch.random.fork_rng([]), torch.device("meta"):
+            model = AutoModelForAudioClassification.from_config(config, trust_remote_code=trust_remote_code)
+    except Exception:  # loading says what is wrong
+        return
+    parameters = model.num_parameters()
+    if parameters > most:
+        what = f"config.json is of a model of {parameters:,} parameters"
+        raise ValueError(f"{name_or_path}: {what}; {why}; take both anew")
+
+
 @contextlib.contextmanager
 def loading(name_or_path: str, problem: str) -> Iterator[None]:
     """Turns whatever loading raises into an error of one line that names the model, and how to mend it."""
@@ -227,6 +270,8 @@ def loading(name_or_path: str, problem: str) -> Iterator[None]:
             yield
     except OSError as error:
         raise not_found(name_or_path, error) from error
+    except ImportError as error:  # of a quantised model
+        raise ImportError(f"{name_or_path}: {problem} ({one_line(error)})") from error
     except ValueError as error:
         if "trust_remote_code" not in str(error.__cause__):
             raise
@@ -254,8 +299,11 @@ def make_feature_extractor(
     spectrogram. Of these a bare call pads to the model's input, but does not cut to the window.
 
     Raises:
-        ValueError: if the window is longer than the model's input.
+        ValueError: if the window is not one of 0.1 to 600 s, or longer than the model's input.
     """
+    if not WINDOWS[0] <= window_seconds <= WINDOWS[1]:
+        shortest, most = WINDOWS
+        raise ValueError(f"window_seconds is {window_seconds}; it must be from {shortest:g} to {most:g}")
     longest = float("inf")
     extractor: SequenceFeatureExtractor
     if config.model_type == "whisper":
@@ -295,6 +343,12 @@ def load_feature_extractor(
         return make_feature_extractor(config)
     with loading(name_or_path, "preprocessor_config.json cannot be used"):
         extractor = AutoFeatureExtractor.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
+        seconds = longest_input_seconds(extractor)
+    if not WINDOWS[0] <= seconds <= WINDOWS[1]:
+        raise ValueError(
+            f"{name_or_path}: preprocessor_config.json is of windows of {seconds:g} s; from {WINDOWS[0]:g} to "
+            f"{WINDOWS[1]:g} s are possible"
+        )
     if extractor.sampling_rate != SAMPLING_RATE:
         raise ValueError(
             f"{name_or_path} hears {extractor.sampling_rate} Hz; only models of {SAMPLING_RATE} Hz run here"

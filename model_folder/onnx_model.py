@@ -7,6 +7,7 @@ weights (those of a large model in `model.onnx.data`), and with what the export 
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from transformers import AutoConfig, PretrainedConfig
 from exhubert.modeling_exhubert import EmotionOutput
 
 ONNX_FILE = "model.onnx"
+NO_TELEMETRY = ("ORT_DISABLE_TELEMETRY", "1")  # else onnxruntime tells Microsoft of its use, from the import on
 INSTALL = "pip install onnx onnxruntime onnxscript (or exhubert[onnx])"
 LOGITS, DIMENSIONS, HIDDEN_STATES = "logits", "dimensions", "hidden_states"  # the names of outputs, or their beginning
 
@@ -41,11 +43,12 @@ class OnnxClassifier(torch.nn.Module):
 
     def __init__(self, file: Path, config: PretrainedConfig) -> None:
         super().__init__()
+        os.environ.setdefault(*NO_TELEMETRY)
         try:
             import onnxruntime
         except ImportError as error:
             raise ImportError(f"{file} needs onnxruntime: {INSTALL}") from error
-        self.config = config
+        self.file, self.config = file, config
         self.int8 = bool(config.onnx["int8"])
         weights = config.onnx.get("layer_weights")
         self.layer_weights = None if weights is None else torch.tensor(weights)
@@ -104,6 +107,9 @@ class OnnxClassifier(torch.nn.Module):
             raise ValueError(f"the ONNX model does not take {reason}") from error
         arrays = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*outputs, strict=True))
         values = dict(zip(names, arrays, strict=True))
+        if tuple(values[LOGITS].shape) != (len(inputs), self.config.num_labels):
+            shape, labels = tuple(values[LOGITS].shape), self.config.num_labels
+            raise ValueError(f"{self.file}: the answers have shape {shape}, and config.json names {labels} of a window")
         answers = {name: values.pop(name) for name in self.answer_names}
         return EmotionOutput(**answers, hidden_states=tuple(values.values()) or None)
 

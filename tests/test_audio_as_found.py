@@ -17,10 +17,11 @@ import pytest
 import soundfile
 
 from conftest import write_video
-from exhubert.audio_exhubert import audio_seconds, iter_audio, read_audio
+from exhubert.audio_exhubert import audio_seconds, iter_audio, prepare_input, read_audio
 from exhubert.corpora.clip_facts import scan_clip
 from exhubert.corpora.prepare import prepare_corpus
 from exhubert.utils.files import is_audio
+from faults.audio_fields import mended
 
 RATE = 16_000
 NOISE = 0.2 * np.random.default_rng(0).standard_normal(2 * RATE).clip(-3, 3)
@@ -260,3 +261,99 @@ def test_tags_in_latin_1_do_not_matter(tmp_path, suffix):
     assert "Gefühl".encode() in data
     path.write_bytes(data.replace("Gefühl".encode(), "Gefüühl".encode("latin-1")))
     assert len(read_audio(path)) == pytest.approx(2 * RATE, abs=2048)
+
+
+# Made to harm; many more of these are tried by tests/faults
+
+
+def refused_everywhere(path: Path, message: str) -> None:
+    """Reading refuses a file, and so does checking."""
+    for audio in (path, io.BytesIO(path.read_bytes())):
+        with pytest.raises(ValueError, match=message):
+            read_audio(audio)
+    facts = scan_clip(path)
+    assert facts.error or not facts.finite
+
+
+@pytest.mark.parametrize("rate", [1, 999, 2_000_000])
+def test_checking_refuses_the_rates_that_reading_refuses(tmp_path, rate):
+    path = tmp_path / "a.wav"
+    path.write_bytes(wav(None, 4 * RATE)[:24] + struct.pack("<I", rate) + wav(None, 4 * RATE)[28:])
+    refused_everywhere(path, f"sampling_rate is {rate}; it must be from 1000")
+    with pytest.raises(ValueError, match="sampling_rate is"):
+        audio_seconds(path)
+
+
+@pytest.mark.parametrize(("sample", "rate", "channels"), [(3e38, RATE, 2), (3e38, 8000, 1), (1e25, RATE, 1)])
+@pytest.mark.filterwarnings("error")
+def test_samples_that_overflow_are_refused(tmp_path, sample, rate, channels):
+    """In the mean of channels, in the filter of the resampler, in the variance of a window."""
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.full((RATE, channels), sample, np.float32), rate, subtype="FLOAT")
+    refused_everywhere(
+        path, r"a\.wav|bytes.*: the audio holds (NaN or infinite samples|samples beyond 1e\+12) at 0.00 s"
+    )
+    with pytest.raises(ValueError, match="beyond 1e"):
+        prepare_input(np.full(RATE, sample, np.float32))
+
+
+def test_floats_as_large_as_integers_are_read(tmp_path):
+    soundfile.write(tmp_path / "a.wav", NOISE * 2**31, RATE, subtype="FLOAT")
+    assert np.abs(read_audio(tmp_path / "a.wav")).max() > 1e9
+    assert scan_clip(tmp_path / "a.wav").finite
+
+
+def test_an_ogg_whose_times_jump_is_not_filled_with_what_is_in_memory(tmp_path):
+    """libsndfile would return samples that it has not written."""
+    pytest.importorskip("av", reason="needs av: pip install av")
+    path = tmp_path / "a.opus"
+    soundfile.write(path, NOISE, RATE, format="OGG", subtype="OPUS")
+    data = bytearray(path.read_bytes())
+    pages = [place for place in range(len(data)) if data[place : place + 4] == b"OggS"]
+    data[pages[2] + 6 : pages[2] + 14] = struct.pack("<q", 2**32)
+    path.write_bytes(mended(bytes(data)))
+    assert soundfile.info(path).frames > 10**18
+    assert np.abs(read_audio(path)).max() < 2
+    assert audio_seconds(path) < 3
+
+
+def test_an_ogg_that_does_not_begin_to_decode_is_refused(tmp_path):
+    """libsndfile would end the process in a seek."""
+    path = tmp_path / "a.ogg"
+    soundfile.write(path, NOISE, RATE, subtype="VORBIS")
+    data = bytearray(path.read_bytes())
+    setup = data.index(b"\x05vorbis")
+    data[setup + 426 : setup + 428] = b"\xbc\xbb"
+    path.write_bytes(mended(bytes(data)))
+    assert soundfile.info(path).frames == len(NOISE)
+    refused_everywhere(path, "does not decode")
+
+
+def test_channels_beyond_those_that_pyav_holds_are_refused(tmp_path):
+    """PyAV would end the process."""
+    av = pytest.importorskip("av", reason="needs av: pip install av")
+    path = tmp_path / "a.mka"
+    with av.open(str(path), "w", format="matroska") as container:
+        stream = container.add_stream("wavpack", rate=RATE, layout="hexadecagonal")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 16 * RATE), np.int16), format="s16", layout="hexadecagonal")
+        frame.sample_rate = RATE
+        for packet in [*stream.encode(frame), *stream.encode()]:
+            container.mux(packet)
+    refused_everywhere(path, "the audio has 16 channels; at most 8 are read in this format")
+
+
+def test_samples_that_pyav_does_not_convert_are_named(tmp_path):
+    pytest.importorskip("av", reason="needs av: pip install av")
+    data = bytearray(wav(None, 4 * RATE))
+    data[32:36] = struct.pack("<HH", 8, 64)
+    (tmp_path / "a.wav").write_bytes(data)
+    refused_everywhere(tmp_path / "a.wav", r"(a\.wav|bytes): the audio does not decode")
+
+
+def test_a_length_that_no_codec_has_is_not_believed(tmp_path):
+    write_video(tmp_path / "a.webm", SPEECH, 48_000)
+    data = (tmp_path / "a.webm").read_bytes()
+    place = data.index(b"\x44\x89\x88") + 3  # Duration, of 8 bytes
+    (tmp_path / "a.webm").write_bytes(data[:place] + struct.pack(">d", 1e15) + data[place + 8 :])
+    with pytest.raises(ValueError, match=r"a\.webm: the file is cut off"):
+        audio_seconds(tmp_path / "a.webm")

@@ -9,6 +9,8 @@ import errno
 import re
 import shutil
 import signal
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +124,40 @@ def test_a_damaged_checkpoint_is_a_plain_error(folder, interrupted, tmp_path, ca
         (checkpoint / name).unlink()
     line = refused(capsys, train_hf.main, folder / "recipe.yaml", "--output", tmp_path / "copy", "--resume")
     assert line.startswith(f"error: {checkpoint} is damaged, or of another model")
+
+
+def rewritten(path: Path, change: Callable[[str, bytes], tuple[bytes, int]]) -> None:
+    """Writes an archive's records anew; `change` returns the content and the compression of each."""
+    with zipfile.ZipFile(path) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in records.items():
+            archive.writestr(name, *change(name, content))
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_a_bomb_in_a_checkpoint_is_not_unfolded(folder, interrupted, tmp_path, capsys, name):
+    checkpoint = copy_of(interrupted, tmp_path)
+    rewritten(checkpoint / name, lambda record, content: (content + bytes(10**6), zipfile.ZIP_DEFLATED))
+    assert (checkpoint / name).stat().st_size < 10**6
+    line = refused(capsys, train_hf.main, folder / "recipe.yaml", "--output", tmp_path / "copy", "--resume")
+    assert f"{checkpoint} is damaged" in line and f"{name} holds what is compressed" in line
+
+
+def test_a_single_bit_of_the_optimizers_state_is_noticed(folder, interrupted, tmp_path, capsys):
+    checkpoint = copy_of(interrupted, tmp_path)
+    data = bytearray((checkpoint / "optimizer.pt").read_bytes())
+    data[len(data) // 2] ^= 1
+    (checkpoint / "optimizer.pt").write_bytes(data)
+    line = refused(capsys, train_hf.main, folder / "recipe.yaml", "--output", tmp_path / "copy", "--resume")
+    assert f"{checkpoint} is damaged" in line and "optimizer.pt is damaged in " in line
+
+
+def test_a_checkpoint_of_another_update_than_its_name_says(folder, interrupted, tmp_path, capsys):
+    path = copy_of(interrupted, tmp_path) / "trainer_state.json"
+    path.write_text(path.read_text().replace('"global_step": 3', '"global_step": 2'))
+    line = refused(capsys, train_hf.main, folder / "recipe.yaml", "--output", tmp_path / "copy", "--resume")
+    assert "trainer_state.json is not as the run wrote it" in line
 
 
 HOSTILE = {

@@ -73,6 +73,57 @@ def test_wrong_types_in_a_configuration(model_folder, tone, capsys, field):
             assert error.startswith(f"error: {model_folder}") and error.count("\n") == 1, (value, error)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"hidden_size": 2**20},
+            "config.json is of a model of [0-9,]+ parameters; the weights there have [0-9,]+ bytes",
+        ),
+        ({"intermediate_size": 2**31 - 1}, "config.json is of a model of [0-9,]+ parameters"),
+        ({"conv_dim": [2**20] * 3}, "config.json is of a model of [0-9,]+ parameters"),
+        ({"num_hidden_layers": 9_998}, "config.json is of a model of 9,998 layers; the weights there have"),
+        ({"conv_stride": [1, 1, 1]}, r"conv_stride is \[1, 1, 1\], whose product, .* is 1; at least 16 are needed"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "the model cannot be loaded"),
+    ],
+)
+def test_a_configuration_without_measure_is_refused_before_memory_is_taken(
+    model_folder, tone, capsys, changes, message
+):
+    path = model_folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    before = torch.get_rng_state()
+    line = refused(capsys, main, "predict", model_folder, tone)
+    assert re.match(f"error: {model_folder}: (config.json: )?{message}", line), line
+    assert "allocate" not in line
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"window_seconds": 1e9}, r"window_seconds is 1000000000.0; it must be from 0.1 to 600"),
+        ({"window_seconds": "nan"}, "window_seconds is nan; it must be"),
+        ({"window_seconds": -1}, "window_seconds is -1.0; it must be"),
+        (
+            {"window_seconds": None, "chunk_length": -1},
+            "preprocessor_config.json is of windows of -1 s; from 0.1 to 600",
+        ),
+        (
+            {"window_seconds": None, "feature_extractor_type": "WhisperFeatureExtractor"},
+            "preprocessor_config.json is of a WhisperFeatureExtractor, which gives input_features; the model takes",
+        ),
+    ],
+)
+def test_a_feature_extractor_without_measure_or_of_another_model(model_folder, tone, capsys, changes, message):
+    path = model_folder / "preprocessor_config.json"
+    values = json.loads(path.read_text()) | {"feature_extractor_type": "Wav2Vec2FeatureExtractor"} | changes
+    values.pop("auto_map")
+    path.write_text(json.dumps({name: value for name, value in values.items() if value is not None}))
+    line = refused(capsys, main, "predict", model_folder, tone)
+    assert line.startswith(f"error: {model_folder}: ") and message in line
+
+
 @pytest.mark.parametrize("text", ["[" * 100_000, "[]", "{", '"text"', "5", "\0", ""])
 @pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
 def test_files_that_are_no_json_objects(model_folder, tone, capsys, name, text):
@@ -153,6 +204,29 @@ def test_recipes_without_measure(write_keys, changes, message):
         parse([write_keys(**changes)])
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"fold": "x"},
+        {"sampling": "1"},
+        {"training": {"data_seed": 0.5}},
+        {"training": {"lr_scheduler_type": ["linear"]}},
+    ],
+)
+def test_what_is_wrong_in_a_recipe_names_the_recipe(write_keys, changes):
+    recipe = write_keys(**changes)
+    name = next(iter(changes.get("training", changes)))
+    with pytest.raises(ValueError, match=rf"^{recipe}: {name}"):
+        parse([recipe])
+
+
+def test_a_whole_number_of_thousands_of_digits(tmp_path, write_keys):
+    recipe = Path(write_keys())
+    recipe.write_text(f"{recipe.read_text()}fold: 0x{'f' * 5000}\n")
+    with pytest.raises(ValueError, match=rf"^{recipe}: "):
+        parse([str(recipe)])
+
+
 @pytest.mark.parametrize("brackets", [1200, 100_000])  # of so many libyaml's parser ends the process
 def test_yaml_of_brackets(tmp_path, brackets):
     (tmp_path / "some.yaml").write_text("model: m\nlora: " + "[" * brackets)
@@ -189,3 +263,14 @@ def test_what_nobody_has_foreseen_is_one_line_as_well(capsys, monkeypatch):
     monkeypatch.setenv("EXHUBERT_TRACEBACK", "1")
     with pytest.raises(KeyError):
         run_with_one_line_errors(fail)
+
+
+def test_an_error_line_is_fit_for_a_terminal(capsys, monkeypatch):
+    def fail() -> int:
+        raise ValueError("begin \x1b[2J " + "x" * 100_000 + " end")
+
+    monkeypatch.delenv("EXHUBERT_TRACEBACK", raising=False)
+    assert run_with_one_line_errors(fail) == 1
+    line = capsys.readouterr().err.removesuffix("\n")
+    assert line.isprintable() and len(line) < 2100
+    assert line.startswith(r"error: begin \x1b[2J xxx") and line.endswith("xxx end")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +30,7 @@ from transformers import (
     WhisperForAudioClassification,
 )
 
-from conftest import SMALL, refused, write_corpus
+from conftest import ROOT, SMALL, refused, write_corpus
 from exhubert import ExHuBERTConfig, ExHuBERTForSequenceClassification
 from exhubert.cli import entry_point, main
 from exhubert.convert.onnx import BACKENDS, convert_onnx, model_for_backend
@@ -397,3 +398,12 @@ def test_an_evaluation_says_what_computed_its_numbers(tmp_path, monkeypatch, nat
     assert main(["evaluate", *options, "--backend", "onnx"]) == 0
     results = json.loads((tmp_path / "results" / "results.json").read_text())
     assert (results["model"], results["backend"]) == (str(native), "onnx")
+
+
+def test_onnxruntime_tells_nobody_of_its_use(tmp_path):
+    """Else it writes who it is into the folder for temporary files, when it is imported."""
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT.parent)}
+    environment.pop("ORT_DISABLE_TELEMETRY", None)
+    code = "from exhubert.segments_exhubert import load_detector; load_detector()"
+    subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, check=True)
+    assert not list(tmp_path.rglob(".ses"))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import inspect
 import math
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -192,7 +193,8 @@ def parse(
         help="let code run that the model brings; read it first (default: no)",
     )
     recipe, training, known = read_arguments(Recipe, command, arguments)
-    return recipe, training_arguments(recipe, training), known
+    with named_recipe(known.recipe):
+        return recipe, training_arguments(recipe, training), known
 
 
 def make_parser(kind: Any, prog: str, description: str) -> argparse.ArgumentParser:
@@ -222,13 +224,25 @@ def read_arguments(
     if arguments and arguments[0].startswith("--") and arguments[0] != "--help":
         raise ValueError(f"{arguments[0]}: the recipe comes first: {command.prog} RECIPE [--key value ...]")
     known, options = command.parse_known_args(arguments)
+    values, keys = read_recipe(find_recipe(known.recipe), kind=kind), [spec.name for spec in fields(kind)]
+    with named_recipe(known.recipe):
+        written = as_options(values)
+        typed(written, [kind, TrainingArguments], "unknown key")  # alone: what is wrong there is said to be
     # What the recipe says comes first, so that the command line wins.
-    written = as_options(read_recipe(find_recipe(known.recipe), kind=kind))
     settings = typed([*written, *options], [kind, TrainingArguments], "unknown option")
-    keys = [spec.name for spec in fields(kind)]
     recipe = kind(**{name: value for name, value in settings.items() if name in keys})
-    recipe.check()
+    with named_recipe(known.recipe):
+        recipe.check()
     return recipe, {name: value for name, value in settings.items() if name not in keys}, known
+
+
+@contextlib.contextmanager
+def named_recipe(name: str) -> Iterator[None]:
+    """Puts a recipe's name before what is wrong with its values."""
+    try:
+        yield
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name}: {one_line(error)}") from error
 
 
 def keys_help(kind: Any) -> str:
@@ -329,6 +343,8 @@ def typed(options: Sequence[str], kinds: Sequence[Any], unknown: str, where: str
         (dict[str, Any], dict, "a table `key: value`"),
     ):
         parser.register("type", annotation, functools.partial(read_value, kind, needed))
+    for action in parser._actions:  # the legal words as a list, in which a list is looked for without an error
+        action.choices = None if action.choices is None else list(action.choices)
     try:
         found, rest = parser.parse_known_args(list(options))
     except argparse.ArgumentError as error:

@@ -6,7 +6,9 @@ import contextlib
 import datetime
 import errno
 import functools
+import math
 import shutil
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from exhubert.training.lora import load_lora_parts, save_lora_parts
 from exhubert.training.run_folder import whole_checkpoints
 from exhubert.utils.files import disk_errors, put_in_place
 
+STATE_NUMBERS = ("epoch", "max_steps", "total_flos", "best_metric", "best_global_step")  # of a `TrainerState`, or None
 OTHERS_FAULT = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE)  # not the checkpoint's
 
 
@@ -150,6 +153,10 @@ class CheckpointTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None, *args: Any, **kwargs: Any) -> None:
         with plain_errors(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint, *args, **kwargs)
+            rates = getattr(self.lr_scheduler, "base_lrs", None)
+            groups = len(self.optimizer.param_groups) if self.optimizer is not None else 0
+            if rates is not None and not (len(rates) == groups and all(type(rate) in (int, float) for rate in rates)):
+                raise RuntimeError("its scheduler.pt is of another optimizer")
 
     def _load_rng_state(self, checkpoint: str | None, *args: Any, **kwargs: Any) -> None:
         with plain_errors(checkpoint):
@@ -202,11 +209,25 @@ def check_checkpoint(checkpoint: Path, sharded: bool = False) -> None:
     with plain_errors(checkpoint):
         state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         entries = state.log_history if isinstance(state.log_history, list) else [None]
-        if type(state.global_step) is not int or not all(isinstance(entry, dict) for entry in entries):
+        step = type(state.global_step) is int and f"checkpoint-{state.global_step}" == checkpoint.name
+        numbers = [getattr(state, name) for name in STATE_NUMBERS]
+        numbered = all(number is None or (type(number) in (int, float) and math.isfinite(number)) for number in numbers)
+        if not step or not numbered or not all(isinstance(entry, dict) for entry in entries):
             raise RuntimeError("its trainer_state.json is not as the run wrote it")
         for files in ("optimizer*", "scheduler.pt", "rng_state*.pth"):
             if not any(checkpoint.glob(files)):
                 raise RuntimeError(f"it has no {files}")
+        for path in sorted([*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth")]):
+            check_archive(path)
+
+
+def check_archive(path: Path) -> None:
+    """Raises RuntimeError for what is no archive as torch writes it: one that unfolds, or whose checksums are wrong."""
+    with zipfile.ZipFile(path) as archive:
+        if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
+            raise RuntimeError(f"{path.name} holds what is compressed, which torch does not write")
+        if damaged := archive.testzip():
+            raise RuntimeError(f"{path.name} is damaged in {damaged}")
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from exhubert.training.arguments import (
     check_values,
     make_parser,
     make_training_arguments,
+    named_recipe,
     read_arguments,
 )
 
@@ -78,12 +79,13 @@ def parse_pretraining(
         "num_train_epochs": "`updates`",
         "gradient_accumulation_steps": "`micro_batches`",
     }
-    check_fields(training, DERIVED | updates)
-    for name in ("push_to_hub", "load_best_model_at_end", "metric_for_best_model", "label_smoothing_factor"):
-        if training.get(name):
-            raise ValueError(f"{name} has no use in pre-training; leave it out")
-    if "ACCELERATE_USE_FSDP" in os.environ:
-        raise ValueError("FSDP cannot be used in pre-training; launch it as DDP, by torchrun or accelerate launch")
-    check_batch_size(recipe)
-    values: dict[str, Any] = TRAINING_DEFAULTS | FIELDS["pretraining"] | training | {"label_names": LABEL_NAMES}
-    return recipe, make_training_arguments(recipe, training, values, recipe.updates), known
+    with named_recipe(known.recipe):
+        check_fields(training, DERIVED | updates)
+        for name in ("push_to_hub", "load_best_model_at_end", "metric_for_best_model", "label_smoothing_factor"):
+            if training.get(name):
+                raise ValueError(f"{name} has no use in pre-training; leave it out")
+        if "ACCELERATE_USE_FSDP" in os.environ:
+            raise ValueError("FSDP cannot be used in pre-training; launch it as DDP, by torchrun or accelerate launch")
+        check_batch_size(recipe)
+        values: dict[str, Any] = TRAINING_DEFAULTS | FIELDS["pretraining"] | training | {"label_names": LABEL_NAMES}
+        return recipe, make_training_arguments(recipe, training, values, recipe.updates), known

@@ -14,7 +14,10 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from exhubert.utils.text import printable
+
 LONGEST_REASON = 400  # characters
+LONGEST_LINE = 2000  # of which the middle is left out
 UNFORESEEN = " (not foreseen: with EXHUBERT_TRACEBACK=1 it says where)"
 
 
@@ -36,11 +39,17 @@ def run_with_one_line_errors(command: Callable[[], int]) -> int:
         if os.environ.get("EXHUBERT_TRACEBACK") == "1":
             raise
         foreseen = isinstance(error, (ValueError, OSError, ImportError))
-        print(f"error: {one_line(error)}{'' if foreseen else UNFORESEEN}", file=sys.stderr)
+        print(f"error: {error_line(error)}{'' if foreseen else UNFORESEEN}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def error_line(error: BaseException) -> str:
+    """As `one_line`, fit for a terminal: what is not printable is escaped, of a very long text the middle left out."""
+    text = printable(one_line(error))
+    return text if len(text) <= LONGEST_LINE else f"{text[: LONGEST_LINE // 2]} ... {text[-LONGEST_LINE // 2 + 5 :]}"
 
 
 def one_line(error: BaseException) -> str:
