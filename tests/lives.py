@@ -268,6 +268,18 @@ def die_in_save(arguments: list[str], update: int, written: str) -> None:
     RoundRobinTrainer._save_checkpoint = saving
 
 
+def die_after_save(arguments: list[str], update: int) -> None:
+    """Kills the process when a checkpoint has its name, before older ones are removed."""
+    remove = RoundRobinTrainer.remove_old_checkpoints
+
+    def die(self: RoundRobinTrainer) -> None:
+        if self.state.global_step == update:
+            os.kill(os.getpid(), signal.SIGKILL)
+        remove(self)
+
+    RoundRobinTrainer.remove_old_checkpoints = die
+
+
 def limit_file_size(arguments: list[str], update: int, size: int) -> None:
     """From the save of an update on no file may be larger than `size` bytes."""
     save = RoundRobinTrainer._save_checkpoint

@@ -24,6 +24,7 @@ from lives import (
     UPDATES,
     assert_same_end,
     count_moments,
+    die_after_save,
     die_in_save,
     limit_file_size,
     outcome,
@@ -172,6 +173,16 @@ def test_a_kill_during_a_save_leaves_the_checkpoint_before(folder, live, undistu
     assert list((run / "checkpoints").rglob(f".unfinished/checkpoint-6/{written}"))
     life = live(run, "--resume")
     assert "going on from" in life.output
+    assert_same_end(run, undisturbed)
+
+
+def test_a_kill_after_the_last_save_leaves_no_checkpoint_too_many(folder, live, undisturbed):
+    run = folder / "last-save"
+    assert live(run, hook=(die_after_save, UPDATES)).code == -signal.SIGKILL
+    kept = sorted(path.name for path in (undisturbed / "checkpoints").iterdir())
+    assert len(list((run / "checkpoints").glob("checkpoint-*"))) == len(kept) + 1
+    assert live(run, "--resume").code == 0
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == kept
     assert_same_end(run, undisturbed)
 
 

@@ -22,6 +22,11 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+
+from conftest import ROOT
+from distributed_run import environment
+from exhubert.utils.command import UNFORESEEN
+from hub_stand_in import HubStandIn
 from kills import (
     OURS,
     PATIENCE_SECONDS,
@@ -40,11 +45,6 @@ from kills import (
     write_inputs,
 )
 from tally import FAILED, RIGHT, Tally
-
-from conftest import ROOT
-from distributed_run import environment
-from exhubert.utils.command import UNFORESEEN
-from hub_stand_in import HubStandIn
 
 CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 0x4000, 1 << 18
 AMPLE = "4g"
