@@ -26,6 +26,7 @@ from lives import (
     count_moments,
     die_after_save,
     die_in_save,
+    kill_a_worker,
     limit_file_size,
     outcome,
     signal_in_evaluation,
@@ -111,6 +112,17 @@ def test_a_signal_saves_the_update_in_hand(folder, live, undisturbed, number):
     again = live(run, "--resume")
     assert again.code == 0
     assert f"the run in {run} is complete; with more `rounds` it would go on" in again.output
+
+
+def test_the_death_of_a_data_worker_is_a_plain_error(folder, live, undisturbed):
+    run = folder / "worker"
+    life = live(run, WORKERS, "2", hook=(kill_a_worker, 5))
+    assert life.code == 1, life.output
+    line = life.output.strip().splitlines()[-1]
+    assert line.startswith("error: a data worker died, perhaps for want of memory (DataLoader worker (pid")
+    assert "--resume" in line and "not foreseen" not in line
+    assert live(run, "--resume", WORKERS, "2").code == 0
+    assert_same_end(run, undisturbed)
 
 
 def test_a_signal_during_evaluation_does_not_wait_for_its_end(folder, live, undisturbed):
