@@ -35,8 +35,8 @@ def deaths_of_workers() -> Iterator[None]:
             raise
         reason = first_line(error).rstrip(". ")
         raise ChildProcessError(
-            f"a data worker died, perhaps for want of memory ({reason}); to go on, give the same command with --resume; "
-            "fewer dataloader_num_workers need less"
+            f"a data worker died, perhaps for want of memory ({reason}); to go on, give the same command with "
+            "--resume; fewer dataloader_num_workers need less"
         ) from error
 
 
