@@ -42,9 +42,10 @@ from lives import hear_changes, write_run
 from tally import FAILED, REFUSED, RIGHT, Tally
 
 PATIENCE_SECONDS = 150.0  # for a life that takes some on an idle machine
-REDRAWS = 6  # of a moment that came after the end
+REDRAWS = 12  # of a moment that came after the end
 OURS = os.environ.get("EXHUBERT_SHARED", str(ROOT.parent / "shared"))
-UNSTEADY = ("_runtime", "_per_second", "data_wait", "epoch", "seconds")  # ends of keys: the clock's
+# Ends of keys: the clock's, and the checkout's commit, which may move on meanwhile.
+UNSTEADY = ("_runtime", "_per_second", "data_wait", "epoch", "seconds", "commit")
 UNFINISHED = re.compile(r"\.unfinished(-|$)")
 # What all lives need; not onnxruntime, which starts a thread that a fork is without.
 IMPORTS = [
@@ -483,13 +484,14 @@ def attack(count: int, seed: int, directory: Path, keep: Path | None = None) -> 
                 undisturbed[work.kind] = undisturbed_life(lives, work)
             trial = Trial(lives, work, way, undisturbed[work.kind], landed, group)
             try:
-                outcome, line = trial(f"trial-{number}", np.random.default_rng([seed, number]))
+                verdict = trial(f"trial-{number}", np.random.default_rng([seed, number]))
             except Problem as problem:
-                outcome, line = FAILED, f"number {number}, seed {seed}, {way}: {problem}"
-                print(f"{work.kind}: {line}", file=sys.stderr, flush=True)
+                verdict = (FAILED, f"number {number}, seed {seed}, {way}: {problem}")
+                print(f"{work.kind}: {verdict[1]}", file=sys.stderr, flush=True)
                 if keep is not None:
                     shutil.copytree(directory / f"trial-{number}", keep / f"kills-{number}", symlinks=True)
-            tallies[work.kind].add(outcome, line)
+            if verdict is not None:
+                tallies[work.kind].add(*verdict)
             shutil.rmtree(directory / f"trial-{number}", ignore_errors=True)
     print(f"kills: {', '.join(f'{many} {where}' for where, many in sorted(landed.items()))}", file=sys.stderr)
     return list(tallies.values())
@@ -505,8 +507,8 @@ class Trial(NamedTuple):
     landed: Counter[str]
     group: Path | None
 
-    def __call__(self, name: str, generator: np.random.Generator) -> tuple[str, str]:
-        """Returns an outcome for `Tally.add`; raises Problem."""
+    def __call__(self, name: str, generator: np.random.Generator) -> tuple[str, str] | None:
+        """Returns an outcome for `Tally.add`, or None where all faults came after the end; raises Problem."""
         for draw in range(REDRAWS):
             place = self.lives.new_place(name)
             ended = self.fault(place, generator, draw)
@@ -515,7 +517,7 @@ class Trial(NamedTuple):
                 break
             self.landed[f"{self.way}: after the end"] += 1
         else:
-            return RIGHT, "never hit"
+            return None
         self.landed[f"{self.way}: {ended.killed or 'ended in a line'}"] += 1
         done = bool(self.work.whole) and (place / self.work.whole).exists()
         if self.way == "kill -9" and not done and generator.random() < 1 / 3:  # the life after it as well
