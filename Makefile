@@ -8,7 +8,8 @@
 #                     differ; SLOW=1 runs all on each, with the slow ones; `make release-environments` installs them
 # make test-peers     transformers' own common tests on our classes, HuBERT's as the control
 # make hashes         constraints-hashes.txt anew; HASHES=1 with any target installs what stands there, and nothing else
-# make test-faults    damaged, lying and harmful files of every kind, SEED=0 of them; the tests have a quick part
+# make test-faults    damaged, lying and harmful files of every kind, and kills, full disks and deaths in every command,
+#                     by SEED=0; the tests have a quick part
 # make bench          what the model costs beside what its arithmetic costs, in runs/speed; bench-quick, the least of it
 PYTHON ?= python3
 # With HASHES=1 an environment of its own, of the very files whose SHA-256 stand in constraints-hashes.txt (but torch's).

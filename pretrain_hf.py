@@ -28,7 +28,7 @@ from exhubert.reports.plots import plot_pretraining
 from exhubert.training import run_folder
 from exhubert.training.arguments import resolved
 from exhubert.training.audio_pool import AudioPool, hold_out, read_pool
-from exhubert.training.interruption import INTERRUPTED, Interrupted
+from exhubert.training.interruption import INTERRUPTED, Interrupted, deaths_of_workers
 from exhubert.training.masked_prediction import (
     HubertForMaskedPrediction,
     MaskedPredictionCollator,
@@ -64,7 +64,7 @@ from exhubert.utils.versions import versions
 def main(arguments: Sequence[str] | None = None, prog: str = "pretrain_hf.py") -> int:
     """Reads the arguments, and trains in a folder that no other process has. Returns the exit code."""
     recipe, training, options = parse_pretraining(arguments, prog)
-    with locked(recipe.output) if training.process_index == 0 else contextlib.nullcontext():
+    with locked(recipe.output) if training.process_index == 0 else contextlib.nullcontext(), deaths_of_workers():
         return pretrain(recipe, training, options.resume)
 
 

@@ -37,7 +37,7 @@ from exhubert.training.callbacks import EarlyStopping
 from exhubert.training.collator import AudioCollator
 from exhubert.training.dimensions import dimension_notices
 from exhubert.training.frame_cache import shared_frame_cache, take_frames
-from exhubert.training.interruption import INTERRUPTED, Interrupted
+from exhubert.training.interruption import INTERRUPTED, Interrupted, deaths_of_workers
 from exhubert.training.losses import build_loss
 from exhubert.training.models import load_model, parts_table, suit_device
 from exhubert.training.notices import check_disk, launch_notices, resume_notices
@@ -50,7 +50,7 @@ from exhubert.utils.files import disk_errors, locked
 def main(arguments: Sequence[str] | None = None, prog: str = "train_hf.py") -> int:
     """Reads the arguments, and trains in a folder that no other process has. Returns the exit code."""
     recipe, training, options = parse(arguments, prog)
-    with locked(recipe.output) if training.process_index == 0 else contextlib.nullcontext():
+    with locked(recipe.output) if training.process_index == 0 else contextlib.nullcontext(), deaths_of_workers():
         return train(recipe, training, options.resume, options.trust_remote_code)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import errno
 import io
 import os
 import shutil
@@ -23,7 +22,7 @@ from exhubert.corpora.readers import read_corpus
 from exhubert.corpora.registry import Corpus, corpus_or_none, find_corpus
 from exhubert.corpora.splits import SPLIT_COLUMNS, SPLITS, assign_splits, protocol_labels, protocol_taken
 from exhubert.utils.command import progress_bar
-from exhubert.utils.files import VIDEO_SUFFIXES, disk_errors, remove_leftovers, whole_folder
+from exhubert.utils.files import NO_ROOM, VIDEO_SUFFIXES, disk_errors, remove_leftovers, whole_folder
 
 MOST_MISSED = 0.3  # of the audio; IEMOCAP's clips without a majority are 25 %
 AUDIO_MODES = ("link", "copy", "flac")
@@ -90,7 +89,7 @@ def prepare_corpus(
         try:
             rows = _place_audio(clips, tree, unfinished, audio, copies=table is not None)
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno in NO_ROOM:
                 raise OSError(f"{output}: no space left on its disk; nothing was written") from error
             raise
         if rows:

@@ -22,6 +22,7 @@ from exhubert.inference.summary import Names, write_summary
 from exhubert.inference.turn_files import turns_of_files, turns_version
 from exhubert.pipeline_exhubert import ExHuBERTPipeline
 from exhubert.segments_exhubert import SPEECH
+from exhubert.utils.files import NO_ROOM
 from exhubert.utils.text import as_text, printable
 
 Maker = Callable[[str, Mapping[str, Any], float], None]  # takes a file, what was heard in it, and its seconds
@@ -54,7 +55,8 @@ def run_predict(
         per: "clip", "window" or "segment": what has a row; by default a segment where there are any, else a clip. Rows
             of windows are jsonl or csv.
         segment_files: folder for the segments of each file, in `segment_format`: some of `STYLES`, vtt by default. If
-            they, the picture or the summary cannot be written, the file has its row, and is bad.
+            they, the picture or the summary cannot be written, the file has its row, and is bad; where there is no room
+            for them, the run ends, and what it has no row of is done by the next one.
         options: those of `Options`; `segments` may name a file of turns, or a folder of them: see `turns_of_files`.
 
     Returns:
@@ -221,12 +223,18 @@ def files_beside(
 
 
 def make_all(makers: Mapping[str, Maker], name: str, result: Mapping[str, Any], seconds: float) -> str:
-    """Makes what is made of a file before its row, by which it counts as done; returns what went wrong, or ""."""
+    """Makes what is made of a file before its row, by which it counts as done; returns what went wrong, or "".
+
+    Raises:
+        OSError: if the disk is full: what all later files would miss as well.
+    """
     problems = []
     for what, make in makers.items():
         try:
             make(name, result, seconds)
         except OSError as error:
+            if error.errno in NO_ROOM:
+                raise OSError(error.errno, f"{name}: no {what}: {error.strerror}", error.filename) from error
             problems.append(f"no {what}: {error}")
     return "; ".join(problems)
 

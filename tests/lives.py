@@ -219,6 +219,18 @@ def signal_in_update(arguments: list[str], update: int, number: int, group: bool
     RoundRobinTrainer.check_update = signalled
 
 
+def kill_a_worker(arguments: list[str], update: int) -> None:
+    """Ends a data worker, as a system without memory does, when an update is done."""
+    check_update = RoundRobinTrainer.check_update
+
+    def killed(self: RoundRobinTrainer) -> None:
+        if self.state.global_step == update:
+            multiprocessing.active_children()[0].kill()
+        check_update(self)
+
+    RoundRobinTrainer.check_update = killed
+
+
 def signal_in_evaluation(arguments: list[str], update: int, corpus: str) -> None:
     """Sends SIGTERM when the evaluation of a corpus begins."""
     evaluate = RoundRobinTrainer.evaluate
@@ -266,6 +278,18 @@ def die_in_save(arguments: list[str], update: int, written: str) -> None:
         save(self, *args)
 
     RoundRobinTrainer._save_checkpoint = saving
+
+
+def die_after_save(arguments: list[str], update: int) -> None:
+    """Kills the process when a checkpoint has its name, before older ones are removed."""
+    remove = RoundRobinTrainer.remove_old_checkpoints
+
+    def die(self: RoundRobinTrainer) -> None:
+        if self.state.global_step == update:
+            os.kill(os.getpid(), signal.SIGKILL)
+        remove(self)
+
+    RoundRobinTrainer.remove_old_checkpoints = die
 
 
 def limit_file_size(arguments: list[str], update: int, size: int) -> None:

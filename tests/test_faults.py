@@ -1,4 +1,4 @@
-"""A quick part of `make test-faults`: what a stranger's files may do, in processes of their own.
+"""A quick part of `make test-faults`: what a stranger's files may do, in processes of their own, and kills of ours.
 
 python -m pytest tests/test_faults.py
 """
@@ -35,3 +35,9 @@ def test_what_is_hostile_is_read_or_refused(attack, part, count):
     pytest.importorskip("av", reason="writing the formats needs av: pip install av")
     pytest.importorskip("onnx", reason="writing graphs needs onnx: pip install onnx")
     assert attack(part, count) == ""
+
+
+def test_what_was_killed_is_done_by_the_same_command_again(attack):
+    """Conversion, preparation, prediction, embedding and pushing; test_resume.py has trainings."""
+    pytest.importorskip("onnxscript", reason="the lives' server imports what exports need: pip install onnxscript")
+    assert attack("kills", 10) == ""

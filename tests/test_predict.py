@@ -6,6 +6,7 @@ python -m pytest tests/test_predict.py
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from PIL import Image
 
 from conftest import alike, make_classifier, refused, write_bad_files
 from exhubert.cli import main
+from exhubert.inference import predict
 from exhubert.inference.timeline import plot_timeline
 from exhubert.model_folder import load_pipeline, save_model_folder
 
@@ -303,6 +305,30 @@ def test_a_picture_that_cannot_be_written_stops_nothing(clips, classifier_folder
     assert f"bad: {too_long}: no picture: " in err
     assert sorted(os.listdir("pictures")) == [f"{long}.png", "c.wav.png"]
     assert main([*command, too_long]) == 2  # the row is there
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_ends_the_run_and_the_next_one_makes_the_picture(
+    clips, classifier_folder, capsys, monkeypatch, number
+):
+    """Else the file would have its row, and never its picture."""
+    command = ["predict", classifier_folder, "clips/a.flac", "clips/b.wav", "--timeline", "pictures"]
+    command += ["--output", "out.jsonl"]
+    find_plot = predict.find_plot
+
+    def fail(path, name, *values):
+        if "b.wav" in name:
+            raise OSError(number, os.strerror(number))
+        find_plot()(path, name, *values)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(predict, "find_plot", lambda: fail)
+        line = refused(capsys, main, *command)
+    assert f"clips/b.wav: no picture: {os.strerror(number)}" in line
+    assert len(Path("out.jsonl").read_text().splitlines()) == 1
+    assert main(command) == 0
+    assert sorted(os.listdir("pictures")) == ["a.flac.png", "b.wav.png"]
+    assert len(Path("out.jsonl").read_text().splitlines()) == 2
 
 
 @pytest.mark.filterwarnings("error")

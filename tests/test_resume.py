@@ -24,7 +24,9 @@ from lives import (
     UPDATES,
     assert_same_end,
     count_moments,
+    die_after_save,
     die_in_save,
+    kill_a_worker,
     limit_file_size,
     outcome,
     signal_in_evaluation,
@@ -112,6 +114,17 @@ def test_a_signal_saves_the_update_in_hand(folder, live, undisturbed, number):
     assert f"the run in {run} is complete; with more `rounds` it would go on" in again.output
 
 
+def test_the_death_of_a_data_worker_is_a_plain_error(folder, live, undisturbed):
+    run = folder / "worker"
+    life = live(run, WORKERS, "2", hook=(kill_a_worker, 5))
+    assert life.code == 1, life.output
+    line = life.output.strip().splitlines()[-1]
+    assert line.startswith("error: a data worker died, perhaps for want of memory (DataLoader worker (pid")
+    assert "--resume" in line and "not foreseen" not in line
+    assert live(run, "--resume", WORKERS, "2").code == 0
+    assert_same_end(run, undisturbed)
+
+
 def test_a_signal_during_evaluation_does_not_wait_for_its_end(folder, live, undisturbed):
     """The evaluation that was cut short is made up for; so is one that is cut short while it is made up for."""
     run = folder / "evaluation"
@@ -172,6 +185,16 @@ def test_a_kill_during_a_save_leaves_the_checkpoint_before(folder, live, undistu
     assert list((run / "checkpoints").rglob(f".unfinished/checkpoint-6/{written}"))
     life = live(run, "--resume")
     assert "going on from" in life.output
+    assert_same_end(run, undisturbed)
+
+
+def test_a_kill_after_the_last_save_leaves_no_checkpoint_too_many(folder, live, undisturbed):
+    run = folder / "last-save"
+    assert live(run, hook=(die_after_save, UPDATES)).code == -signal.SIGKILL
+    kept = sorted(path.name for path in (undisturbed / "checkpoints").iterdir())
+    assert len(list((run / "checkpoints").glob("checkpoint-*"))) == len(kept) + 1
+    assert live(run, "--resume").code == 0
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == kept
     assert_same_end(run, undisturbed)
 
 

@@ -109,7 +109,6 @@ class CheckpointTrainer(Trainer):
                     target.rename(self.staging / "replaced")
                 put_in_place(unfinished, target)
                 self.remove_old_checkpoints()
-                shutil.rmtree(self.staging, ignore_errors=True)
 
         for step in (write_model, write_states, finish):
             self.on_all_processes(step, target)
@@ -134,11 +133,13 @@ class CheckpointTrainer(Trainer):
         newest_first = whole_checkpoints(Path(self.args.output_dir))[::-1]
         limit = self.args.save_total_limit or len(newest_first)
         kept = {newest_first[0]} | {path for path in newest_first if str(path) == self.state.best_model_checkpoint}
+        self.staging.mkdir(exist_ok=True)
         for path in newest_first:
             if path not in kept and len(kept) < limit:
                 kept.add(path)
             elif path not in kept:
                 path.rename(self.staging / path.name)  # never half there under its name
+        shutil.rmtree(self.staging, ignore_errors=True)
 
     # No public hook for the five below, of which the first two only warn of weights that do not fit.
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:

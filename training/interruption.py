@@ -1,13 +1,17 @@
-"""SIGTERM and SIGINT: noted when they come, acted on when everything can be saved."""
+"""SIGTERM and SIGINT: noted when they come, acted on when everything can be saved. And data workers that die."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
+
+from exhubert.utils.text import first_line
 
 INTERRUPTED = 3  # the exit code after SIGTERM or SIGINT, when everything is saved
 SAME_PRESS_SECONDS = 1.0  # torchrun passes on the Ctrl-C that the terminal has sent to every process already
@@ -19,6 +23,21 @@ class Interrupted(Exception):
 
 class EvaluationCutShort(Exception):
     """A signal came during an evaluation."""
+
+
+@contextlib.contextmanager
+def deaths_of_workers() -> Iterator[None]:
+    """Turns what torch raises, wherever the run is, when a data worker dies into a ChildProcessError with a remedy."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        reason = first_line(error).rstrip(". ")
+        raise ChildProcessError(
+            f"a data worker died, perhaps for want of memory ({reason}); to go on, give the same command with "
+            "--resume; fewer dataloader_num_workers need less"
+        ) from error
 
 
 class Signals:

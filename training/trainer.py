@@ -316,6 +316,8 @@ class RoundRobinTrainer(CheckpointTrainer):
             metrics = self._evaluate(None, None)
             if self._determine_best_metric(metrics, None):
                 state.best_model_checkpoint = str(self.checkpoint_path(state.global_step))
+        if state.global_step and self.args.should_save:  # a run that was killed may not have come to it
+            self.remove_old_checkpoints()
         scores = [entry[self.whole_evaluation] for entry in state.log_history if self.whole_evaluation in entry]
         stopping = [callback for callback in self.callback_handler.callbacks if isinstance(callback, EarlyStopping)]
         if scores and any(callback.count(scores) for callback in stopping):

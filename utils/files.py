@@ -35,6 +35,7 @@ UNFINISHED = ".unfinished"
 LOADER_OF_OWN_FILES: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 LONGEST_NAME = 240  # bytes, of which file systems take 255
 SYNCED_AT_ONCE = 16
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk is full, or a limit is reached
 UNSYNCED = (  # what disks say that sync no folders
     *(errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EPERM),
 )

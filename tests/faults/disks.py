@@ -22,6 +22,11 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+
+from conftest import ROOT
+from distributed_run import environment
+from exhubert.utils.command import UNFORESEEN
+from hub_stand_in import HubStandIn
 from kills import (
     OURS,
     PATIENCE_SECONDS,
@@ -39,12 +44,7 @@ from kills import (
     undisturbed_life,
     write_inputs,
 )
-from tally import FAILED, RIGHT, Tally
-
-from conftest import ROOT
-from distributed_run import environment
-from exhubert.utils.command import UNFORESEEN
-from hub_stand_in import HubStandIn
+from tally import FAILED, REFUSED, Tally
 
 CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 0x4000, 1 << 18
 AMPLE = "4g"
@@ -82,13 +82,14 @@ def attack(count: int, seed: int, directory: Path, keep: Path | None = None) -> 
             trial = Fault(lives, work, kind, undisturbed[work.kind], Counter(), None)
             with mounted(directory / "disk") if mounts else contextlib.nullcontext():
                 try:
-                    outcome, line = trial.tried(np.random.default_rng([seed, number]))
+                    verdict = trial.tried(np.random.default_rng([seed, number]))
                 except Problem as problem:
-                    outcome, line = FAILED, f"number {number}, seed {seed}, {work.kind}: {problem}"
-                    print(f"{kind}: {line}", file=sys.stderr, flush=True)
+                    verdict = (FAILED, f"number {number}, seed {seed}, {work.kind}: {problem}")
+                    print(f"{kind}: {verdict[1]}", file=sys.stderr, flush=True)
                     if keep is not None:
                         shutil.copytree(directory / "disk", keep / f"disks-{number}", symlinks=True)
-                tallies[kind].add(outcome, line)
+                if verdict is not None:
+                    tallies[kind].add(*verdict)
                 shutil.rmtree(directory / "disk" / "trial", ignore_errors=True)
     return list(tallies.values())
 
@@ -96,8 +97,8 @@ def attack(count: int, seed: int, directory: Path, keep: Path | None = None) -> 
 class Fault(Trial):
     """A life that meets what `way` says, and the life after it."""
 
-    def tried(self, generator: np.random.Generator) -> tuple[str, str]:
-        """Returns an outcome for `Tally.add`; raises Problem."""
+    def tried(self, generator: np.random.Generator) -> tuple[str, str] | None:
+        """As `Trial`'s own call."""
         faults = {
             "full disk": self.full,
             "limited file size": self.full,
@@ -113,9 +114,10 @@ class Fault(Trial):
             ended = faults[self.way](place, generator, draw)
             self.check_whole(place)
             if any(ended.codes):
-                return self.again(place, ended)
+                outcome = self.again(place, ended)
+                return (REFUSED, "") if 1 in ended.codes else outcome
             place = self.lives.new_place("disk/trial")
-        return RIGHT, "never hit"
+        return None
 
     def refused(self, ended: Ended) -> Ended:
         """Raises Problem unless a life went through, or ended in one line that was foreseen."""

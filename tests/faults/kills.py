@@ -31,7 +31,6 @@ import torch
 import yaml
 from pyarrow import parquet
 from safetensors.torch import load_file
-from tally import FAILED, REFUSED, RIGHT, Tally
 from transformers import HubertConfig, HubertForSequenceClassification
 from unlabelled import recipe_in, write_talk
 
@@ -40,11 +39,13 @@ from exhubert.cli import entry_point
 from exhubert.model_folder import save_model_folder
 from hub_stand_in import WRITER, HubStandIn
 from lives import hear_changes, write_run
+from tally import FAILED, REFUSED, RIGHT, Tally
 
 PATIENCE_SECONDS = 150.0  # for a life that takes some on an idle machine
-REDRAWS = 6  # of a moment that came after the end
+REDRAWS = 12  # of a moment that came after the end
 OURS = os.environ.get("EXHUBERT_SHARED", str(ROOT.parent / "shared"))
-UNSTEADY = ("_runtime", "_per_second", "data_wait", "epoch", "seconds")  # ends of keys: the clock's
+# Ends of keys: the clock's, and the checkout's commit, which may move on meanwhile.
+UNSTEADY = ("_runtime", "_per_second", "data_wait", "epoch", "seconds", "commit")
 UNFINISHED = re.compile(r"\.unfinished(-|$)")
 # What all lives need; not onnxruntime, which starts a thread that a fork is without.
 IMPORTS = [
@@ -329,27 +330,22 @@ class Undisturbed(NamedTuple):
 
 
 def undisturbed_life(lives: Lives, work: Work) -> Undisturbed:
-    """Measures one life, of which another one is the yardstick for time: what is loaded once is loaded then."""
+    """Measures one life."""
     measured, seen = lives.directory / "tmp" / "measured.json", set[str]()
-    for times in ("first", "second"):
-        place = lives.new_place(f"{work.kind.replace(' ', '-')}-{times}")
+    place = lives.new_place("undisturbed")
 
-        def watch(_: float, place: Path = place) -> bool:
-            seen.update(under_way(lives, work, place))
-            return False
+    def watch(_: float) -> bool:
+        seen.update(under_way(lives, work, place))
+        return False
 
-        begin, given = time.monotonic(), {"measured": str(measured)} if times == "first" else {}
-        ended = lives(work, place, wait=watch if times == "first" else None, **given)
-        seconds = time.monotonic() - begin
-        if any(ended.codes):
-            raise RuntimeError(f"{work.kind}: without any fault it ends with {ended.codes}: {ended.output}")
-        if times == "first":
-            state = state_of(work, lives, place)
-            known = json.loads(measured.read_text())
-            known["file_bytes"] = [path.stat().st_size for path in place.rglob("*") if path.is_file()]
-        elif problem := difference(state_of(work, lives, place), state, work):
-            raise RuntimeError(f"{work.kind}: two undisturbed lives differ: {problem}")
-    return Undisturbed(seconds, state=state, unfinished=len(seen), **known)
+    begin = time.monotonic()
+    ended = lives(work, place, wait=watch, measured=str(measured))
+    seconds = time.monotonic() - begin
+    if any(ended.codes):
+        raise RuntimeError(f"{work.kind}: without any fault it ends with {ended.codes}: {ended.output}")
+    known = json.loads(measured.read_text())
+    known["file_bytes"] = [path.stat().st_size for path in place.rglob("*") if path.is_file()]
+    return Undisturbed(seconds, state=state_of(work, lives, place), unfinished=len(seen), **known)
 
 
 # What is left
@@ -404,7 +400,7 @@ def content_of(path: Path, place: Path, partly: bool = False) -> Any:
         if path.suffix == ".jsonl":
             return [json.loads(line) for line in lines]
         cells = csv.reader(line.decode() for line in lines)
-        return [[float(cell) if re.fullmatch(r"\d+\.\d+(e-\d+)?", cell) else cell for cell in row] for row in cells]
+        return [[float(cell) if re.fullmatch(r"-?\d+\.\d+(e-\d+)?", cell) else cell for cell in row] for row in cells]
     return re.sub(rb"\d{4}-\d\d-\d\d", b"DATE", content)
 
 
@@ -488,13 +484,14 @@ def attack(count: int, seed: int, directory: Path, keep: Path | None = None) -> 
                 undisturbed[work.kind] = undisturbed_life(lives, work)
             trial = Trial(lives, work, way, undisturbed[work.kind], landed, group)
             try:
-                outcome, line = trial(f"trial-{number}", np.random.default_rng([seed, number]))
+                verdict = trial(f"trial-{number}", np.random.default_rng([seed, number]))
             except Problem as problem:
-                outcome, line = FAILED, f"number {number}, seed {seed}, {way}: {problem}"
-                print(f"{work.kind}: {line}", file=sys.stderr, flush=True)
+                verdict = (FAILED, f"number {number}, seed {seed}, {way}: {problem}")
+                print(f"{work.kind}: {verdict[1]}", file=sys.stderr, flush=True)
                 if keep is not None:
                     shutil.copytree(directory / f"trial-{number}", keep / f"kills-{number}", symlinks=True)
-            tallies[work.kind].add(outcome, line)
+            if verdict is not None:
+                tallies[work.kind].add(*verdict)
             shutil.rmtree(directory / f"trial-{number}", ignore_errors=True)
     print(f"kills: {', '.join(f'{many} {where}' for where, many in sorted(landed.items()))}", file=sys.stderr)
     return list(tallies.values())
@@ -510,8 +507,8 @@ class Trial(NamedTuple):
     landed: Counter[str]
     group: Path | None
 
-    def __call__(self, name: str, generator: np.random.Generator) -> tuple[str, str]:
-        """Returns an outcome for `Tally.add`; raises Problem."""
+    def __call__(self, name: str, generator: np.random.Generator) -> tuple[str, str] | None:
+        """Returns an outcome for `Tally.add`, or None where all faults came after the end; raises Problem."""
         for draw in range(REDRAWS):
             place = self.lives.new_place(name)
             ended = self.fault(place, generator, draw)
@@ -520,9 +517,10 @@ class Trial(NamedTuple):
                 break
             self.landed[f"{self.way}: after the end"] += 1
         else:
-            return RIGHT, "never hit"
+            return None
         self.landed[f"{self.way}: {ended.killed or 'ended in a line'}"] += 1
-        if self.way == "kill -9" and generator.random() < 1 / 3:  # the life after it as well
+        done = bool(self.work.whole) and (place / self.work.whole).exists()
+        if self.way == "kill -9" and not done and generator.random() < 1 / 3:  # the life after it as well
             later = self.killed_at(place, generator.uniform(0, self.undisturbed.seconds), again=True)
             self.check(later, place)
             self.landed["kill -9 of the life after it"] += any(later.codes)
@@ -592,15 +590,23 @@ class Trial(NamedTuple):
             raise Problem(f"the same command again ends with {ended.codes}: {ended.output[-600:]!r}")
         found, expected = state_of(self.work, self.lives, place), self.undisturbed.state
         if self.way == "SIGTERM" and self.work.resumed:
-            found, expected = without_losses(found), without_losses(expected)
+            found, expected = of_the_end(found), of_the_end(expected)
         if problem := difference(found, expected, self.work):
             raise Problem(f"after the same command again {problem}")
         return (REFUSED, "") if refused or killed.codes == [1] else (RIGHT, "")
 
 
-def without_losses(state: dict[str, Any]) -> dict[str, Any]:
-    """The state of a run but for the losses that were logged: an interruption logs those since the last log."""
-    return state
+def of_the_end(state: dict[str, Any]) -> dict[str, Any]:
+    """The state of a run but for what an interruption adds: a checkpoint, and the losses since the last log."""
+    number = re.compile(r"checkpoint-(\d+)/")
+    numbers = {name: int(found[1]) for name in state if (found := number.search(name))}
+    last = max(numbers.values(), default=0)
+    kept = {name: state[name] for name in state if numbers.get(name, last) == last and not name.endswith("curves.png")}
+    for name in kept:
+        if name.endswith("trainer_state.json"):
+            log = [entry for entry in kept[name]["log_history"] if "loss" not in entry]
+            kept[name] = kept[name] | {"log_history": log}
+    return kept
 
 
 @contextlib.contextmanager

@@ -18,12 +18,15 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tally import table
 
 COUNTS = {
     "hostile_audio": (3_000, 200),
     "hostile_texts": (1_700, 68),
+    "kills": (85, 10),
+    "disks": (80, 10),
 }  # whole, and quick
 KEPT = Path("runs/faults")
 
