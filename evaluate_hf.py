@@ -58,7 +58,7 @@ from exhubert.model_folder.load import DTYPES, choose_device, load_for_answers, 
 from exhubert.publish.run_card import calibration_section
 from exhubert.reports.report import PICTURES, write_report
 from exhubert.reports.tables import ccc_table, chances, uar_table
-from exhubert.utils.command import quiet_transformers, run_with_one_line_errors, with_hyphens
+from exhubert.utils.command import lost_processes, quiet_transformers, run_with_one_line_errors, with_hyphens
 from exhubert.utils.files import locked, read_table, write_text
 
 Corpora = dict[str, dict[str, Dataset]]
@@ -126,7 +126,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = "evaluate_hf.py") -
     state = PartialState(cpu=choose_device(options.device, options.dtype).type == "cpu")
     systems: dict[str, dict[str, Any]] = {}
     tables: dict[str, pandas.DataFrame] = {}
-    with locked(options.output) if state.is_main_process else contextlib.nullcontext():
+    lock = locked(options.output) if state.is_main_process else contextlib.nullcontext()
+    with lock, lost_processes(state.num_processes):
         for name, (model, folder) in models.items():
             systems[name], tables[name] = evaluate(model, name, folder, read, options)
         if state.is_main_process:

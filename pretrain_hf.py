@@ -56,7 +56,7 @@ from exhubert.training.targets import (
     save_targets,
     targets_key,
 )
-from exhubert.utils.command import quiet_transformers, run_with_one_line_errors
+from exhubert.utils.command import lost_processes, quiet_transformers, run_with_one_line_errors
 from exhubert.utils.files import disk_errors, locked
 from exhubert.utils.versions import versions
 
@@ -64,7 +64,8 @@ from exhubert.utils.versions import versions
 def main(arguments: Sequence[str] | None = None, prog: str = "pretrain_hf.py") -> int:
     """Reads the arguments, and trains in a folder that no other process has. Returns the exit code."""
     recipe, training, options = parse_pretraining(arguments, prog)
-    with locked(recipe.output) if training.process_index == 0 else contextlib.nullcontext(), deaths_of_workers():
+    lock = locked(recipe.output) if training.process_index == 0 else contextlib.nullcontext()
+    with lock, deaths_of_workers(), lost_processes(training.world_size):
         return pretrain(recipe, training, options.resume)
 
 

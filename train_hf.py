@@ -43,14 +43,15 @@ from exhubert.training.models import load_model, parts_table, suit_device
 from exhubert.training.notices import check_disk, launch_notices, resume_notices
 from exhubert.training.round_robin import MultiCorpus, RoundRobinSampler
 from exhubert.training.trainer import RoundRobinTrainer
-from exhubert.utils.command import quiet_transformers, run_with_one_line_errors
+from exhubert.utils.command import lost_processes, quiet_transformers, run_with_one_line_errors
 from exhubert.utils.files import disk_errors, locked
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "train_hf.py") -> int:
     """Reads the arguments, and trains in a folder that no other process has. Returns the exit code."""
     recipe, training, options = parse(arguments, prog)
-    with locked(recipe.output) if training.process_index == 0 else contextlib.nullcontext(), deaths_of_workers():
+    lock = locked(recipe.output) if training.process_index == 0 else contextlib.nullcontext()
+    with lock, deaths_of_workers(), lost_processes(training.world_size):
         return train(recipe, training, options.resume, options.trust_remote_code)
 
 

@@ -11,6 +11,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from exhubert.utils.command import lost_processes
+
 T = TypeVar("T")
 LONGEST_WAIT = timedelta(days=30)  # for the others' shares; a process that dies is the launcher's to see
 
@@ -81,8 +83,10 @@ def team() -> Iterator[Team]:
 
     distributed.init_process_group("gloo", timeout=LONGEST_WAIT)
     try:
-        yield Team(distributed.get_rank(), size)
-        distributed.barrier()  # where one leaves with exit code 2, torchrun ends the others, also one that still writes
+        with lost_processes(size):
+            yield Team(distributed.get_rank(), size)
+            # Where one leaves with exit code 2, torchrun ends the others, also one that still writes.
+            distributed.barrier()
     finally:
         distributed.destroy_process_group()
 

@@ -21,7 +21,7 @@ from exhubert import ExHuBERTConfig, evaluate_hf, train_hf
 from exhubert.cli import main
 from exhubert.corpora.labels import load_label_map
 from exhubert.training.arguments import parse
-from exhubert.utils.command import named_errors, run_with_one_line_errors
+from exhubert.utils.command import lost_processes, named_errors, run_with_one_line_errors
 
 WRONG_FIELDS: dict[str, list[Any]] = {
     "num_hidden_layers": ["4", 10**9, 2.0, None, [4], -4],
@@ -306,3 +306,13 @@ def test_an_error_line_is_fit_for_a_terminal(capsys, monkeypatch):
     line = capsys.readouterr().err.removesuffix("\n")
     assert line.isprintable() and len(line) < 2100
     assert line.startswith(r"error: begin \x1b[2J xxx") and line.endswith("xxx end")
+
+
+def test_the_death_of_another_process_is_foreseen():
+    """gloo and NCCL raise RuntimeError; of one process that has another reason."""
+    text = "[gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:27859: Connection reset by peer."
+    with pytest.raises(ConnectionError, match="another process of this run is gone"), lost_processes(2):
+        raise RuntimeError(text)
+    for count, other in ((1, text), (2, "size mismatch")):
+        with pytest.raises(RuntimeError, match=re.escape(other)), lost_processes(count):
+            raise RuntimeError(other)

@@ -30,9 +30,8 @@ from exhubert.training.dimensions import Truth, logits_and_dimensions, metrics_o
 from exhubert.training.interruption import EvaluationCutShort, Interrupted, Signals
 from exhubert.training.round_robin import CorpusSampler, Draw, RoundRobinSampler, ValidationClips
 from exhubert.training.run_folder import whole_checkpoints
-from exhubert.utils.text import first_line
+from exhubert.utils.command import lost_processes
 
-LOST_PROCESS = ("Connection", "gloo", "NCCL", "Timed out")  # in the errors of collectives
 NAMED_FILES = 3  # of a batch whose loss is not finite, for each corpus
 CHECKED_TOGETHER = 10  # losses of so many updates are looked at together, at most
 
@@ -114,7 +113,8 @@ class RoundRobinTrainer(CheckpointTrainer):
         if resume_from_checkpoint is not None:
             check_checkpoint(Path(resume_from_checkpoint), self.is_fsdp_enabled)
         try:
-            result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+            with lost_processes(self.args.world_size):
+                result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
             if self.any_process(self.signals.received)[0]:  # during the last save
                 raise self.interrupted()
             return result
@@ -124,11 +124,6 @@ class RoundRobinTrainer(CheckpointTrainer):
             return None
         except EvaluationCutShort:
             raise self.interrupted() from None
-        except RuntimeError as error:
-            if self.args.world_size > 1 and any(word in str(error) for word in LOST_PROCESS):
-                reason = first_line(error)
-                raise ConnectionError(f"another process of this run is gone, or does not answer ({reason})") from error
-            raise
         finally:
             self.is_in_train = False
             if self.progress is not None:

@@ -14,11 +14,12 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from exhubert.utils.text import printable
+from exhubert.utils.text import first_line, printable
 
 LONGEST_REASON = 400  # characters
 NOT_UNPICKLED = "its pickle is damaged, or holds more than tensors, which could run code: not loaded"
 LONGEST_LINE = 2000  # of which the middle is left out
+LOST_PROCESS = ("Connection", "gloo", "NCCL", "Timed out")  # in the errors of collectives
 UNFORESEEN = " (not foreseen: with EXHUBERT_TRACEBACK=1 it says where)"
 
 
@@ -76,6 +77,18 @@ def named_errors(what: str, remedy: str = "") -> Iterator[None]:
     except Exception as error:
         reason = textwrap.shorten(one_line(error), LONGEST_REASON)
         raise ValueError(f"{what} ({reason}){remedy and '; '}{remedy}") from error
+
+
+@contextlib.contextmanager
+def lost_processes(count: int) -> Iterator[None]:
+    """Turns what the collectives of several processes raise when one of them has died into a ConnectionError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if count == 1 or not any(word in str(error) for word in LOST_PROCESS):
+            raise
+        reason = first_line(error)
+        raise ConnectionError(f"another process of this run is gone, or does not answer ({reason})") from error
 
 
 def quiet_transformers() -> None:

@@ -178,7 +178,7 @@ class Fault(Trial):
             return self.refused(ended)
         if sorted(ended.codes) not in ([-signal.SIGKILL] * 2, [-signal.SIGKILL, 1], [-signal.SIGKILL, 0], [0, 0]):
             raise Problem(f"they ended with {ended.codes}: {ended.output[-1500:]!r}")
-        if 1 in ended.codes and not ended.in_a_line:
+        if 1 in ended.codes and (not ended.in_a_line or UNFORESEEN in "".join(ended.lines)):
             raise Problem(f"the survivor ended in more than a line: {ended.output[-1500:]!r}")
         return ended
 

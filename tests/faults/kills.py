@@ -46,7 +46,7 @@ REDRAWS = 12  # of a moment that came after the end
 OURS = os.environ.get("EXHUBERT_SHARED", str(ROOT.parent / "shared"))
 # Ends of keys: the clock's, and the checkout's commit, which may move on meanwhile.
 UNSTEADY = ("_runtime", "_per_second", "data_wait", "epoch", "seconds", "commit")
-UNFINISHED = re.compile(r"\.unfinished(-|$)")
+UNFINISHED = re.compile(r"\.unfinished(-|/|$)")
 # What all lives need; not onnxruntime, which starts a thread that a fork is without.
 IMPORTS = [
     *("kills", "exhubert.train_hf", "exhubert.pretrain_hf", "exhubert.evaluate_hf", "exhubert.publish.push"),
@@ -109,7 +109,8 @@ WORKS = (
 QUICK = ("convert hubert", "corpora prepare", "predict", "embed", "push")  # test_resume.py has trainings
 WAYS = ("kill -9", "in a write", "SIGTERM", "between changes", "memory")
 SIGNALS = {"SIGTERM": signal.SIGTERM}  # kill -9 otherwise
-KILLED = (-signal.SIGKILL, -signal.SIGABRT)  # for want of memory: by the kernel, or by a library's own hand
+# For want of memory: by the kernel, or by libraries that do not ask whether they have got some.
+KILLED = (-signal.SIGKILL, -signal.SIGABRT, -signal.SIGSEGV)
 
 
 def write_inputs(inputs: Path) -> None:
