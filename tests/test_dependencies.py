@@ -134,7 +134,9 @@ def test_the_package_imports_nothing_that_is_not_named():
 
 
 def test_developers_have_what_their_tests_and_tools_import():
-    own = {path.stem for folder in ("tests", *NOT_PACKAGED, ".") for path in (ROOT / folder).glob("*.py")} | {"tests"}
+    own = {
+        path.stem for folder in ("tests", "tests/faults", *NOT_PACKAGED, ".") for path in (ROOT / folder).glob("*.py")
+    } | {"tests", "faults"}
     assert top(of_tests() | of(*NOT_PACKAGED)) - OPTIONAL - own <= named()
 
 

@@ -94,7 +94,7 @@ def test_the_recipe_keeps_that_a_run_is_pushed_and_takes_no_token(tmp_path):
     kept = resolved(*parse([str(recipe)])[:2])["training"]
     assert (kept["push_to_hub"], kept["hub_model_id"]) == (True, "user/model")
     for name, value in (("hub_token", WRITER), ("hub_strategy", "every_save"), ("hub_always_push", "true")):
-        with pytest.raises(ValueError, match=f"^{name} has no place here") as error:
+        with pytest.raises(ValueError, match=f"{name} has no place here") as error:
             parse([str(recipe), f"--{name}", value])
         assert WRITER not in str(error.value)
     with pytest.raises(ValueError, match="push_to_hub needs hub_model_id"):

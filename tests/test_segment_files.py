@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import csv
 import html
+import os
 import re
 import sys
-from pathlib import Path
 
 import pytest
 import webvtt
@@ -197,7 +197,7 @@ def test_what_is_there_stays_where_a_file_cannot_be_written(tmp_path, monkeypatc
     def no_room(*_):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(Path, "replace", no_room)
+    monkeypatch.setattr(os, "replace", no_room)
     with pytest.raises(OSError, match="no space"):
         write_segments(path, style, "clip", PLAIN, 4000.0)
     assert path.read_text() == "before"

@@ -232,7 +232,14 @@ def check_checkpoint(checkpoint: Path, sharded: bool = False) -> None:
 
 
 def check_archive(path: Path) -> None:
-    """Raises RuntimeError for what is no archive as torch writes it: one that unfolds, or whose checksums are wrong."""
+    """Looks at a file that torch wrote, without unpickling it.
+
+    Raises:
+        UnpicklingError: if it is none of torch's archives, but a bare pickle.
+        RuntimeError: if it unfolds to more than it is, or its checksums are wrong.
+    """
+    if not zipfile.is_zipfile(path):
+        raise pickle.UnpicklingError
     with zipfile.ZipFile(path) as archive:
         if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
             raise RuntimeError(f"{path.name} holds what is compressed, which torch does not write")
