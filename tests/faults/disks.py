@@ -72,9 +72,9 @@ def attack(count: int, seed: int, directory: Path, keep: Path | None = None) -> 
         everything = [(kind, work) for kind, work in everything if kind not in ("full disk", "read-only disk")]
     tallies = {kind: Tally(kind) for kind, _ in everything}
     undisturbed: dict[str, Undisturbed] = {}
-    write_inputs(directory / "inputs")
     (directory / "disk").mkdir()
     with HubStandIn(directory / "hub") as hub, Lives(directory, hub) as lives:
+        write_inputs(directory / "inputs")  # meanwhile the server of lives imports
         for number in range(count):
             kind, work = everything[number % len(everything)]
             if work.kind not in undisturbed:

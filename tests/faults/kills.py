@@ -287,7 +287,7 @@ class Lives:
             if seconds > PATIENCE_SECONDS:
                 for process in processes:
                     os.kill(process, signal.SIGABRT)
-            codes = self.forks.codes(0.0005 if wait is not None and not killed else 1.0)
+            codes = self.forks.codes(0.002 if wait is not None and not killed else 1.0)
         if killed and not any(codes):
             killed = ""  # it had done all before the signal reached it
         texts = [Path(f"{log}{end}").read_text(errors="replace") for end in ("", ".errors") for log in logs]
@@ -476,8 +476,8 @@ def attack(count: int, seed: int, directory: Path, keep: Path | None = None) -> 
     tallies = {work.kind: Tally(f"killed: {work.kind}") for work in works}
     undisturbed: dict[str, Undisturbed] = {}
     landed: Counter[str] = Counter()
-    write_inputs(directory / "inputs")
     with HubStandIn(directory / "hub") as hub, cgroup() as group, Lives(directory, hub) as lives:
+        write_inputs(directory / "inputs")  # meanwhile the server of lives imports
         for number in range(count):
             work = works[number % len(works)]
             way = WAYS[sum(divmod(number, len(works))) % len(WAYS)]
