@@ -55,8 +55,7 @@ def run_predict(
         per: "clip", "window" or "segment": what has a row; by default a segment where there are any, else a clip. Rows
             of windows are jsonl or csv.
         segment_files: folder for the segments of each file, in `segment_format`: some of `STYLES`, vtt by default. If
-            they, the picture or the summary cannot be written, the file has its row, and is bad; where there is no room
-            for them, the run ends, and what it has no row of is done by the next one.
+            one of these three cannot be written, the file has its row, and is bad; on a full disk the run ends before.
         options: those of `Options`; `segments` may name a file of turns, or a folder of them: see `turns_of_files`.
 
     Returns:

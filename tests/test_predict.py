@@ -22,7 +22,7 @@ from PIL import Image
 
 from conftest import alike, make_classifier, refused, write_bad_files
 from exhubert.cli import main
-from exhubert.inference import predict
+from exhubert.inference import timeline
 from exhubert.inference.timeline import plot_timeline
 from exhubert.model_folder import load_pipeline, save_model_folder
 
@@ -314,15 +314,15 @@ def test_a_full_disk_ends_the_run_and_the_next_one_makes_the_picture(
     """Else the file would have its row, and never its picture."""
     command = ["predict", classifier_folder, "clips/a.flac", "clips/b.wav", "--timeline", "pictures"]
     command += ["--output", "out.jsonl"]
-    find_plot = predict.find_plot
+    plot_lanes = timeline.plot_lanes
 
     def fail(path, name, *values):
         if "b.wav" in name:
             raise OSError(number, os.strerror(number))
-        find_plot()(path, name, *values)
+        plot_lanes(path, name, *values)
 
     with monkeypatch.context() as patched:
-        patched.setattr(predict, "find_plot", lambda: fail)
+        patched.setattr(timeline, "plot_lanes", fail)
         line = refused(capsys, main, *command)
     assert f"clips/b.wav: no picture: {os.strerror(number)}" in line
     assert len(Path("out.jsonl").read_text().splitlines()) == 1
