@@ -54,6 +54,7 @@ from .audio_exhubert import ExHuBERTFeatureExtractor
 from .configuration_exhubert import AUTO_MAP, CUSTOM_PIPELINES, PIPELINE_TASK, REGRESSION, ExHuBERTConfig
 from .fast_path_exhubert import FAST_MODULES, FastLinear
 from .pipeline_exhubert import ExHuBERTPipeline
+from .segments_exhubert import Turn  # noqa: F401 - transformers 4.57 copies the files that this one names, and no others
 
 try:
     from transformers.utils.output_capturing import maybe_install_capturing_hooks
