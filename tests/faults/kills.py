@@ -334,6 +334,8 @@ def undisturbed_life(lives: Lives, work: Work) -> Undisturbed:
     """Measures one life."""
     measured, seen = lives.directory / "tmp" / "measured.json", set[str]()
     place = lives.new_place("undisturbed")
+    lives.forks.start()  # nothing: the server answers when it has imported everything
+    lives.forks.codes()
 
     def watch(_: float) -> bool:
         seen.update(under_way(lives, work, place))

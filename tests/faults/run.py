@@ -26,7 +26,7 @@ COUNTS = {
     "hostile_audio": (3_000, 200),
     "hostile_texts": (1_700, 68),
     "kills": (85, 10),
-    "disks": (80, 10),
+    "disks": (79, 10),
 }  # whole, and quick
 KEPT = Path("runs/faults")
 
