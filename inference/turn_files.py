@@ -86,7 +86,10 @@ def turns_of_files(source: str, files: Sequence[str]) -> Callable[[str], list[Tu
     """
     if os.path.isdir(source):
         return _turns_in_folder(Path(source), files)
-    turns = read_turns(source)
+    try:
+        turns = read_turns(source)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{source}: no such file of turns") from error
     if not turns:
         raise ValueError(f"{source}: there are no turns in it")
     if None in turns and len(files) > 1:

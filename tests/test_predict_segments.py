@@ -247,7 +247,7 @@ def test_what_is_wrong_with_the_turns_of_one_file_is_its_row(call, classifier_fo
         (["--segments", "speech", "--least-probability", "50"], "--least-probability is 50; it must be from 0 to 1"),
         (["--segments", "speech", "--least-seconds", "nan"], "--least-seconds is nan; it must be 0 or more"),
         (["--segments", "speech", "--per", "window"], "rows of windows are written as jsonl or csv"),
-        (["--segments", "gone.csv"], "gone.csv"),
+        (["--segments", "gone.csv"], "gone.csv: no such file of turns"),
         (["--segments", "speach"], "speach: segments are `speech`, a file of turns (.rttm, "),
         (["clips/a.flac", "--segments", "labels.txt"], "labels.txt does not say whose turns it has"),
         (["--segments", "empty.rttm"], "empty.rttm: there are no turns in it"),

@@ -56,17 +56,17 @@ def numbers_of(data: bytes) -> list[Number]:
 
 def with_value(data: bytes, field: Number, value: int) -> bytes:
     """The data with another number in that place."""
-    whole = int.from_bytes(data[field.place : field.place + field.width], field.order)  # type: ignore[arg-type]
+    whole = int.from_bytes(data[field.place : field.place + field.width], field.order)
     bits = field.bits or 8 * field.width
     mask = (2**bits - 1) << field.shift
     whole = (whole & ~mask) | ((value << field.shift) & mask)
     end = field.place + field.width
-    return data[: field.place] + whole.to_bytes(field.width, field.order) + data[end:]  # type: ignore[arg-type]
+    return data[: field.place] + whole.to_bytes(field.width, field.order) + data[end:]
 
 
 def value_of(data: bytes, field: Number) -> int:
     """The number in that place."""
-    whole = int.from_bytes(data[field.place : field.place + field.width], field.order)  # type: ignore[arg-type]
+    whole = int.from_bytes(data[field.place : field.place + field.width], field.order)
     return whole >> field.shift & (2 ** (field.bits or 8 * field.width) - 1)
 
 
@@ -109,7 +109,7 @@ def _chunks(data: bytes, order: str, place: int = 0, end: int = 0, depth: int = 
         place = 8
     while place + 8 <= end:
         name, width = data[place : place + 4], 8 if wide else 4
-        size = int.from_bytes(data[place + 4 : place + 4 + width], order)  # type: ignore[arg-type]
+        size = int.from_bytes(data[place + 4 : place + 4 + width], order)
         yield Number(place + 4, width, order)
         inner = place + 4 + width
         if name in (b"RIFF", b"RF64", b"RIFX", b"FORM", b"LIST") and depth < DEEPEST:

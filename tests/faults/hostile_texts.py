@@ -29,6 +29,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from transformers import HubertConfig, HubertModel, TrainingArguments
+from transformers.trainer_pt_utils import safe_globals
 
 import mutations
 from conftest import HUBERT_KINDS, SMALL, make_classifier, make_onnx, write_corpus
@@ -586,8 +587,8 @@ def damaged_archive(drawn: random.Random, data: bytes, folder: Path) -> bytes:
         torch.save({"state": Payload(folder / "marker")}, buffer)
         return buffer.getvalue()
     if kind == 1:
-        with contextlib.suppress(RecursionError):
-            torch.save(mutations.changed_value(drawn, torch.load(io.BytesIO(data), weights_only=False)), buffer)
+        with contextlib.suppress(RecursionError), safe_globals():
+            torch.save(mutations.changed_value(drawn, torch.load(io.BytesIO(data), weights_only=True)), buffer)
         return buffer.getvalue()
     if kind == 2:
         return drawn.choice(

@@ -32,6 +32,7 @@ import yaml
 from pyarrow import parquet
 from safetensors.torch import load_file
 from transformers import HubertConfig, HubertForSequenceClassification
+from transformers.trainer_pt_utils import safe_globals
 from unlabelled import recipe_in, write_talk
 
 from conftest import HUBERT_KINDS, ROOT, SMALL, Forks, free_port, make_classifier, write_corpus
@@ -378,7 +379,8 @@ def content_of(path: Path, place: Path, partly: bool = False) -> Any:
     if path.suffix == ".safetensors":
         return plain(load_file(path))
     if path.suffix in (".pt", ".pth"):
-        return plain(torch.load(path, weights_only=False))  # our own
+        with safe_globals():
+            return plain(torch.load(path, weights_only=True))
     if path.suffix == ".npz":
         with np.load(path) as arrays:
             return {name: arrays[name].tobytes() for name in arrays.files}

@@ -45,7 +45,7 @@ def changed_number(number: random.Random, width: int, before: int) -> int:
 
 def with_number(data: bytes, place: int, width: int, value: int, order: str) -> bytes:
     """The data with a whole number of so many bytes at a place; what is beyond the end is not written."""
-    written = value.to_bytes(width, order)[: max(0, len(data) - place)]  # type: ignore[arg-type]
+    written = value.to_bytes(width, order)[: max(0, len(data) - place)]
     return data[:place] + written + data[place + len(written) :]
 
 
